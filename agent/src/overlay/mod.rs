@@ -1,0 +1,13 @@
+//! What the overlay should look like: records, allocation, peers, what the kernel should hold, answers to misses.
+//!
+//! Everything here is pure: no tokio, no netlink, no clock, no file system, no environment. Time, random numbers and
+//! bytes are arguments. `tests/suite/layers.rs` holds that.
+
+pub mod alloc;
+pub mod config;
+pub mod mac;
+pub mod record;
+
+pub use config::NetworkConfig;
+pub use mac::MacAddr;
+pub use record::{Record, SubnetKey};

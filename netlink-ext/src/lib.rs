@@ -1,0 +1,1 @@
+//! What rtnetlink lacks for an overlay agent.
