@@ -3,6 +3,13 @@
 //! `overlay` is pure; `store` (etcd) and `dataplane` (the kernel) do the I/O behind traits and don't know each other;
 //! `eventloop` ties them together. ARCHITECTURE.md has the picture.
 
+pub mod cli;
+pub mod dataplane;
+pub mod eventloop;
+pub mod handoff;
 pub mod lease;
+pub mod leases;
+pub mod log;
 pub mod overlay;
+pub mod start;
 pub mod store;

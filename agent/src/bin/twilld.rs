@@ -1,1 +1,35 @@
-fn main() {}
+//! The daemon.
+
+use std::process::ExitCode;
+
+use tracing::{error, info};
+use twill_agent::cli::Flags;
+use twill_agent::eventloop::Ended;
+use twill_agent::{log, start};
+
+/// Our subnet is another node's.
+const LEASE_LOST: u8 = 3;
+
+fn main() -> ExitCode {
+    let flags = Flags::read();
+    log::to_stderr(flags.verbosity);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let ended = match runtime {
+        Ok(runtime) => runtime.block_on(start::run(flags)),
+        Err(source) => Err(source.into()),
+    };
+    match ended {
+        Ok(Ended::Stopped) => {
+            info!("stopped");
+            ExitCode::SUCCESS
+        }
+        Ok(Ended::LeaseLost { holder }) => {
+            error!(%holder, "stopped: another node holds our subnet; stop that one or remove subnet.env, then start again");
+            ExitCode::from(LEASE_LOST)
+        }
+        Err(failure) => {
+            error!("{failure:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -51,7 +51,8 @@ impl FromStr for MacAddr {
         let mut bytes = [0; 6];
         let mut parts = text.split([':', '-']);
         for byte in &mut bytes {
-            let part = parts.next().filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit())).ok_or_else(bad)?;
+            let part =
+                parts.next().filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit())).ok_or_else(bad)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
         }
         if parts.next().is_some() { Err(bad()) } else { Ok(Self(bytes)) }
@@ -84,7 +85,9 @@ mod tests {
 
     #[test]
     fn refuses_what_is_not_a_mac() {
-        for bad in ["", "c6:d2:32:6f:8f", "c6:d2:32:6f:8f:44:01", "c6:d2:32:6f:8f:4", "g6:d2:32:6f:8f:44", "+1:d2:32:6f:8f:44"] {
+        for bad in
+            ["", "c6:d2:32:6f:8f", "c6:d2:32:6f:8f:44:01", "c6:d2:32:6f:8f:4", "g6:d2:32:6f:8f:44", "+1:d2:32:6f:8f:44"]
+        {
             let result = bad.parse::<MacAddr>();
             assert!(result.is_err(), "{bad:?} was read as {result:?}");
         }

@@ -5,8 +5,16 @@
 
 pub mod alloc;
 pub mod config;
+pub mod iface;
+mod json;
+pub mod kernel;
 pub mod mac;
+pub mod miss;
+pub mod peers;
+pub mod plane;
+pub mod reconcile;
 pub mod record;
+pub mod records;
 
 pub use config::NetworkConfig;
 pub use mac::MacAddr;

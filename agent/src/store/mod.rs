@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+pub mod backoff;
 pub mod etcd;
 pub mod fake;
 
@@ -40,8 +41,8 @@ pub enum Change {
 
 /// What a follower of the records is told, in order.
 ///
-/// A complete read is `Listing`, any number of `Page`s, `Listed`; what it does not name is gone. It comes first, and
-/// again after whatever makes a resume impossible (a compaction, a restored etcd).
+/// A complete read is `Listing`, the `Config` of the same revision, any number of `Page`s, `Listed`; what it does not
+/// name is gone. It comes first, and again after whatever makes a resume impossible (a compaction, a restored etcd).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A complete read begins.
@@ -55,7 +56,8 @@ pub enum Event {
     },
     /// Records changed, in this order.
     Changes(Vec<Change>),
-    /// The network config's key was written (`Some`) or deleted (`None`).
+    /// What the network config's key holds now; `None`: it does not exist. Part of each complete read, and then sent when
+    /// the key changes.
     Config(Option<Vec<u8>>),
     /// The store does not answer; retries go on. Sent once per outage.
     Down {
@@ -102,7 +104,8 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// Ends a lease and deletes what hangs on it. One that is gone already is a success.
     fn revoke(&self, lease: LeaseId) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Writes a record if its key does not exist.
+    /// Writes a record if neither its key nor another one with the same IPv4 side (`10.5.52.0-24` and
+    /// `10.5.52.0-24&fc00::-64`) exists.
     fn create(
         &self,
         key: &str,
@@ -121,6 +124,12 @@ pub trait Store: Clone + Send + Sync + 'static {
 
     /// Deletes a record if its `mod_revision` still is `revision`.
     fn delete(&self, key: &str, revision: i64) -> impl Future<Output = Result<Written, Error>> + Send;
+}
+
+/// The IPv4 side of a key; `None` for a key that has none and so is alone in its place.
+fn ipv4_side(key: &str) -> Option<&str> {
+    let side = key.split_once('&').map_or(key, |(ipv4, _)| ipv4);
+    (side != "0.0.0.0-0").then_some(side)
 }
 
 /// Why the store did not do what it was asked.

@@ -1,0 +1,88 @@
+//! Between the overlay's rows and netlink's: no decision is made here but what a row of ours looks like on the wire.
+
+use std::net::IpAddr;
+
+use netlink_ext::{Request, fdb, neigh, route};
+
+use crate::overlay::MacAddr;
+use crate::overlay::kernel::{Fdb, NeighState, Op, PROTOCOL, Route, Row, SeenFdb, SeenNeigh, SeenRoute, Via};
+
+/// The request that carries out an operation on the device of this index.
+pub(super) fn request(ifindex: u32, op: &Op) -> Request {
+    match *op {
+        Op::PutFdb(row) => Request::PutFdb(fdb_row(ifindex, row)),
+        Op::PutNeigh(row) => Request::PutNeigh(neigh::Entry {
+            ifindex,
+            address: row.address,
+            mac: row.mac.0,
+            state: neigh::State::Permanent,
+            ext_learned: false,
+            protocol: PROTOCOL,
+        }),
+        Op::PutRoute(row) => Request::PutRoute(route_row(ifindex, row)),
+        Op::Delete(Row::Route(row)) => Request::DelRoute(route_row(ifindex, row)),
+        Op::Delete(Row::Neigh(address)) => Request::DelNeigh { ifindex, address },
+        Op::Delete(Row::Fdb(row)) => Request::DelFdb(fdb_row(ifindex, row)),
+    }
+}
+
+fn fdb_row(ifindex: u32, row: Fdb) -> fdb::Row {
+    fdb::Row { ifindex, mac: row.mac.0, remote: row.remote }
+}
+
+fn route_row(ifindex: u32, row: Route) -> route::Route {
+    let (kind, gateway, source) = match row.via {
+        Via::Link { source } => (route::Kind::Unicast, None, Some(source)),
+        Via::Gateway(gateway) => (route::Kind::Unicast, Some(gateway), None),
+        Via::Unreachable => (route::Kind::Unreachable, None, None),
+    };
+    route::Route {
+        destination: row.destination,
+        kind,
+        ifindex: (kind == route::Kind::Unicast).then_some(ifindex),
+        gateway,
+        onlink: gateway.is_some(),
+        source,
+        protocol: PROTOCOL,
+        metric: row.metric,
+        table: route::TABLE_MAIN,
+    }
+}
+
+/// An FDB row as the overlay sees it.
+pub(super) fn seen_fdb(seen: &fdb::Seen) -> SeenFdb {
+    SeenFdb { row: Fdb { mac: MacAddr(seen.row.mac), remote: seen.row.remote }, idle: seen.used }
+}
+
+/// A neighbour as the overlay sees it.
+pub(super) fn seen_neigh(seen: &neigh::Seen) -> SeenNeigh {
+    let state = match seen {
+        _ if seen.is_incomplete() => NeighState::Incomplete,
+        _ if seen.is_permanent() => NeighState::Permanent,
+        _ => NeighState::Other,
+    };
+    SeenNeigh { address: seen.address, mac: seen.mac.map(MacAddr), state, protocol: seen.protocol }
+}
+
+/// A route as the overlay sees it, if it is one through our device, or an unreachable one with our protocol.
+pub(super) fn seen_route(ifindex: u32, seen: &route::Route) -> Option<SeenRoute> {
+    if seen.table != route::TABLE_MAIN {
+        return None;
+    }
+    let via = match (seen.kind, seen.gateway) {
+        (route::Kind::Unreachable, _) if seen.protocol == PROTOCOL => Via::Unreachable,
+        (route::Kind::Unicast, _) if seen.ifindex != Some(ifindex) => return None,
+        (route::Kind::Unicast, Some(gateway)) => Via::Gateway(gateway),
+        (route::Kind::Unicast, None) => Via::Link { source: seen.source.unwrap_or(unspecified(seen)) },
+        _ => return None,
+    };
+    let route = Route { destination: seen.destination, via, metric: seen.metric };
+    Some(SeenRoute { route, protocol: seen.protocol })
+}
+
+fn unspecified(route: &route::Route) -> IpAddr {
+    match route.destination {
+        ipnetwork::IpNetwork::V4(_) => IpAddr::from([0; 4]),
+        ipnetwork::IpNetwork::V6(_) => IpAddr::from([0; 16]),
+    }
+}

@@ -1,0 +1,109 @@
+//! A kernel in memory: holds rows as the real one does, and fails when it is told to.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+
+use super::{Dataplane, Device, Error, Event, Made, Refused};
+use crate::overlay::MacAddr;
+use crate::overlay::kernel::{Fdb, NeighState, Observed, Op, PROTOCOL, Route, Row, SeenFdb, SeenNeigh, SeenRoute, Via};
+
+/// A model of the tables that Twill writes to.
+#[derive(Debug, Default)]
+pub struct FakeKernel {
+    /// The device, once made.
+    pub device: Option<Device>,
+    /// FDB rows, with the time since their last use.
+    pub fdb: BTreeMap<MacAddr, (IpAddr, Duration)>,
+    /// Neighbours: MAC, state and protocol.
+    pub neighbours: BTreeMap<IpAddr, (Option<MacAddr>, NeighState, u8)>,
+    /// Routes by prefix and metric: where they lead, and their protocol.
+    pub routes: BTreeMap<(IpNetwork, u32), (Via, u8)>,
+    /// Events to hand out.
+    pub events: VecDeque<Event>,
+    /// How many operations were applied, failed ones too.
+    pub applied: usize,
+    /// The operation of this number (counted like `applied`, from 0) fails.
+    pub fail_at: Option<usize>,
+}
+
+impl FakeKernel {
+    fn one(&mut self, op: &Op) -> Result<(), String> {
+        let number = self.applied;
+        self.applied += 1;
+        if self.fail_at == Some(number) {
+            return Err("told to fail".to_owned());
+        }
+        match *op {
+            Op::PutFdb(Fdb { mac, remote }) => {
+                self.fdb.insert(mac, (remote, Duration::ZERO));
+            }
+            Op::PutNeigh(neigh) => {
+                self.neighbours.insert(neigh.address, (Some(neigh.mac), NeighState::Permanent, PROTOCOL));
+            }
+            Op::PutRoute(Route { destination, via, metric }) => {
+                self.routes.insert((destination, metric), (via, PROTOCOL));
+            }
+            Op::Delete(Row::Fdb(Fdb { mac, remote })) => {
+                if self.fdb.get(&mac).is_some_and(|(there, _)| *there == remote) {
+                    self.fdb.remove(&mac);
+                }
+            }
+            Op::Delete(Row::Neigh(address)) => {
+                self.neighbours.remove(&address);
+            }
+            Op::Delete(Row::Route(Route { destination, metric, .. })) => {
+                self.routes.remove(&(destination, metric));
+            }
+        }
+        Ok(())
+    }
+
+    /// What a dump shows now.
+    pub fn dump(&self) -> Observed {
+        let fdb = self.fdb.iter().map(|(mac, (remote, idle))| {
+            let row = Fdb { mac: *mac, remote: *remote };
+            SeenFdb { row, idle: *idle }
+        });
+        let neighbours = self.neighbours.iter().map(|(address, (mac, state, protocol))| SeenNeigh {
+            address: *address,
+            mac: *mac,
+            state: *state,
+            protocol: *protocol,
+        });
+        let routes = self.routes.iter().map(|((destination, metric), (via, protocol))| SeenRoute {
+            route: Route { destination: *destination, via: *via, metric: *metric },
+            protocol: *protocol,
+        });
+        Observed { fdb: fdb.collect(), neighbours: neighbours.collect(), routes: routes.collect() }
+    }
+}
+
+impl Dataplane for FakeKernel {
+    async fn make(&mut self, device: &Device) -> Result<Made, Error> {
+        let there = self.device.replace(device.clone());
+        Ok(if there.as_ref() == Some(device) { Made::AsWanted } else { Made::Created(Vec::new()) })
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Result<Vec<Refused>, Error> {
+        let results = ops.iter().enumerate().map(|(index, op)| (index, self.one(op)));
+        let refused = results.filter_map(|(index, result)| Some(Refused { index, reason: result.err()? }));
+        Ok(refused.collect())
+    }
+
+    fn observe(&mut self) -> Result<Option<Observed>, Error> {
+        Ok(Some(self.dump()))
+    }
+
+    fn next_event(&mut self) -> Result<Option<Event>, Error> {
+        Ok(self.events.pop_front())
+    }
+
+    async fn readable(&self) {
+        if self.events.is_empty() {
+            std::future::pending::<()>().await;
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! The real kernel: the VXLAN device through rtnetlink, everything of which there are many through netlink-ext.
+
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use netlink_ext::change::{Change, ChangeScope, ChangeSocket};
+use netlink_ext::dump::{Query, Row as Dumped, Step, TRIES};
+use netlink_ext::link::{Difference, Link, VxlanSpec};
+use netlink_ext::{
+    BatchSocket, Dumper, Family, Miss as KernelMiss, MissSocket, Request, addr::Address, neightbl::Params, route,
+};
+use tracing::{debug, info};
+
+use super::{Dataplane, Device, Error, Event, Made, Refused, convert};
+use crate::overlay::MacAddr;
+use crate::overlay::kernel::{Miss, Observed, Op, PROTOCOL, Row};
+use crate::overlay::reconcile::Seen;
+
+/// How long rtnetlink may take over one request. It waits for ever for an answer that got lost.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// Room for some 10,000 misses: the kernel doubles it and charges some 830 bytes for each.
+const MISS_BUFFER: usize = 8 << 20;
+/// Room for as many changes by others between two turns of the event loop.
+const CHANGE_BUFFER: usize = 8 << 20;
+/// Questions to user space per unresolved address, a second apart; nobody else is asked.
+const APP_PROBES: u32 = 3;
+
+/// The kernel of the network namespace that it was opened in.
+pub struct Kernel {
+    links: rtnetlink::LinkHandle,
+    batch: BatchSocket,
+    dumper: Dumper,
+    requests: Vec<Request>,
+    live: Option<Live>,
+    dump: Option<Dump>,
+}
+
+/// The device as it was made, and what listens to it.
+struct Live {
+    ifindex: u32,
+    family: Family,
+    spec: VxlanSpec,
+    address: IpNetwork,
+    tolerated: Vec<Difference>,
+    misses: MissSocket,
+    changes: ChangeSocket,
+}
+
+/// A dump under way: what it has shown, and which of its queries runs.
+struct Dump {
+    observed: Observed,
+    queries: Vec<Query>,
+    tries: u32,
+}
+
+impl Kernel {
+    /// Opens the sockets, in the network namespace of this thread. To be called within a tokio runtime.
+    pub fn open() -> Result<Self, Error> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        let (batch, dumper) = (BatchSocket::open()?, Dumper::open()?);
+        Ok(Self { links: handle.link(), batch, dumper, requests: Vec::new(), live: None, dump: None })
+    }
+
+    /// The MAC of the VXLAN device of this name, if there is one.
+    pub fn mac_of(&mut self, name: &str) -> Result<Option<MacAddr>, Error> {
+        let link = self.dumper.link_named(name)?.filter(|link| link.vxlan.is_some());
+        Ok(link.and_then(|link| link.mac).map(MacAddr))
+    }
+
+    /// The socket for dumps, for others who look at the kernel.
+    pub fn dumper(&mut self) -> &mut Dumper {
+        &mut self.dumper
+    }
+
+    /// Brings the link to what is wanted; what it came to, and the link's index.
+    async fn link(&mut self, spec: &VxlanSpec) -> Result<(Made, Link, Vec<Difference>), Error> {
+        let mut reasons = Vec::new();
+        if let Some(link) = self.dumper.link_named(&spec.name)? {
+            let differences = spec.differences(&link);
+            if let Some(Difference::NotVxlan { seen }) = differences.first() {
+                let kind = seen.clone().unwrap_or_else(|| "physical".to_owned());
+                return Err(Error::Foreign { name: spec.name.clone(), kind });
+            }
+            let (mend, accept): (Vec<_>, Vec<_>) = differences.into_iter().partition(|d| !is_tolerable(d));
+            if mend.is_empty() {
+                return Ok((Made::AsWanted, link, accept));
+            }
+            reasons = mend.iter().map(Difference::to_string).collect();
+            if mend.iter().all(Difference::live_change) {
+                match self.change(spec, link.index, &mend).await {
+                    Ok(()) => return Ok((Made::Changed(reasons), self.look(spec)?, accept)),
+                    Err(error) => info!(device = %spec.name, %error, "cannot change the living device, making it anew"),
+                }
+            }
+            self.request("delete", spec, self.links.del(link.index).execute()).await?;
+        }
+        self.request("create", spec, self.links.add(spec.message()).execute()).await?;
+        Ok((Made::Created(reasons), self.look(spec)?, Vec::new()))
+    }
+
+    async fn change(&self, spec: &VxlanSpec, ifindex: u32, differences: &[Difference]) -> Result<(), Error> {
+        for message in spec.change_messages(ifindex, differences) {
+            self.request("change", spec, self.links.change(message).execute()).await?;
+        }
+        Ok(())
+    }
+
+    async fn request(
+        &self,
+        step: &'static str,
+        spec: &VxlanSpec,
+        request: impl Future<Output = Result<(), rtnetlink::Error>>,
+    ) -> Result<(), Error> {
+        let name = spec.name.clone();
+        match tokio::time::timeout(ANSWER_WITHIN, request).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(source)) => Err(Error::Link { step, name, source }),
+            Err(_) => Err(Error::Silent { step, name }),
+        }
+    }
+
+    fn look(&mut self, spec: &VxlanSpec) -> Result<Link, Error> {
+        self.dumper.link_named(&spec.name)?.ok_or_else(|| Error::Vanished { name: spec.name.clone() })
+    }
+
+    /// Opens what listens to the device, where nothing does yet.
+    fn listen(
+        &mut self,
+        ifindex: u32,
+        device: &Device,
+        spec: VxlanSpec,
+        tolerated: Vec<Difference>,
+    ) -> Result<(), Error> {
+        let (family, address) = (Family::from(device.address.ip()), device.address);
+        if let Some(live) = self.live.as_mut().filter(|live| live.ifindex == ifindex) {
+            (live.spec, live.address, live.tolerated) = (spec, address, tolerated);
+            return Ok(());
+        }
+        let misses = MissSocket::open(ifindex, MISS_BUFFER)?;
+        let scope = ChangeScope { ifindex, ignore_ports: vec![self.batch.port()], receive_buffer: CHANGE_BUFFER };
+        let changes = ChangeSocket::open(&scope)?;
+        self.live = Some(Live { ifindex, family, spec, address, tolerated, misses, changes });
+        Ok(())
+    }
+
+    /// The device's address and how its neighbours are resolved; other addresses of the family go.
+    fn furnish(&mut self, ifindex: u32, device: &Device) -> Result<bool, Error> {
+        let family = Family::from(device.address.ip());
+        let there = self.dumper.addresses(Some(ifindex))?;
+        let of_family = there.iter().filter(|a| Family::from(a.address.ip()) == family && !is_link_local(a.address));
+        let others = of_family.filter(|a| a.address != device.address);
+        let mut requests: Vec<Request> = others.map(|other| Request::DelAddress(*other)).collect();
+        if !there.iter().any(|a| a.address == device.address) {
+            requests.push(Request::PutAddress(Address { ifindex, address: device.address }));
+        }
+        let changed = !requests.is_empty();
+        let probes = Params { ifindex, family, app_probes: APP_PROBES, ucast_probes: 0, mcast_probes: 0 };
+        requests.push(Request::SetNeighParams(probes));
+        let failures = self.batch.send(&requests)?;
+        match failures.into_iter().next() {
+            None => Ok(changed),
+            Some(failure) => Err(netlink_ext::Error::Refused {
+                step: "set address and neighbour parameters",
+                refusal: failure.refusal,
+            }
+            .into()),
+        }
+    }
+}
+
+/// Whether a device may stay as it is although it differs: one that flannel made has no `l2miss`, and the kernel cannot
+/// switch that on. A lost FDB row is then seen by its notification and by the comparison, not by the packet.
+fn is_tolerable(difference: &Difference) -> bool {
+    matches!(difference, Difference::L2Miss { .. })
+}
+
+fn is_link_local(address: IpNetwork) -> bool {
+    matches!(address, IpNetwork::V6(net) if net.ip().is_unicast_link_local())
+}
+
+fn spec(device: &Device) -> VxlanSpec {
+    VxlanSpec {
+        name: device.name.clone(),
+        vni: device.vni,
+        port: device.port,
+        local: device.local,
+        underlay: device.underlay,
+        mac: device.mac.0,
+        mtu: device.mtu,
+        learning: device.learning,
+        gbp: device.gbp,
+        l2miss: true,
+    }
+}
+
+impl Dataplane for Kernel {
+    async fn make(&mut self, device: &Device) -> Result<Made, Error> {
+        let spec = spec(device);
+        let (mut made, link, tolerated) = self.link(&spec).await?;
+        // Misses are heard from before the device can have any: its parameters come after, and it is up last.
+        self.listen(link.index, device, spec.clone(), tolerated)?;
+        let furnished = self.furnish(link.index, device)?;
+        if !link.up {
+            let up = netlink_ext::link::up_message(link.index);
+            self.request("set up", &spec, self.links.change(up).execute()).await?;
+        }
+        if furnished && made == Made::AsWanted {
+            made = Made::Changed(vec![format!("address, not {}", device.address)]);
+        }
+        self.dump = None;
+        debug!(device = %device.name, ifindex = link.index, ?made, "device");
+        Ok(made)
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Result<Vec<Refused>, Error> {
+        let ifindex = self.live.as_ref().map_or(0, |live| live.ifindex);
+        self.requests.clear();
+        self.requests.extend(ops.iter().map(|op| convert::request(ifindex, op)));
+        let failures = self.batch.send(&self.requests)?;
+        Ok(failures.into_iter().map(|f| Refused { index: f.index, reason: f.refusal.to_string() }).collect())
+    }
+
+    fn observe(&mut self) -> Result<Option<Observed>, Error> {
+        let Some(live) = &self.live else { return Ok(Some(Observed::default())) };
+        let (ifindex, family) = (live.ifindex, live.family);
+        let dump = match &mut self.dump {
+            Some(dump) => dump,
+            none => {
+                let dump = none.insert(Dump::new(ifindex, family));
+                dump.start(&mut self.dumper)?;
+                dump
+            }
+        };
+        match dump.step(&mut self.dumper, ifindex) {
+            Ok(false) => Ok(None),
+            Ok(true) => Ok(self.dump.take().map(|dump| dump.observed)),
+            Err(error) => {
+                self.dump = None;
+                Err(error)
+            }
+        }
+    }
+
+    fn next_event(&mut self) -> Result<Option<Event>, Error> {
+        let Some(live) = &mut self.live else { return Ok(None) };
+        if let Some(miss) = live.misses.try_next()? {
+            return Ok(Some(match miss {
+                KernelMiss::L3 { address, .. } => Event::Miss(Miss::Address(address)),
+                KernelMiss::L2 { mac, .. } => Event::Miss(Miss::Mac(MacAddr(mac))),
+                KernelMiss::Overrun => Event::Overrun,
+            }));
+        }
+        while let Some(change) = live.changes.try_next()? {
+            if let Some(event) = live.event(change) {
+                return Ok(Some(event));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn readable(&self) {
+        match &self.live {
+            Some(live) => tokio::select! {
+                biased;
+                _ = live.misses.readable() => {}
+                _ = live.changes.readable() => {}
+            },
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Live {
+    /// What a change means for us, if anything.
+    fn event(&self, change: Change) -> Option<Event> {
+        match change {
+            Change::Link(link) if link.index == self.ifindex => {
+                let differs = self.spec.differences(&link).iter().any(|d| !self.tolerated.contains(d));
+                (differs || link.name != self.spec.name).then_some(Event::Device)
+            }
+            Change::LinkGone { ifindex, .. } if ifindex == self.ifindex => Some(Event::Device),
+            Change::Address { address, gone } if address.ifindex == self.ifindex => {
+                (gone == (address.address == self.address) && !is_link_local(address.address)).then_some(Event::Device)
+            }
+            Change::Link(Link { index, .. }) | Change::LinkGone { ifindex: index, .. } => {
+                (index == self.spec.underlay).then_some(Event::Underlay)
+            }
+            Change::Address { address, .. } => (address.ifindex == self.spec.underlay).then_some(Event::Underlay),
+            Change::Route { route, gone } => self.route_event(&route, gone),
+            Change::Neigh { entry, gone: true } => Some(Event::Row(Seen::Gone(Row::Neigh(entry.address)))),
+            Change::Neigh { entry, gone: false } => Some(Event::Row(Seen::Neigh(convert::seen_neigh(&entry)))),
+            Change::Fdb { row, gone } => {
+                let seen = convert::seen_fdb(&row);
+                Some(Event::Row(if gone { Seen::Gone(Row::Fdb(seen.row)) } else { Seen::Fdb(seen) }))
+            }
+            Change::Overrun => Some(Event::Overrun),
+        }
+    }
+
+    fn route_event(&self, route: &route::Route, gone: bool) -> Option<Event> {
+        if route.destination.prefix() == 0 && route.table == route::TABLE_MAIN {
+            return Some(Event::Underlay);
+        }
+        let seen = convert::seen_route(self.ifindex, route)?;
+        Some(Event::Row(if gone { Seen::Gone(Row::Route(seen.route)) } else { Seen::Route(seen) }))
+    }
+}
+
+impl Dump {
+    fn new(ifindex: u32, family: Family) -> Self {
+        let of_device = Query::Routes { family, ifindex: Some(ifindex), protocol: None, kind: None };
+        let refusals =
+            Query::Routes { family, ifindex: None, protocol: Some(PROTOCOL), kind: Some(route::Kind::Unreachable) };
+        // Taken from the end.
+        let queries = vec![refusals, of_device, Query::Neigh { ifindex, family }, Query::Fdb { ifindex }];
+        Self { observed: Observed::default(), queries, tries: 0 }
+    }
+
+    fn start(&self, dumper: &mut Dumper) -> Result<(), Error> {
+        if let Some(query) = self.queries.last() {
+            dumper.start(query.clone())?;
+        }
+        Ok(())
+    }
+
+    /// Reads one datagram; whether that was the last one of the last query.
+    fn step(&mut self, dumper: &mut Dumper, ifindex: u32) -> Result<bool, Error> {
+        let observed = &mut self.observed;
+        let step = dumper.step(&mut |row| match row {
+            Dumped::Fdb(seen) => observed.fdb.push(convert::seen_fdb(&seen)),
+            Dumped::Neigh(seen) => observed.neighbours.push(convert::seen_neigh(&seen)),
+            Dumped::Route(seen) => observed.routes.extend(convert::seen_route(ifindex, &seen)),
+            Dumped::Link(_) | Dumped::Address(_) | Dumped::NeighParams(_) => {}
+        })?;
+        match step {
+            Step::More => return Ok(false),
+            Step::Done => {
+                self.queries.pop();
+            }
+            // A row seen twice does no harm, one that was missed would: this query again.
+            Step::Interrupted if self.tries < TRIES => self.tries += 1,
+            Step::Interrupted => return Err(netlink_ext::Error::DumpInterrupted { tries: TRIES }.into()),
+        }
+        self.start(dumper)?;
+        Ok(self.queries.is_empty())
+    }
+}

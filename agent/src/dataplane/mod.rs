@@ -1,0 +1,145 @@
+//! The kernel, as the rest of the agent sees it: one VXLAN device with its FDB, neighbours and routes.
+//!
+//! `kernel` is the real one, `fake` a model of it in memory that can be told to fail. This folder is the only one that
+//! imports netlink crates; it knows nothing of etcd or of records.
+
+use std::future::Future;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use crate::overlay::MacAddr;
+use crate::overlay::kernel::{Miss, Observed, Op};
+use crate::overlay::reconcile::Seen;
+
+mod convert;
+pub mod fake;
+pub mod kernel;
+pub mod underlay;
+
+/// The VXLAN device that is wanted, with its address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// Its name, as in `flannel.1`.
+    pub name: String,
+    /// The VXLAN network identifier.
+    pub vni: u32,
+    /// The UDP port, 8472 unless the config says otherwise.
+    pub port: u16,
+    /// The underlay address that its packets come from.
+    pub local: IpAddr,
+    /// The interface index of the underlay.
+    pub underlay: u32,
+    /// Its MAC, as in our record.
+    pub mac: MacAddr,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether the kernel learns rows from packets.
+    pub learning: bool,
+    /// Whether it carries group policy marks (VXLAN-GBP).
+    pub gbp: bool,
+    /// Its address: the subnet's first one, as /32 or /128.
+    pub address: IpNetwork,
+}
+
+/// What making a device came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Made {
+    /// It was there as wanted.
+    AsWanted,
+    /// It was there and these attributes were set right.
+    Changed(Vec<String>),
+    /// It was not there, or could not be changed into what is wanted, for the reasons named.
+    Created(Vec<String>),
+}
+
+/// What the kernel tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// It asks for something.
+    Miss(Miss),
+    /// A row of our device, or one like ours, was changed by somebody or (FDB rows only) by ourselves.
+    Row(Seen),
+    /// Our device is gone or is no longer as it was made.
+    Device,
+    /// Links, addresses or default routes changed that the choice of the underlay rests on.
+    Underlay,
+    /// Events were lost: look at everything.
+    Overrun,
+}
+
+/// An operation that the kernel refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// Its index in what was applied.
+    pub index: usize,
+    /// The kernel's words.
+    pub reason: String,
+}
+
+/// The kernel side of one plane.
+///
+/// Operations are applied synchronously (the kernel works them off within the system call); dumps go in steps, so that
+/// misses can be answered in between.
+pub trait Dataplane {
+    /// Makes the device what is wanted and listens to its events from then on. Keeps what hangs on it where it can.
+    fn make(&mut self, device: &Device) -> impl Future<Output = Result<Made, Error>>;
+
+    /// Applies operations in order; those that the kernel refuses don't keep the others from being done.
+    fn apply(&mut self, ops: &[Op]) -> Result<Vec<Refused>, Error>;
+
+    /// Does the next step of a dump; the first call begins one, the call that ends it returns what it showed.
+    fn observe(&mut self) -> Result<Option<Observed>, Error>;
+
+    /// The next thing the kernel has told, misses first; `None` where there is nothing now.
+    fn next_event(&mut self) -> Result<Option<Event>, Error>;
+
+    /// Waits until [`Dataplane::next_event`] may have something.
+    fn readable(&self) -> impl Future<Output = ()>;
+}
+
+/// Why the kernel did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A request about a link failed.
+    #[error("{step} {name}: {source}")]
+    Link {
+        /// What was being done, as in `create`.
+        step: &'static str,
+        /// The link's name.
+        name: String,
+        /// The kernel's answer.
+        source: rtnetlink::Error,
+    },
+    /// The kernel did not answer a request in time.
+    #[error("{step} {name}: no answer from the kernel within 5 s")]
+    Silent {
+        /// What was being done.
+        step: &'static str,
+        /// The link's name.
+        name: String,
+    },
+    /// Something else has the device's name: it is not ours to delete.
+    #[error("{name} is a {kind} device, not vxlan: remove or rename it")]
+    Foreign {
+        /// The link's name.
+        name: String,
+        /// Its kind.
+        kind: String,
+    },
+    /// The link is not there although it was just made.
+    #[error("{name} was made and is not there")]
+    Vanished {
+        /// The link's name.
+        name: String,
+    },
+    /// A request through a socket of ours failed.
+    #[error(transparent)]
+    Netlink(#[from] netlink_ext::Error),
+    /// The connection to the kernel could not be opened.
+    #[error("open a netlink socket: {0}")]
+    Open(#[from] std::io::Error),
+    /// What was told to fail (the fake only).
+    #[error("told to fail")]
+    Told,
+}

@@ -1,0 +1,463 @@
+//! The one event loop: store, kernel, timers and signals go in, operations on the kernel and files come out.
+//!
+//! Order of a turn: what the kernel asks, then what waiting packets wait for, then one chunk of whatever is due or one
+//! step of a dump, then everything else that has happened. A miss so waits for one chunk at the most.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing::{debug, error, info, trace, warn};
+
+use crate::dataplane::{Dataplane, Device, Event as KernelEvent, Made};
+use crate::lease::{KeeperHandle, LeaseEvent};
+use crate::overlay::peers::Delta;
+use crate::overlay::plane::{Chunk, Plane};
+use crate::overlay::records::Records;
+use crate::store::{self, Change, RawRecord};
+
+/// How often everything is compared without any cause.
+const RESYNC_EVERY: Duration = Duration::from_secs(60);
+/// The most operations in one chunk: about half a millisecond of the kernel's time.
+const CHUNK: usize = 256;
+/// The most kernel events that are looked at before operations are sent.
+const EVENTS: usize = 64;
+/// The most store events that are taken in at once.
+const STORE_EVENTS: usize = 256;
+/// How long a clean stop may take to program everyone.
+const STOP_WITHIN: Duration = Duration::from_millis(1500);
+/// The pause before a device that could not be made is tried again.
+const REMAKE_AFTER: Duration = Duration::from_secs(1);
+/// With more peers changed at once than this, the log has one line for them all.
+const PEERS_NAMED: usize = 20;
+
+/// One family's plane with its side of the kernel.
+pub struct Half<D> {
+    /// What is wanted.
+    pub plane: Plane,
+    /// Where it is put.
+    pub dataplane: D,
+    /// The device that all hangs on.
+    pub device: Device,
+    observing: bool,
+    adopted: bool,
+    resync_at: Instant,
+    remake_at: Option<Instant>,
+    failing: bool,
+}
+
+/// Why the loop ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// SIGTERM or SIGINT.
+    Stopped,
+    /// Another node holds our subnet.
+    LeaseLost {
+        /// Who.
+        holder: String,
+    },
+}
+
+/// All that the loop turns on.
+pub struct EventLoop<D> {
+    /// The planes, one a family.
+    pub halves: Vec<Half<D>>,
+    /// The records that are no peers, and the reading of all.
+    pub records: Records,
+    /// What the store tells.
+    pub store: mpsc::Receiver<store::Event>,
+    /// What the lease's keeper tells.
+    pub lease: mpsc::Receiver<LeaseEvent>,
+    /// Whom to tell what the store shows of our own record.
+    pub keeper: KeeperHandle,
+    /// Our own record's key.
+    pub own_key: String,
+    /// Whether a clean stop programs every peer first.
+    pub program_all_on_exit: bool,
+    /// The network config that this daemon runs with, as read.
+    pub config: Vec<u8>,
+    ready: bool,
+    /// The complete read under way has shown our own record.
+    own_listed: bool,
+}
+
+impl<D: Dataplane> Half<D> {
+    /// A plane whose device has been made; its first comparison is due at once.
+    pub fn new(plane: Plane, dataplane: D, device: Device, now: Instant) -> Self {
+        let (observing, adopted, failing) = (false, false, false);
+        Self { plane, dataplane, device, observing, adopted, resync_at: now, remake_at: None, failing }
+    }
+
+    /// Takes in what the kernel has told; returns whether there may be more.
+    fn hear(&mut self, now: Instant) -> bool {
+        for _ in 0..EVENTS {
+            match self.dataplane.next_event() {
+                Ok(Some(KernelEvent::Miss(miss))) => {
+                    let answer = self.plane.miss(miss, now);
+                    trace!(?miss, ?answer, "miss");
+                }
+                Ok(Some(KernelEvent::Row(seen))) => self.plane.saw(&seen),
+                Ok(Some(KernelEvent::Device)) => {
+                    self.remake_at.get_or_insert(now);
+                }
+                Ok(Some(KernelEvent::Underlay)) => {}
+                Ok(Some(KernelEvent::Overrun)) => {
+                    debug!(device = %self.device.name, "kernel events were lost, comparing everything");
+                    self.resync_at = now;
+                }
+                Ok(None) => return false,
+                Err(source) => {
+                    warn!(device = %self.device.name, error = %source, "cannot read kernel events, comparing everything");
+                    self.resync_at = now;
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Does one unit of what is due; returns whether there was any.
+    fn work(&mut self, now: Instant) -> bool {
+        self.plane.wake(now);
+        if self.plane.is_due() {
+            let chunk = self.plane.next_chunk(CHUNK);
+            self.apply(chunk, now);
+            return true;
+        }
+        if self.resync_at <= now {
+            self.observing = true;
+            self.resync_at = now + RESYNC_EVERY;
+        }
+        let observing = self.observing;
+        if observing {
+            self.observe(now);
+        }
+        observing
+    }
+
+    fn answer(&mut self, now: Instant) {
+        if self.plane.is_urgent() {
+            let chunk = self.plane.urgent_chunk();
+            self.apply(chunk, now);
+        }
+    }
+
+    fn apply(&mut self, chunk: Chunk, now: Instant) {
+        if chunk.is_empty() {
+            return;
+        }
+        match self.dataplane.apply(chunk.ops()) {
+            Ok(refused) => {
+                if let Some(first) = refused.first() {
+                    let operation = chunk.ops()[first.index];
+                    self.complain(format_args!("{operation:?}: {}", first.reason), refused.len());
+                } else {
+                    self.failing = false;
+                }
+                let failed: Vec<usize> = refused.iter().map(|refused| refused.index).collect();
+                self.plane.settle(chunk, &failed, now);
+            }
+            Err(source) => {
+                let all: Vec<usize> = (0..chunk.ops().len()).collect();
+                self.complain(format_args!("{source}"), all.len());
+                self.plane.settle(chunk, &all, now);
+            }
+        }
+    }
+
+    /// Logs the first failure of a row of them; the others are only counted.
+    fn complain(&mut self, first: std::fmt::Arguments<'_>, count: usize) {
+        if std::mem::replace(&mut self.failing, true) {
+            debug!(device = %self.device.name, count, %first, "operations failed again");
+        } else {
+            warn!(device = %self.device.name, count, %first, "operations failed, trying again");
+        }
+    }
+
+    fn observe(&mut self, now: Instant) {
+        match self.dataplane.observe() {
+            Ok(None) => {}
+            Ok(Some(observed)) => {
+                self.observing = false;
+                let found = self.plane.reconcile(&observed, !self.adopted, now);
+                self.adopted = true;
+                debug!(device = %self.device.name, ?found, "compared the kernel with the records");
+            }
+            Err(source) => {
+                self.observing = false;
+                self.resync_at = now + REMAKE_AFTER;
+                warn!(device = %self.device.name, error = %source, "cannot read the kernel's tables, trying again");
+            }
+        }
+    }
+
+    /// Makes the device again if that is due.
+    async fn remake(&mut self, now: Instant) {
+        if self.remake_at.is_none_or(|at| at > now) {
+            return;
+        }
+        match self.dataplane.make(&self.device).await {
+            Ok(made) => {
+                if made != Made::AsWanted {
+                    warn!(device = %self.device.name, ?made, "the device was not as it should be, mended");
+                }
+                // What hung on it may have gone although it looks as it should: it may have been down in between.
+                self.remake_at = None;
+                self.observing = false;
+                self.resync_at = now;
+            }
+            Err(source) => {
+                self.complain(format_args!("{source}"), 1);
+                self.remake_at = Some(now + REMAKE_AFTER);
+            }
+        }
+    }
+
+    /// Whether the kernel has what is wanted, as far as is known.
+    fn in_sync(&self) -> bool {
+        self.adopted && self.plane.is_settled() && self.remake_at.is_none()
+    }
+
+    fn next_wake(&self) -> Instant {
+        let others = [self.plane.next_wake(), self.remake_at];
+        others.into_iter().flatten().fold(self.resync_at, Instant::min)
+    }
+}
+
+impl<D: Dataplane> EventLoop<D> {
+    /// A loop over parts that are ready to run; it programs everyone before a clean stop.
+    pub fn new(
+        halves: Vec<Half<D>>,
+        records: Records,
+        store: mpsc::Receiver<store::Event>,
+        lease: mpsc::Receiver<LeaseEvent>,
+        keeper: KeeperHandle,
+        own_key: String,
+    ) -> Self {
+        let (program_all_on_exit, config) = (true, Vec::new());
+        let (ready, own_listed) = (false, false);
+        Self { halves, records, store, lease, keeper, own_key, program_all_on_exit, config, ready, own_listed }
+    }
+
+    /// Takes in the records of the first complete read.
+    pub fn take_in(&mut self, records: impl Iterator<Item = RawRecord>) {
+        let mut told = Told::default();
+        records.for_each(|record| self.put(record, &mut told));
+        told.log();
+    }
+
+    /// Runs until a signal or the loss of the lease.
+    pub async fn run(mut self) -> std::io::Result<Ended> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        loop {
+            let busy = self.turn().await;
+            self.note_ready();
+            let wake = self.halves.iter().map(Half::next_wake).min();
+            let wake = wake.unwrap_or_else(|| Instant::now() + RESYNC_EVERY);
+            tokio::select! {
+                biased;
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                () = readable(&self.halves), if !busy => {}
+                Some(event) = self.store.recv() => self.store_events(event),
+                Some(event) = self.lease.recv() => {
+                    if let Some(ended) = self.lease_event(event) {
+                        return Ok(ended);
+                    }
+                }
+                () = tokio::task::yield_now(), if busy => {}
+                () = tokio::time::sleep_until(wake.into()), if !busy => {}
+            }
+        }
+        self.stop();
+        Ok(Ended::Stopped)
+    }
+
+    /// One turn over all planes; whether more is to be done at once.
+    async fn turn(&mut self) -> bool {
+        let mut busy = false;
+        for half in &mut self.halves {
+            let now = Instant::now();
+            let more = half.hear(now);
+            half.answer(now);
+            half.remake(now).await;
+            busy |= more || half.work(now);
+        }
+        busy
+    }
+
+    fn note_ready(&mut self) {
+        if self.ready || !self.halves.iter().all(Half::in_sync) {
+            return;
+        }
+        self.ready = true;
+        let peers: usize = self.halves.iter().map(|half| half.plane.peers().len()).sum();
+        let programmed: usize = self.halves.iter().map(|half| half.plane.installed()).sum();
+        info!(peers, programmed, "ready");
+        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+            warn!(%error, "cannot tell systemd");
+        }
+    }
+
+    /// Takes in a store event and whatever else has arrived by now; it is planned together.
+    fn store_events(&mut self, first: store::Event) {
+        let mut told = Told::default();
+        self.store_event(first, &mut told);
+        for _ in 0..STORE_EVENTS {
+            match self.store.try_recv() {
+                Ok(event) => self.store_event(event, &mut told),
+                Err(_) => break,
+            }
+        }
+        told.log();
+    }
+
+    fn store_event(&mut self, event: store::Event, told: &mut Told) {
+        let planes = self.halves.iter_mut().map(|half| &mut half.plane);
+        match event {
+            store::Event::Listing => {
+                self.own_listed = false;
+                self.records.listing();
+                planes.for_each(Plane::listing);
+            }
+            store::Event::Page(records) => {
+                for record in records {
+                    self.put(record, told);
+                }
+            }
+            store::Event::Listed { revision } => {
+                debug!(revision, "read all records");
+                if !self.own_listed {
+                    self.keeper.seen(Change::Deleted { key: self.own_key.clone(), revision });
+                }
+                planes.for_each(|plane| told.deltas.extend(plane.listed()));
+            }
+            store::Event::Changes(changes) => {
+                for change in changes {
+                    match change {
+                        Change::Put(record) => self.put(record, told),
+                        Change::Deleted { key, revision } => self.delete(key, revision, told),
+                    }
+                }
+            }
+            store::Event::Config(config) => self.config_changed(config),
+            store::Event::Down { reason } => warn!(%reason, "etcd does not answer; the data plane goes on"),
+            store::Event::Up => info!("etcd answers again"),
+        }
+    }
+
+    fn put(&mut self, record: RawRecord, told: &mut Told) {
+        if record.key == self.own_key {
+            self.own_listed = true;
+            self.keeper.seen(Change::Put(record));
+            return;
+        }
+        let mut planes: Vec<&mut Plane> = self.halves.iter_mut().map(|half| &mut half.plane).collect();
+        let taken = self.records.put(&mut planes, &record.key, &record.value, record.revision);
+        told.deltas.extend(taken.deltas);
+        if let Some(bad) = taken.bad {
+            warn!(key = %record.key, reason = %bad, "record kept out");
+        }
+    }
+
+    fn delete(&mut self, key: String, revision: i64, told: &mut Told) {
+        if key == self.own_key {
+            self.keeper.seen(Change::Deleted { key, revision });
+            return;
+        }
+        let mut planes: Vec<&mut Plane> = self.halves.iter_mut().map(|half| &mut half.plane).collect();
+        told.deltas.extend(self.records.remove(&mut planes, &key));
+    }
+
+    fn config_changed(&mut self, config: Option<Vec<u8>>) {
+        match config {
+            Some(config) if config == self.config => {}
+            Some(config) => {
+                let text = String::from_utf8_lossy(&config).into_owned();
+                warn!(config = %text, "the network config was changed; this daemon goes on with what it started with until it is restarted");
+                self.config = config;
+            }
+            None => warn!("the network config was deleted; this daemon goes on with what it started with"),
+        }
+    }
+
+    fn lease_event(&mut self, event: LeaseEvent) -> Option<Ended> {
+        match event {
+            LeaseEvent::Lost { holder } => {
+                error!(subnet = %self.own_key, %holder, "another node holds our subnet");
+                return Some(Ended::LeaseLost { holder });
+            }
+            LeaseEvent::Trouble { reason } => {
+                warn!(%reason, subnet = %self.own_key, "our lease cannot be renewed now, trying until it works")
+            }
+            LeaseEvent::Renewed { left } => info!(?left, subnet = %self.own_key, "lease renewed"),
+            LeaseEvent::Recreated { revision, .. } => {
+                warn!(revision, subnet = %self.own_key, "our record was gone or changed, written again");
+            }
+            event => info!(?event, subnet = %self.own_key, "lease"),
+        }
+        None
+    }
+
+    /// A clean stop: what is due is done, on demand with every known peer, as far as the time allows.
+    fn stop(&mut self) {
+        let started = Instant::now();
+        for half in &mut self.halves {
+            if self.program_all_on_exit {
+                half.plane.want_everyone();
+            }
+            while half.plane.is_due() && started.elapsed() < STOP_WITHIN {
+                let chunk = half.plane.next_chunk(CHUNK);
+                half.apply(chunk, Instant::now());
+            }
+        }
+        let peers: usize = self.halves.iter().map(|half| half.plane.peers().len()).sum();
+        let programmed: usize = self.halves.iter().map(|half| half.plane.installed()).sum();
+        let took = started.elapsed();
+        if self.program_all_on_exit && programmed < peers {
+            warn!(peers, programmed, ?took, "stopping, not every peer could be put into the kernel");
+        } else {
+            info!(peers, programmed, ?took, "stopping; device, routes, record and subnet.env stay");
+        }
+    }
+}
+
+/// Waits until any plane's kernel side has something to tell.
+async fn readable<D: Dataplane>(halves: &[Half<D>]) {
+    let mut waiting: Vec<_> = halves.iter().map(|half| Box::pin(half.dataplane.readable())).collect();
+    poll_fn(|context| {
+        let ready = waiting.iter_mut().any(|future| pin!(future).poll(context).is_ready());
+        if ready { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+}
+
+/// What store events changed, for the log.
+#[derive(Default)]
+struct Told {
+    deltas: Vec<Delta>,
+}
+
+impl Told {
+    fn log(&self) {
+        if self.deltas.len() > PEERS_NAMED {
+            let joined = self.deltas.iter().filter(|delta| matches!(delta, Delta::Joined(_))).count();
+            let left = self.deltas.iter().filter(|delta| matches!(delta, Delta::Left { .. })).count();
+            info!(joined, left, changed = self.deltas.len() - joined - left, "peers joined, left or changed");
+            return;
+        }
+        for delta in &self.deltas {
+            match delta {
+                Delta::Joined(subnet) => info!(%subnet, "peer joined"),
+                Delta::Changed { subnet, old } => {
+                    info!(%subnet, old_mac = %old.mac, old_remote = %old.remote, "peer changed")
+                }
+                Delta::Left { subnet, .. } => info!(%subnet, "peer left"),
+            }
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! Our own record: getting a subnet ([`acquire`]) and keeping it ([`Keeper`]).
+//!
+//! Every write is conditional: on the key being free, or on the revision we know. What has to be decided, `overlay::alloc`
+//! decides; the store is a trait; the kernel and files are not known here. Order and rules: flannel's, with its faults
+//! mended, see <https://github.com/flannel-io/flannel/blob/v0.28.9/pkg/subnet/etcd/local_manager.go>.
+//!
+//! No error of the store ends anything here: what fails is tried again, with backoff, until it works.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+
+use crate::overlay::alloc::{Decision, Seen, Wanted, decide};
+use crate::overlay::record::{Record, SubnetKey};
+use crate::store::backoff::Backoff;
+use crate::store::{Error, LeaseId, RawRecord, Store, Written};
+
+mod keeper;
+
+pub use keeper::{Keeper, KeeperHandle, LeaseEvent};
+
+/// The TTL of a record, flannel's `subnetTTL`.
+pub const TTL: Duration = Duration::from_secs(86_400);
+
+/// How often the end of a lease that nobody needs is asked for before it is left to end by itself.
+const REVOKE_TRIES: u32 = 3;
+
+/// A subnet that is ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// The subnet.
+    pub key: SubnetKey,
+    /// What the record says.
+    pub record: Record,
+    /// The record's `mod_revision`: what our next write compares.
+    pub revision: i64,
+    /// The etcd lease that it hangs on; `None`: a reservation, which never ends.
+    pub lease: Option<LeaseId>,
+}
+
+/// Why there is no subnet for us. Trying the same again can help only after somebody changed the records or the config.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AcquireError {
+    /// Each subnet of the network is held.
+    #[error("no free subnet: every /{subnet_len} that {network} gives out is held")]
+    NoFreeSubnet {
+        /// The network.
+        network: IpNetwork,
+        /// Its `SubnetLen`.
+        subnet_len: u8,
+    },
+    /// Another node has our public IP.
+    #[error("two nodes have the public IP {public_ip}: this one is {node}, the other one, {other_node}, holds {key}")]
+    Doubled {
+        /// The address.
+        public_ip: String,
+        /// Our own node id.
+        node: String,
+        /// The other node's id.
+        other_node: String,
+        /// The other node's subnet.
+        key: SubnetKey,
+    },
+}
+
+/// Gets a subnet: `overlay::alloc`'s decision, carried out. `records` is what a complete read showed, `record` what shall
+/// stand in ours, `ttl` how long it lasts without us. Whoever loses a race looks again; a grant that served no purpose is
+/// revoked.
+///
+/// Cost on a quiet network: two requests for a new subnet (grant, create), two for our own record found unchanged (read,
+/// keep-alive), three where it has to be written.
+///
+/// # Errors
+/// Only those that no retry mends. The store's are retried for as long as it takes, logged once per outage.
+pub async fn acquire<S: Store>(
+    store: &S,
+    wanted: &Wanted<'_>,
+    records: &BTreeMap<String, RawRecord>,
+    record: &Record,
+    ttl: Duration,
+) -> Result<Held, AcquireError> {
+    let seen = records.iter().filter_map(|(key, raw)| Some((key.clone(), see(wanted, raw)?))).collect();
+    let mut search =
+        Search { store, wanted, record, ttl, seen, taken: BTreeSet::new(), grant: None, outage: Outage::default() };
+    let result = search.run().await;
+    if let Some(lease) = search.grant {
+        revoke(store, lease).await;
+    }
+    result
+}
+
+/// What allocation needs to know of a key: what it occupies and, if it may be ours, its record. Others' records are not
+/// kept: there may be many.
+fn see(wanted: &Wanted<'_>, raw: &RawRecord) -> Option<Seen> {
+    let parsed = || Record::parse(&raw.value).ok().filter(|record| wanted.is_own(record));
+    let (key, record) = match raw.key.parse::<SubnetKey>() {
+        Ok(key) => (key, parsed()),
+        Err(_) => (SubnetKey::occupied(&raw.key)?, None),
+    };
+    Some(Seen { key, record, revision: raw.revision, lease: raw.lease })
+}
+
+/// One run of [`acquire`].
+struct Search<'a, S> {
+    store: &'a S,
+    wanted: &'a Wanted<'a>,
+    record: &'a Record,
+    ttl: Duration,
+    /// By the key as the store has it.
+    seen: BTreeMap<String, Seen>,
+    /// Keys that we found held.
+    taken: BTreeSet<SubnetKey>,
+    /// A lease that nothing hangs on yet.
+    grant: Option<LeaseId>,
+    outage: Outage,
+}
+
+impl<S: Store> Search<'_, S> {
+    async fn run(&mut self) -> Result<Held, AcquireError> {
+        loop {
+            let plan = decide(self.wanted, self.seen.values(), &self.taken, &mut rand::rng());
+            for (key, revision) in &plan.stale {
+                self.delete(key, *revision).await;
+            }
+            let held = match plan.decision {
+                Decision::TakeOver { key, revision, lease } => self.take_over(key, revision, lease).await,
+                Decision::Create { key } => self.create(key).await,
+                Decision::NoFreeSubnet { network } => return Err(self.no_free_subnet(network)),
+                Decision::Doubled { key, other_node } => return Err(self.doubled(key, other_node)),
+            };
+            if let Some(held) = held {
+                return Ok(held);
+            }
+        }
+    }
+
+    /// Deletes a record of ours that doesn't fit the config.
+    async fn delete(&mut self, key: &SubnetKey, revision: i64) {
+        let text = key.to_string();
+        let store = self.store;
+        let deleted = self.outage.retry("delete", || store.delete(&text, revision)).await;
+        match deleted {
+            Written::At(_) => {
+                tracing::info!(subnet = %key, "deleted our record, which doesn't fit the network config");
+                self.seen.remove(&text);
+            }
+            Written::Conflict => {
+                self.look(key).await;
+            }
+        }
+    }
+
+    /// Writes our attributes into a record of ours. `None`: it changed meanwhile.
+    async fn take_over(&mut self, key: SubnetKey, revision: i64, lease: i64) -> Option<Held> {
+        let raw = self.look(&key).await.filter(|raw| (raw.revision, raw.lease) == (revision, lease))?;
+        // What others added to the record stays, a reservation's comment for instance.
+        let extra = self.seen.get(&raw.key)?.record.as_ref()?.extra.clone();
+        let record = Record { extra, ..self.record.clone() };
+        let lease = if raw.lease == 0 { None } else { Some(self.inherit(LeaseId(raw.lease)).await) };
+        let value = record.to_json();
+        if raw.value == value && lease.map_or(0, |lease| lease.0) == raw.lease {
+            return Some(Held { key, record, revision, lease });
+        }
+        loop {
+            match self.store.update(&raw.key, &value, lease, revision).await {
+                Ok(Written::At(revision)) => return Some(self.done(Held { key, record, revision, lease })),
+                Ok(Written::Conflict) => return self.adopt(key, record, lease).await,
+                Err(error) => self.outage.failed("update", &error).await,
+            }
+            if !self.is_alive(lease).await {
+                return None;
+            }
+        }
+    }
+
+    /// Makes a new record. `None`: somebody else was faster.
+    async fn create(&mut self, key: SubnetKey) -> Option<Held> {
+        let (text, value) = (key.to_string(), self.record.to_json());
+        let lease = Some(self.grant().await);
+        loop {
+            match self.store.create(&text, &value, lease).await {
+                Ok(Written::At(revision)) => {
+                    return Some(self.done(Held { key, record: self.record.clone(), revision, lease }));
+                }
+                Ok(Written::Conflict) => {
+                    let adopted = self.adopt(key, self.record.clone(), lease).await;
+                    if adopted.is_none() {
+                        tracing::debug!(subnet = %key, "another node was faster, looking again");
+                        self.taken.insert(key);
+                    }
+                    return adopted;
+                }
+                Err(error) => self.outage.failed("create", &error).await,
+            }
+            if !self.is_alive(lease).await {
+                return None;
+            }
+        }
+    }
+
+    /// After a conflict: perhaps the write of ours whose answer got lost is what stands in the way.
+    async fn adopt(&mut self, key: SubnetKey, record: Record, lease: Option<LeaseId>) -> Option<Held> {
+        let raw = self.look(&key).await?;
+        let is_ours = raw.lease == lease.map_or(0, |lease| lease.0) && raw.value == record.to_json();
+        is_ours.then(|| self.done(Held { key, record, revision: raw.revision, lease }))
+    }
+
+    fn done(&mut self, held: Held) -> Held {
+        if self.grant == held.lease {
+            self.grant = None;
+        }
+        held
+    }
+
+    /// Reads one key again and remembers what it shows.
+    async fn look(&mut self, key: &SubnetKey) -> Option<RawRecord> {
+        let text = key.to_string();
+        let store = self.store;
+        let raw = self.outage.retry("read", || store.record(&text)).await;
+        match raw.as_ref().and_then(|raw| see(self.wanted, raw)) {
+            Some(seen) => self.seen.insert(text, seen),
+            None => self.seen.remove(&text),
+        };
+        raw
+    }
+
+    /// The lease of our earlier life, renewed, if it lasts as long as a new one would.
+    async fn inherit(&mut self, lease: LeaseId) -> LeaseId {
+        let store = self.store;
+        let left = self.outage.retry("keep alive", || store.keep_alive(lease)).await;
+        if left.is_some_and(|left| left >= self.ttl) { lease } else { self.grant().await }
+    }
+
+    /// One lease for the whole search.
+    async fn grant(&mut self) -> LeaseId {
+        let (store, ttl) = (self.store, self.ttl);
+        let lease = match self.grant {
+            Some(lease) => lease,
+            None => self.outage.retry("grant", || store.grant(ttl)).await,
+        };
+        self.grant = Some(lease);
+        lease
+    }
+
+    /// After a write failed for a reason of its own: whether the lease it named still is there.
+    async fn is_alive(&mut self, lease: Option<LeaseId>) -> bool {
+        let Some(lease) = lease.filter(|_| self.outage.is_refusal) else { return true };
+        let alive = !matches!(self.store.keep_alive(lease).await, Ok(None));
+        if !alive && self.grant == Some(lease) {
+            self.grant = None;
+        }
+        alive
+    }
+
+    fn no_free_subnet(&self, network: IpNetwork) -> AcquireError {
+        let family = self.wanted.config.families().find(|family| family.network == network);
+        AcquireError::NoFreeSubnet { network, subnet_len: family.map_or(network.prefix(), |family| family.subnet_len) }
+    }
+
+    fn doubled(&self, key: SubnetKey, other_node: String) -> AcquireError {
+        let bare = Record { node: None, ..self.record.clone() };
+        let node = self.wanted.node.unwrap_or_default().to_owned();
+        AcquireError::Doubled { public_ip: bare.holder(), node, other_node, key }
+    }
+}
+
+/// Ends a lease that serves no purpose. Best effort: it ends by itself in time.
+async fn revoke<S: Store>(store: &S, lease: LeaseId) {
+    let mut backoff = Backoff::default();
+    for _ in 0..REVOKE_TRIES {
+        match store.revoke(lease).await {
+            Ok(()) => return,
+            Err(error) => tracing::debug!(%error, lease = lease.0, "could not revoke an unused lease"),
+        }
+        tokio::time::sleep(backoff.failed()).await;
+    }
+}
+
+/// Failures in a row: waits between tries, one line in the log when they begin and one when they end.
+#[derive(Debug, Default)]
+struct Outage {
+    backoff: Backoff,
+    /// What was logged, while it lasts.
+    logged: Option<String>,
+    /// Whether the last failure was a refusal rather than an absence.
+    is_refusal: bool,
+}
+
+impl Outage {
+    /// Tries until it works. Only for what may be done twice.
+    async fn retry<T, F>(&mut self, step: &str, attempt: impl Fn() -> F) -> T
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        loop {
+            match attempt().await {
+                Ok(answer) => {
+                    self.worked();
+                    return answer;
+                }
+                Err(error) => self.failed(step, &error).await,
+            }
+        }
+    }
+
+    async fn failed(&mut self, step: &str, error: &Error) {
+        self.is_refusal = !error.is_transient();
+        if self.logged.is_none() || (self.is_refusal && self.logged.as_deref() != Some(error.reason.as_str())) {
+            tracing::warn!(step, %error, "the store fails us while getting a lease, trying until it works");
+            self.logged = Some(error.reason.clone());
+        }
+        tokio::time::sleep(self.backoff.failed()).await;
+    }
+
+    fn worked(&mut self) {
+        self.backoff.worked();
+        self.is_refusal = false;
+        if self.logged.take().is_some() {
+            tracing::info!("the store works again");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

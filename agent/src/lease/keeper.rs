@@ -1,0 +1,422 @@
+//! Keeps the record that we hold: renews its lease, makes it again when it goes, and notices when it is another's.
+//!
+//! A task of its own, so that a hanging store never delays a packet. It hears of changes to its key through
+//! [`KeeperHandle::seen`] and tells what happened in [`LeaseEvent`]s; logging them is the listener's.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::{Held, revoke};
+use crate::overlay::record::Record;
+use crate::store::backoff::Backoff;
+use crate::store::{Change, Error, LeaseId, RawRecord, Store, Written};
+
+/// Events that may wait for a listener who is busy.
+const UNREAD: usize = 64;
+
+/// What happened to our lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LeaseEvent {
+    /// The lease was renewed.
+    Renewed {
+        /// What is left of it now.
+        left: Duration,
+    },
+    /// Our record was deleted, expired or spoilt, and is there again.
+    Recreated {
+        /// Its new revision.
+        revision: i64,
+        /// The lease it hangs on now.
+        lease: Option<LeaseId>,
+    },
+    /// What [`KeeperHandle::publish`] asked for is written.
+    Published {
+        /// The record's new revision.
+        revision: i64,
+    },
+    /// Somebody made our record a reservation (`lease` is `None`), or hung it on another lease. It still is ours.
+    Rehung {
+        /// The lease it hangs on now.
+        lease: Option<LeaseId>,
+    },
+    /// Another node holds our subnet. Final: the keeper has stopped.
+    Lost {
+        /// The other: its public IP and, where known, its node id.
+        holder: String,
+    },
+    /// The store fails; the keeper goes on trying. Sent once per outage.
+    Trouble {
+        /// What it said.
+        reason: String,
+    },
+    /// The store works again. Sent once per outage.
+    Recovered,
+}
+
+/// How to talk to a running [`Keeper`]. Clones share it.
+#[derive(Debug, Clone)]
+pub struct KeeperHandle {
+    commands: mpsc::UnboundedSender<Command>,
+    task: AbortHandle,
+}
+
+#[derive(Debug)]
+enum Command {
+    Seen(Change),
+    Publish(Box<Record>),
+}
+
+impl KeeperHandle {
+    /// What a watch, or a complete read, shows of our own key. After a complete read without our key: a
+    /// [`Change::Deleted`] at its revision. Changes of other keys are ignored, and so are our own echoes.
+    pub fn seen(&self, change: Change) {
+        // A keeper that has stopped doesn't mind.
+        let _ = self.commands.send(Command::Seen(change));
+    }
+
+    /// Writes our record anew, with another public IP or MAC.
+    pub fn publish(&self, record: Record) {
+        let _ = self.commands.send(Command::Publish(Box::new(record)));
+    }
+
+    /// Stops the keeper at once. The record stays as it is.
+    pub fn stop(&self) {
+        self.task.abort();
+    }
+}
+
+/// Has to be done as soon as the store lets us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Todo {
+    /// Our record says something else than it should.
+    Write(Cause),
+    /// Our record is gone.
+    Create,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Publish,
+    Repair,
+}
+
+/// The keeper goes no further: the subnet is another's, or nobody listens.
+struct Over;
+
+/// Why a step of the keeper's did not end well.
+enum Stop {
+    Over,
+    Failed(Error),
+}
+
+impl From<Over> for Stop {
+    fn from(_: Over) -> Self {
+        Self::Over
+    }
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// The task that keeps a record.
+#[derive(Debug)]
+pub struct Keeper<S> {
+    store: S,
+    held: Held,
+    key: String,
+    /// The record as the store has it, if not as `held` has it: what a write of ours is to replace.
+    published: Record,
+    ttl: Duration,
+    margin: Duration,
+    commands: mpsc::UnboundedReceiver<Command>,
+    events: mpsc::Sender<LeaseEvent>,
+    renew_at: Option<Instant>,
+    todo: Option<Todo>,
+    /// No request before this: backoff.
+    not_before: Instant,
+    backoff: Backoff,
+    troubled: bool,
+    /// A write was refused, perhaps because our lease is gone.
+    in_doubt: bool,
+    /// A lease of our own making that no record hangs on yet.
+    unused: Option<LeaseId>,
+}
+
+impl<S: Store> Keeper<S> {
+    /// Starts keeping `held`, whose lease has just been granted or renewed and lasts `ttl`. It is renewed when
+    /// `renew_margin` is left of it, or half of it where that is less.
+    ///
+    /// Needs a tokio runtime. The task ends by [`KeeperHandle::stop`], after [`LeaseEvent::Lost`], and when the receiver
+    /// is dropped.
+    pub fn spawn(
+        store: S,
+        held: Held,
+        ttl: Duration,
+        renew_margin: Duration,
+    ) -> (KeeperHandle, mpsc::Receiver<LeaseEvent>) {
+        let (sender, commands) = mpsc::unbounded_channel();
+        let (events, receiver) = mpsc::channel(UNREAD);
+        let mut keeper = Self {
+            store,
+            key: held.key.to_string(),
+            published: held.record.clone(),
+            ttl,
+            margin: renew_margin,
+            commands,
+            events,
+            renew_at: None,
+            todo: None,
+            not_before: Instant::now(),
+            backoff: Backoff::default(),
+            troubled: false,
+            in_doubt: false,
+            unused: None,
+            held,
+        };
+        keeper.renewed(ttl);
+        let task = tokio::spawn(keeper.run()).abort_handle();
+        (KeeperHandle { commands: sender, task }, receiver)
+    }
+
+    async fn run(mut self) {
+        let closed = self.events.clone();
+        tokio::select! {
+            Over = self.keep() => {}
+            () = closed.closed() => {}
+        }
+    }
+
+    async fn keep(&mut self) -> Over {
+        loop {
+            let due = self.due();
+            let step = tokio::select! {
+                biased;
+                command = self.commands.recv() => match command {
+                    Some(command) => self.obey(command).await.map_err(Stop::from),
+                    None => Err(Stop::Over),
+                },
+                () = until(due) => self.act().await,
+            };
+            match step {
+                Ok(()) => {}
+                Err(Stop::Over) => return Over,
+                Err(Stop::Failed(error)) => {
+                    self.not_before = Instant::now() + self.backoff.failed();
+                    self.in_doubt |= !error.is_transient();
+                    if !std::mem::replace(&mut self.troubled, true)
+                        && self.tell(LeaseEvent::Trouble { reason: error.to_string() }).await.is_err()
+                    {
+                        return Over;
+                    }
+                }
+            }
+        }
+    }
+
+    /// When the next request is due; `None`: nothing to do until a command comes.
+    fn due(&self) -> Option<Instant> {
+        let wanted = if self.todo.is_some() { Some(self.not_before) } else { self.renew_at };
+        wanted.map(|at| at.min(self.renew_at.unwrap_or(at)).max(self.not_before))
+    }
+
+    async fn obey(&mut self, command: Command) -> Result<(), Over> {
+        match command {
+            Command::Publish(record) => {
+                let extra = std::mem::take(&mut self.held.record.extra);
+                self.held.record = Record { extra, ..*record };
+                if self.todo != Some(Todo::Create) {
+                    self.todo = Some(Todo::Write(Cause::Publish));
+                }
+                Ok(())
+            }
+            Command::Seen(Change::Deleted { key, revision }) => {
+                if key == self.key && revision > self.held.revision {
+                    self.todo = Some(Todo::Create);
+                }
+                Ok(())
+            }
+            Command::Seen(Change::Put(raw)) if raw.key == self.key && raw.revision > self.held.revision => {
+                self.judge(raw).await
+            }
+            Command::Seen(Change::Put(_)) => Ok(()),
+        }
+    }
+
+    async fn act(&mut self) -> Result<(), Stop> {
+        let is_due = self.renew_at.is_some_and(|at| at <= Instant::now());
+        if is_due || std::mem::take(&mut self.in_doubt) {
+            let left = self.renew().await?;
+            if let Some(left) = left.filter(|_| is_due) {
+                self.tell(LeaseEvent::Renewed { left }).await?;
+            }
+        }
+        match self.todo {
+            Some(Todo::Create) => self.create().await?,
+            Some(Todo::Write(cause)) => self.write(cause).await?,
+            None => {}
+        }
+        self.backoff.worked();
+        if std::mem::take(&mut self.troubled) {
+            self.tell(LeaseEvent::Recovered).await?;
+        }
+        Ok(())
+    }
+
+    /// One keep-alive, which no watcher sees. What is left of the lease now, if there is one.
+    async fn renew(&mut self) -> Result<Option<Duration>, Stop> {
+        let Some(lease) = self.held.lease else { return Ok(None) };
+        let left = self.store.keep_alive(lease).await?;
+        match left {
+            Some(left) => self.renewed(left),
+            None => {
+                // It ended while we couldn't reach the store, and the record with it.
+                self.held.lease = None;
+                self.renew_at = None;
+                self.todo = Some(Todo::Create);
+            }
+        }
+        Ok(left)
+    }
+
+    fn renewed(&mut self, left: Duration) {
+        let wait = if self.margin < left { left - self.margin } else { left / 2 };
+        self.renew_at = self.held.lease.map(|_| Instant::now() + wait);
+    }
+
+    /// Makes our record again, if its key is free.
+    async fn create(&mut self) -> Result<(), Stop> {
+        let lease = self.living_lease().await?;
+        match self.store.create(&self.key, &self.held.record.to_json(), Some(lease)).await? {
+            Written::At(revision) => self.recreated(revision).await?,
+            Written::Conflict => self.look().await?,
+        }
+        Ok(())
+    }
+
+    /// The lease for a new record: the one we have, if it still is there, or else a new one.
+    async fn living_lease(&mut self) -> Result<LeaseId, Stop> {
+        if self.renew().await?.is_some()
+            && let Some(lease) = self.held.lease
+        {
+            return Ok(lease);
+        }
+        let lease = self.store.grant(self.ttl).await?;
+        self.unused = Some(lease);
+        self.held.lease = Some(lease);
+        self.renewed(self.ttl);
+        Ok(lease)
+    }
+
+    async fn write(&mut self, cause: Cause) -> Result<(), Stop> {
+        let Held { lease, revision, record, .. } = &self.held;
+        match self.store.update(&self.key, &record.to_json(), *lease, *revision).await? {
+            Written::At(revision) => self.written(revision, cause).await?,
+            Written::Conflict => self.look().await?,
+        }
+        Ok(())
+    }
+
+    /// After a conflict: what stands under our key?
+    async fn look(&mut self) -> Result<(), Stop> {
+        match self.store.record(&self.key).await? {
+            Some(raw) => Ok(self.judge(raw).await?),
+            None if self.todo == Some(Todo::Create) => {
+                // The key is free, yet it could not be made: it came and went, or another key has our IPv4 subnet.
+                let reason = "another record stands in the way".to_owned();
+                Err(Stop::Failed(Error { step: format!("create {}", self.key), reason, transient: true }))
+            }
+            None => {
+                self.todo = Some(Todo::Create);
+                Ok(())
+            }
+        }
+    }
+
+    /// Ours, spoilt, or another's?
+    async fn judge(&mut self, raw: RawRecord) -> Result<(), Over> {
+        let parsed = Record::parse(&raw.value).ok();
+        if let Some(other) = parsed.as_ref().filter(|record| !self.is_ours(record)) {
+            return Err(self.lost(other, raw.lease).await);
+        }
+        self.held.revision = raw.revision;
+        // Who wrote what nobody can read meant nothing by leaving the lease out.
+        if parsed.is_some() && raw.lease != self.held.lease.map_or(0, |lease| lease.0) {
+            self.rehang(raw.lease).await?;
+        }
+        match (self.todo, raw.value == self.held.record.to_json()) {
+            (Some(Todo::Create), true) => self.recreated(raw.revision).await,
+            (Some(Todo::Write(cause)), true) => self.written(raw.revision, cause).await,
+            (None, true) => Ok(()),
+            (Some(Todo::Write(_)), false) => Ok(()),
+            (None | Some(Todo::Create), false) => {
+                self.todo = Some(Todo::Write(Cause::Repair));
+                Ok(())
+            }
+        }
+    }
+
+    /// The node ids decide where both are known, else the public IP, the one we have or the one we had.
+    fn is_ours(&self, record: &Record) -> bool {
+        match (&record.node, &self.held.record.node) {
+            (Some(other), Some(ours)) => other == ours,
+            _ => [&self.held.record, &self.published].iter().any(|ours| {
+                let v6_only = ours.public_ip.is_unspecified();
+                record.public_ip == ours.public_ip && (!v6_only || record.public_ipv6 == ours.public_ipv6)
+            }),
+        }
+    }
+
+    /// Follows the lease that somebody, in our name, hung the record on.
+    async fn rehang(&mut self, lease: i64) -> Result<(), Over> {
+        self.held.lease = (lease != 0).then_some(LeaseId(lease));
+        // How long it lasts is not known yet, so it is renewed at once.
+        self.renew_at = self.held.lease.map(|_| Instant::now());
+        self.tell(LeaseEvent::Rehung { lease: self.held.lease }).await
+    }
+
+    async fn recreated(&mut self, revision: i64) -> Result<(), Over> {
+        self.settled(revision);
+        self.tell(LeaseEvent::Recreated { revision, lease: self.held.lease }).await
+    }
+
+    async fn written(&mut self, revision: i64, cause: Cause) -> Result<(), Over> {
+        self.settled(revision);
+        match cause {
+            Cause::Publish => self.tell(LeaseEvent::Published { revision }).await,
+            Cause::Repair => self.tell(LeaseEvent::Recreated { revision, lease: self.held.lease }).await,
+        }
+    }
+
+    fn settled(&mut self, revision: i64) {
+        self.held.revision = revision;
+        self.published = self.held.record.clone();
+        self.todo = None;
+        self.unused = None;
+    }
+
+    async fn lost(&mut self, other: &Record, its_lease: i64) -> Over {
+        // Over either way.
+        let _ = self.tell(LeaseEvent::Lost { holder: other.holder() }).await;
+        if let Some(lease) = self.unused.filter(|lease| lease.0 != its_lease) {
+            revoke(&self.store, lease).await;
+        }
+        Over
+    }
+
+    async fn tell(&self, event: LeaseEvent) -> Result<(), Over> {
+        self.events.send(event).await.map_err(|_| Over)
+    }
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}

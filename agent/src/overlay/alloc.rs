@@ -1,0 +1,239 @@
+//! Which subnet a node shall have, given what the records say: flannel's order of "getting a lease".
+//!
+//! 1. a record with our public IP and a subnet that fits the config is taken over, and one that doesn't fit goes;
+//! 2. else the previous subnet, if it fits and nobody holds it;
+//! 3. else a random one of the first 100 free ones.
+//!
+//! Pure: records and random numbers come in, a decision goes out. Carrying it out is `lease`'s work.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
+use rand::Rng;
+
+use super::config::{FamilyConfig, NetworkConfig, address, number};
+use super::record::{Record, SubnetKey};
+
+/// Among how many free subnets the random choice is made, as in flannel: nodes that boot together seldom collide, and
+/// subnets stay near the start of the range.
+pub const CHOICES: usize = 100;
+
+/// Who asks for a subnet, and for which.
+#[derive(Debug, Clone)]
+pub struct Wanted<'a> {
+    /// The network.
+    pub config: &'a NetworkConfig,
+    /// Our public IPv4 address: what our own record is known by. Needed where IPv4 is enabled.
+    pub public_ip: Option<Ipv4Addr>,
+    /// Our public IPv6 address: what our own record is known by in an IPv6-only network.
+    pub public_ipv6: Option<Ipv6Addr>,
+    /// The subnet we had before, as `subnet.env` has it.
+    pub previous: Option<SubnetKey>,
+    /// Our node id.
+    pub node: Option<&'a str>,
+}
+
+/// A key under `<prefix>/subnets/`, as allocation sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// What the key occupies ([`SubnetKey::occupied`] also for keys that no record may have).
+    pub key: SubnetKey,
+    /// The record; `None` where it can't be read, or is known not to be ours.
+    pub record: Option<Record>,
+    /// The key's `mod_revision`.
+    pub revision: i64,
+    /// The etcd lease that the key hangs on, 0 for a reservation.
+    pub lease: i64,
+}
+
+/// What to do, in this order: delete `stale`, then carry out `decision`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Records of our own that don't fit the config, with the revisions they were seen at.
+    pub stale: Vec<(SubnetKey, i64)>,
+    /// How to get the subnet.
+    pub decision: Decision,
+}
+
+/// How to get a subnet, if at all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Write our attributes into this record of ours, if it still is at this revision.
+    TakeOver {
+        /// The subnet.
+        key: SubnetKey,
+        /// The `mod_revision` it was seen at.
+        revision: i64,
+        /// The etcd lease it hangs on; 0: a reservation, which stays one.
+        lease: i64,
+    },
+    /// Write a new record, if the key still is free.
+    Create {
+        /// The subnet.
+        key: SubnetKey,
+    },
+    /// Every subnet of this network from `SubnetMin` to `SubnetMax` is held.
+    NoFreeSubnet {
+        /// The network.
+        network: IpNetwork,
+    },
+    /// A record has our public IP but another node's id: two nodes with one address.
+    Doubled {
+        /// The other node's subnet.
+        key: SubnetKey,
+        /// The other node's id.
+        other_node: String,
+    },
+}
+
+impl Wanted<'_> {
+    /// Whether a record has our public IP: the IPv4 one or, in an IPv6-only network, where flannel's nodes all have
+    /// `0.0.0.0`, the IPv6 one.
+    pub fn is_own(&self, record: &Record) -> bool {
+        if self.config.ipv4.is_some() {
+            self.public_ip.is_some_and(|ip| ip == record.public_ip)
+        } else {
+            self.public_ipv6.is_some() && self.public_ipv6 == record.public_ipv6
+        }
+    }
+
+    /// Whether a key has just the families of the config, each in the range that allocation may give out.
+    pub fn fits(&self, key: &SubnetKey) -> bool {
+        let fits = |family: &Option<FamilyConfig>, side: Option<IpNetwork>| match (family, side) {
+            (Some(family), Some(subnet)) => family.fits(&subnet),
+            (None, None) => true,
+            _ => false,
+        };
+        fits(&self.config.ipv4, key.ipv4.map(IpNetwork::V4)) && fits(&self.config.ipv6, key.ipv6.map(IpNetwork::V6))
+    }
+
+    fn is_doubled(&self, record: &Record) -> bool {
+        matches!((self.node, &record.node), (Some(ours), Some(other)) if ours != other)
+    }
+}
+
+/// Decides on a subnet. `taken` are keys that turned out to be held although `records` doesn't show it: lost races.
+///
+/// Cost: one sort of the records.
+pub fn decide<'r>(
+    wanted: &Wanted<'_>,
+    records: impl IntoIterator<Item = &'r Seen>,
+    taken: &BTreeSet<SubnetKey>,
+    random: &mut impl Rng,
+) -> Plan {
+    let mut others: Vec<SubnetKey> = taken.iter().copied().collect();
+    let (mut fitting, mut stale): (Vec<&Seen>, Vec<(SubnetKey, i64)>) = (Vec::new(), Vec::new());
+    for seen in records {
+        match &seen.record {
+            Some(record) if wanted.is_own(record) => {
+                if let (true, Some(other)) = (wanted.is_doubled(record), &record.node) {
+                    let decision = Decision::Doubled { key: seen.key, other_node: other.clone() };
+                    return Plan { stale: Vec::new(), decision };
+                }
+                if wanted.fits(&seen.key) {
+                    fitting.push(seen);
+                } else {
+                    stale.push((seen.key, seen.revision));
+                }
+            }
+            _ => others.push(seen.key),
+        }
+    }
+    // Pods may still have addresses of the previous subnet; else a reservation is somebody's explicit wish.
+    let best = fitting.iter().min_by_key(|seen| (Some(seen.key) != wanted.previous, seen.lease != 0, seen.key));
+    let decision = match best {
+        Some(seen) => Decision::TakeOver { key: seen.key, revision: seen.revision, lease: seen.lease },
+        None => choose(wanted, &others, stale.first().map(|(key, _)| *key), random),
+    };
+    Plan { stale, decision }
+}
+
+/// A free subnet in each family: the previous one, or that of a record that is about to go, or a random one.
+fn choose(wanted: &Wanted<'_>, others: &[SubnetKey], leaving: Option<SubnetKey>, random: &mut impl Rng) -> Decision {
+    let before = [wanted.previous, leaving];
+    let before =
+        |side: fn(&SubnetKey) -> Option<IpNetwork>| before.iter().flatten().filter_map(side).collect::<Vec<_>>();
+    let mut key = SubnetKey { ipv4: None, ipv6: None };
+    let mut index = None;
+    if let Some(family) = &wanted.config.ipv4 {
+        let free = Free::new(family, others.iter().filter_map(|key| key.ipv4.map(IpNetwork::V4)));
+        match free.pick(&before(|key| key.ipv4.map(IpNetwork::V4)), None, random) {
+            Some(IpNetwork::V4(subnet)) => {
+                key.ipv4 = Some(subnet);
+                index = Some(family.index(&subnet.into()));
+            }
+            _ => return Decision::NoFreeSubnet { network: family.network },
+        }
+    }
+    if let Some(family) = &wanted.config.ipv6 {
+        let free = Free::new(family, others.iter().filter_map(|key| key.ipv6.map(IpNetwork::V6)));
+        match free.pick(&before(|key| key.ipv6.map(IpNetwork::V6)), index, random) {
+            Some(IpNetwork::V6(subnet)) => key.ipv6 = Some(subnet),
+            _ => return Decision::NoFreeSubnet { network: family.network },
+        }
+    }
+    Decision::Create { key }
+}
+
+/// What is free in one family.
+struct Free<'a> {
+    family: &'a FamilyConfig,
+    /// First and last address of what is held, in order, without overlaps.
+    held: Vec<(u128, u128)>,
+}
+
+impl<'a> Free<'a> {
+    fn new(family: &'a FamilyConfig, held: impl Iterator<Item = IpNetwork>) -> Self {
+        let mut ranges: Vec<_> = held.map(|net| (number(net.network()), number(net.broadcast()))).collect();
+        ranges.sort_unstable();
+        let mut held: Vec<(u128, u128)> = Vec::with_capacity(ranges.len());
+        for (first, last) in ranges {
+            match held.last_mut() {
+                Some(before) if first <= before.1 => before.1 = before.1.max(last),
+                _ => held.push((first, last)),
+            }
+        }
+        Self { family, held }
+    }
+
+    /// One of `preferred` if possible. Else the subnet with this number, so that nodes that race for IPv4 subnets, which
+    /// etcd decides, don't meet in IPv6, where it can't: the two are one key. Else a random one.
+    fn pick(&self, preferred: &[IpNetwork], index: Option<u64>, random: &mut impl Rng) -> Option<IpNetwork> {
+        let paired = index.and_then(|index| self.family.nth(index));
+        if let Some(subnet) = preferred.iter().copied().chain(paired).find(|subnet| self.is_free(subnet)) {
+            return Some(subnet);
+        }
+        let first = self.first(CHOICES);
+        (!first.is_empty()).then(|| first[random.random_range(0..first.len())])
+    }
+
+    fn is_free(&self, subnet: &IpNetwork) -> bool {
+        let (first, last) = (number(subnet.network()), number(subnet.broadcast()));
+        let at = self.held.partition_point(|held| held.1 < first);
+        self.family.fits(subnet) && self.held.get(at).is_none_or(|held| held.0 > last)
+    }
+
+    /// The first free subnets from `SubnetMin` on.
+    fn first(&self, limit: usize) -> Vec<IpNetwork> {
+        let (size, max) = (self.family.subnet_size(), number(self.family.subnet_max));
+        let mut free = Vec::new();
+        let mut next = Some(number(self.family.subnet_min));
+        let mut held = self.held.iter().peekable();
+        while let Some(at) = next.filter(|at| *at <= max && free.len() < limit) {
+            while held.next_if(|(_, last)| *last < at).is_some() {}
+            match held.peek() {
+                // A held range hides every block up to its end, however long it is.
+                Some((first, last)) if *first - at.min(*first) < size => next = (last / size + 1).checked_mul(size),
+                _ => {
+                    free.extend(self.family.subnet_of(address(at, self.family.network.is_ipv4())));
+                    next = at.checked_add(size);
+                }
+            }
+        }
+        free
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,387 @@
+//! One address family's overlay: what its peers' records ask of the kernel, and what is still to be done there.
+//!
+//! A plane is told things (records, misses, what a dump or a notification showed) and hands out chunks of operations;
+//! [`Plane::settle`] takes the results back. It holds everything that is due in sets, so that a thing asked for twice is
+//! done once, and checks each deletion against what is wanted at the moment it is handed out. `miss` and `reconcile` hold
+//! its other halves.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use ipnetwork::IpNetwork;
+
+use super::config::FamilyConfig;
+use super::kernel::{Fdb, Neigh, Op, Route, Row};
+use super::miss::Refusals;
+use super::peers::{Delta, Peer, Peers, Vtep};
+
+/// When a peer is put into the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerMode {
+    /// When the first packet asks for it.
+    OnDemand,
+    /// When its record appears, as flannel since 0.9 does it.
+    All,
+}
+
+/// What a plane is made of; fixed for its life.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The network and how it is cut into subnets.
+    pub net: FamilyConfig,
+    /// Our own subnet.
+    pub subnet: IpNetwork,
+    /// When peers are programmed.
+    pub mode: PeerMode,
+    /// On demand: how long a peer may go without a packet before its rows are taken out.
+    pub idle: Duration,
+}
+
+/// One family's overlay.
+#[derive(Debug)]
+pub struct Plane {
+    pub(super) setup: Setup,
+    pub(super) peers: Peers,
+    /// Peers whose rows are not all in the kernel.
+    pub(super) due: BTreeSet<IpNetwork>,
+    /// Rows to delete, unless they are wanted when their turn comes.
+    pub(super) strays: BTreeSet<Row>,
+    pub(super) base_due: bool,
+    /// What waiting packets wait for: goes before everything else.
+    pub(super) urgent: Vec<(Op, Owner)>,
+    /// Addresses of peers answered with a neighbour of their own until the peer's route serves.
+    pub(super) guests: BTreeSet<IpAddr>,
+    pub(super) refusals: Refusals,
+    /// Every peer is wanted, whatever the mode: the daemon is about to stop.
+    pub(super) everyone: bool,
+    retry: Retry,
+    /// Misses for MACs that no peer has.
+    pub(super) unknown_macs: u64,
+}
+
+/// Operations to apply, with what each is for.
+#[derive(Debug, Default)]
+pub struct Chunk {
+    ops: Vec<Op>,
+    owners: Vec<Owner>,
+}
+
+/// What an operation is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owner {
+    Peer(IpNetwork),
+    Base,
+    Answer(IpAddr),
+    /// Part of a peer, ahead of the whole, which is due as well.
+    Ahead,
+    Refusal(IpNetwork),
+    Stray(Row),
+}
+
+/// What failed, until it is due again.
+#[derive(Debug, Default)]
+struct Retry {
+    peers: BTreeSet<IpNetwork>,
+    rows: BTreeSet<Row>,
+    base: bool,
+    at: Option<Instant>,
+    delay: Duration,
+}
+
+/// The first pause after a failure; each further one is twice as long.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+/// The longest pause.
+const RETRY_MOST: Duration = Duration::from_secs(5);
+
+impl Chunk {
+    /// The operations, in the order in which they must run.
+    pub fn ops(&self) -> &[Op] {
+        &self.ops
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+
+    pub(super) fn push(&mut self, op: Op, owner: Owner) {
+        self.ops.push(op);
+        self.owners.push(owner);
+    }
+}
+
+impl Plane {
+    /// A plane with no peers; its base route is due where the mode has one.
+    pub fn new(setup: Setup) -> Self {
+        let base_due = setup.mode == PeerMode::OnDemand;
+        Self {
+            setup,
+            peers: Peers::default(),
+            due: BTreeSet::new(),
+            strays: BTreeSet::new(),
+            base_due,
+            urgent: Vec::new(),
+            guests: BTreeSet::new(),
+            refusals: Refusals::default(),
+            everyone: false,
+            retry: Retry::default(),
+            unknown_macs: 0,
+        }
+    }
+
+    /// What it was made of.
+    pub fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    /// The peers.
+    pub fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
+    /// How many peers are completely in the kernel.
+    pub fn installed(&self) -> usize {
+        self.peers.iter().filter(|(_, peer)| peer.installed).count()
+    }
+
+    /// Takes in a checked record. Says what it changed.
+    pub fn put(&mut self, subnet: IpNetwork, vtep: Vtep, revision: i64) -> Vec<Delta> {
+        let deltas = self.peers.put(subnet, vtep, revision);
+        deltas.iter().for_each(|delta| self.take_in(delta));
+        deltas
+    }
+
+    /// The record of this subnet is gone or unusable. Says what that changed.
+    pub fn remove(&mut self, subnet: IpNetwork) -> Vec<Delta> {
+        let deltas = self.peers.remove(subnet);
+        deltas.iter().for_each(|delta| self.take_in(delta));
+        deltas
+    }
+
+    /// A complete read of the records begins.
+    pub fn listing(&mut self) {
+        self.peers.listing();
+    }
+
+    /// It is done: peers that it did not name are gone. Says which.
+    pub fn listed(&mut self) -> Vec<Delta> {
+        self.peers.unlisted().into_iter().flat_map(|subnet| self.remove(subnet)).collect()
+    }
+
+    /// From now on every known peer is wanted in the kernel: what a clean stop asks for.
+    pub fn want_everyone(&mut self) {
+        self.everyone = true;
+        let missing = self.peers.iter().filter(|(_, peer)| !peer.installed);
+        self.due.extend(missing.map(|(subnet, _)| *subnet));
+    }
+
+    fn take_in(&mut self, delta: &Delta) {
+        match *delta {
+            Delta::Joined(subnet) => {
+                if self.refusals.forget(&subnet) {
+                    self.strays.insert(Row::Route(Route::refusal(subnet)));
+                }
+                if self.setup.mode == PeerMode::All || self.everyone {
+                    self.due.insert(subnet);
+                }
+            }
+            Delta::Changed { subnet, old } => {
+                self.strays.insert(Row::Fdb(old.fdb()));
+                if let Some(peer) = self.peers.get_mut(&subnet) {
+                    peer.installed = false;
+                }
+                self.reanswer(subnet);
+                self.due.insert(subnet);
+            }
+            Delta::Left { subnet, ref peer } => {
+                self.due.remove(&subnet);
+                self.retry.peers.remove(&subnet);
+                let guests = self.take_guests(subnet);
+                self.strays.extend(guests);
+                if self.wants(peer) || peer.installed {
+                    self.strays.extend(self.rows(subnet, peer.vtep));
+                }
+            }
+        }
+    }
+
+    /// Whether a peer's rows should be in the kernel now.
+    pub(super) fn wants(&self, peer: &Peer) -> bool {
+        peer.active || self.everyone || self.setup.mode == PeerMode::All
+    }
+
+    /// The peer of a subnet, if its rows should be in the kernel.
+    pub(super) fn target(&self, subnet: &IpNetwork) -> Option<Vtep> {
+        self.peers.get(subnet).filter(|peer| self.wants(peer)).map(|peer| peer.vtep)
+    }
+
+    /// The base route, where the mode has one.
+    pub(super) fn base(&self) -> Option<Route> {
+        let on_demand = self.setup.mode == PeerMode::OnDemand;
+        on_demand.then(|| Route::base(self.setup.net.network, self.setup.subnet.network()))
+    }
+
+    pub(super) fn peer_route(&self, subnet: IpNetwork) -> Route {
+        Route::peer(subnet, self.setup.net.index(&subnet))
+    }
+
+    /// The three rows of a peer, in the order of their deletion.
+    pub(super) fn rows(&self, subnet: IpNetwork, vtep: Vtep) -> [Row; 3] {
+        [Row::Route(self.peer_route(subnet)), Row::Neigh(subnet.network()), Row::Fdb(vtep.fdb())]
+    }
+
+    /// Whether a row should be in the kernel now.
+    pub(super) fn is_wanted(&self, row: &Row) -> bool {
+        match row {
+            Row::Route(route) => {
+                self.base() == Some(*route)
+                    || self.refusals.contains(&route.destination) && *route == Route::refusal(route.destination)
+                    || self.target(&route.destination).is_some() && *route == self.peer_route(route.destination)
+            }
+            Row::Neigh(address) => self.guests.contains(address) || self.gateway_of(*address).is_some(),
+            Row::Fdb(fdb) => self.wanted_fdb(fdb),
+        }
+    }
+
+    fn wanted_fdb(&self, fdb: &Fdb) -> bool {
+        let holder = self.peers.of_mac(fdb.mac);
+        holder.and_then(|subnet| self.target(&subnet)).is_some_and(|vtep| vtep.fdb() == *fdb)
+    }
+
+    /// The wanted peer whose gateway this address is.
+    pub(super) fn gateway_of(&self, address: IpAddr) -> Option<(IpNetwork, Vtep)> {
+        let subnet = self.setup.net.subnet_of(address).filter(|subnet| subnet.network() == address)?;
+        self.target(&subnet).map(|vtep| (subnet, vtep))
+    }
+
+    /// Whether anything is to be done now.
+    pub fn is_due(&self) -> bool {
+        !self.urgent.is_empty() || self.base_due || !self.due.is_empty() || !self.strays.is_empty()
+    }
+
+    /// Whether waiting packets wait for something.
+    pub fn is_urgent(&self) -> bool {
+        !self.urgent.is_empty()
+    }
+
+    /// Whether the kernel has all that is wanted, as far as is known.
+    pub fn is_settled(&self) -> bool {
+        !self.is_due() && self.retry.at.is_none()
+    }
+
+    /// What waiting packets wait for.
+    pub fn urgent_chunk(&mut self) -> Chunk {
+        let mut chunk = Chunk::default();
+        self.urgent.drain(..).for_each(|(op, owner)| chunk.push(op, owner));
+        chunk
+    }
+
+    /// The next operations, about `limit` of them. Whoever takes them gives the results to [`Plane::settle`].
+    ///
+    /// What is put comes before what is deleted, so that a peer that changes is never without its new rows.
+    pub fn next_chunk(&mut self, limit: usize) -> Chunk {
+        let mut chunk = self.urgent_chunk();
+        if std::mem::take(&mut self.base_due)
+            && let Some(base) = self.base()
+        {
+            chunk.push(Op::PutRoute(base), Owner::Base);
+        }
+        while chunk.ops.len() < limit
+            && let Some(subnet) = self.due.pop_first()
+        {
+            self.program(subnet, &mut chunk);
+        }
+        while chunk.ops.len() < limit
+            && let Some(row) = self.strays.pop_first()
+        {
+            if !self.is_wanted(&row) {
+                chunk.push(Op::Delete(row), Owner::Stray(row));
+            }
+        }
+        chunk
+    }
+
+    /// Programs a peer: FDB row, neighbour, route.
+    fn program(&self, subnet: IpNetwork, chunk: &mut Chunk) {
+        let Some(peer) = self.peers.get(&subnet).filter(|peer| self.wants(peer) && !peer.installed) else { return };
+        let owner = Owner::Peer(subnet);
+        chunk.push(Op::PutFdb(peer.vtep.fdb()), owner);
+        chunk.push(Op::PutNeigh(Neigh { address: subnet.network(), mac: peer.vtep.mac }), owner);
+        chunk.push(Op::PutRoute(self.peer_route(subnet)), owner);
+    }
+
+    /// Takes the results of a chunk: `failed` are the indices of the operations that did not work, ascending.
+    ///
+    /// What failed is due again after a pause; what worked is known to be in the kernel.
+    pub fn settle(&mut self, chunk: Chunk, failed: &[usize], now: Instant) {
+        let mut refused: BTreeSet<IpNetwork> = BTreeSet::new();
+        for index in failed {
+            match chunk.owners[*index] {
+                Owner::Peer(subnet) => {
+                    refused.insert(subnet);
+                }
+                Owner::Base => self.retry.base = true,
+                Owner::Ahead => {}
+                Owner::Answer(address) => {
+                    self.guests.remove(&address);
+                    self.strays.insert(Row::Neigh(address));
+                }
+                Owner::Refusal(block) => {
+                    self.refusals.forget(&block);
+                    self.strays.insert(Row::Route(Route::refusal(block)));
+                }
+                Owner::Stray(row) => {
+                    self.retry.rows.insert(row);
+                }
+            }
+        }
+        let mut last = None;
+        for owner in chunk.owners {
+            if let Owner::Peer(subnet) = owner
+                && last.replace(subnet) != Some(subnet)
+            {
+                self.settle_peer(subnet, !refused.contains(&subnet));
+            }
+        }
+        self.retry.peers.extend(refused);
+        if !self.retry.is_empty() && self.retry.at.is_none() {
+            self.retry.delay = (self.retry.delay * 2).clamp(RETRY_FIRST, RETRY_MOST);
+            self.retry.at = Some(now + self.retry.delay);
+        }
+    }
+
+    fn settle_peer(&mut self, subnet: IpNetwork, worked: bool) {
+        let Some(peer) = self.peers.get_mut(&subnet) else { return };
+        peer.installed = worked;
+        if worked {
+            let guests = self.take_guests(subnet);
+            self.strays.extend(guests);
+        }
+    }
+
+    /// Moves what is due by the clock: failed operations, and refusals whose time is over.
+    pub fn wake(&mut self, now: Instant) {
+        let ended = self.refusals.expire(now);
+        self.strays.extend(ended.into_iter().map(|block| Row::Route(Route::refusal(block))));
+        if self.retry.at.is_some_and(|at| at <= now) {
+            self.retry.at = None;
+            self.due.append(&mut self.retry.peers);
+            self.strays.append(&mut self.retry.rows);
+            self.base_due |= std::mem::take(&mut self.retry.base);
+        } else if self.retry.at.is_none() && !self.is_due() {
+            self.retry.delay = Duration::ZERO;
+        }
+    }
+
+    /// When [`Plane::wake`] has something to do.
+    pub fn next_wake(&self) -> Option<Instant> {
+        [self.retry.at, self.refusals.next_end()].into_iter().flatten().min()
+    }
+}
+
+impl Retry {
+    fn is_empty(&self) -> bool {
+        self.peers.is_empty() && self.rows.is_empty() && !self.base
+    }
+}

@@ -1,0 +1,240 @@
+//! A node's record: the key that names its subnet, the value that says how to reach it, and what disqualifies one.
+//!
+//! Both are flannel's, to the byte
+//! (<https://github.com/flannel-io/flannel/blob/v0.28.9/pkg/subnet/subnet.go>). Where records are kept is not known
+//! here.
+//!
+//! Twill adds one member after flannel's, `"NodeID"`, the machine's own id, which tells two nodes with one public IP
+//! apart. Flannel ignores members that it doesn't know.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
+use serde_json::{Map, Value};
+
+use super::json::Object;
+use super::mac::MacAddr;
+
+mod check;
+mod key;
+
+pub use check::{BadRecord, Own, PeerRecord, check};
+pub use key::{KeyError, SubnetKey};
+
+/// The `BackendType` of the records that Twill writes and follows.
+pub const VXLAN: &str = "vxlan";
+
+/// The members of a record that have a meaning, in flannel's order and ours after them.
+const MEMBERS: [&str; 6] = ["PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "NodeID"];
+
+/// Which side of a dual-stack record is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4 inside the overlay.
+    V4,
+    /// IPv6 inside the overlay.
+    V6,
+}
+
+impl Family {
+    /// The family of a network.
+    pub fn of(network: &IpNetwork) -> Self {
+        if network.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+/// How to reach a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Where the node receives tunnelled IPv4; `0.0.0.0` in an IPv6-only network.
+    pub public_ip: Ipv4Addr,
+    /// Where the node receives tunnelled IPv6.
+    pub public_ipv6: Option<Ipv6Addr>,
+    /// flannel's name of the backend, [`VXLAN`] for us. The VTEPs of other backends are not read.
+    pub backend_type: String,
+    /// The VTEP of the IPv4 device.
+    pub ipv4: Option<VtepData>,
+    /// The VTEP of the IPv6 device.
+    pub ipv6: Option<VtepData>,
+    /// The id of the machine, which flannel doesn't write.
+    pub node: Option<String>,
+    /// Members that nobody knows, kept in their order when a record is written again.
+    pub extra: Vec<(String, Value)>,
+}
+
+/// What a record says about a node's VXLAN device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VtepData {
+    /// The VNI; flannel 0.5 to 0.11 didn't write it.
+    pub vni: Option<u32>,
+    /// The device's MAC.
+    pub mac: MacAddr,
+}
+
+/// Why a record's value can't be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// The text is not an object.
+    #[error("not a JSON object: {0}")]
+    NotJson(String),
+    /// A member's value won't do.
+    #[error("{member}: {value} is not {expected}")]
+    Member {
+        /// The member, as in `BackendData.VtepMAC`.
+        member: String,
+        /// Its value, cut to a readable length.
+        value: String,
+        /// What it should have been.
+        expected: &'static str,
+    },
+}
+
+impl Record {
+    /// A VXLAN record with nothing in it but the public IP; the rest is for the caller to fill in.
+    pub fn vxlan(public_ip: Ipv4Addr) -> Self {
+        Self {
+            public_ip,
+            public_ipv6: None,
+            backend_type: VXLAN.to_owned(),
+            ipv4: None,
+            ipv6: None,
+            node: None,
+            extra: Vec::new(),
+        }
+    }
+
+    /// Reads a value as flannel does: names in any case, `null` and absent alike.
+    ///
+    /// # Errors
+    /// Names the member that can't be read.
+    pub fn parse(bytes: &[u8]) -> Result<Self, RecordError> {
+        let object = Object::parse(bytes).map_err(RecordError::NotJson)?;
+        let backend_type = text(&object, "BackendType", "a string")?.unwrap_or_default().to_owned();
+        let is_vxlan = backend_type == VXLAN;
+        let vtep = |name| if is_vxlan { object.get(name).map(|value| vtep(name, value)).transpose() } else { Ok(None) };
+        let (ipv4, ipv6) = (vtep("BackendData")?, vtep("BackendV6Data")?);
+        let public_ip = address(&object, "PublicIP", "an IPv4 address", |text| text.parse().ok())?;
+        let public_ipv6 = address(&object, "PublicIPv6", "an IPv6 address", from_go)?;
+        // Another program's member of that name is no reason to lose the peer.
+        let node = object.get("NodeID").and_then(Value::as_str).map(str::to_owned);
+        Ok(Self {
+            public_ip: public_ip.unwrap_or(Ipv4Addr::UNSPECIFIED),
+            public_ipv6,
+            backend_type,
+            ipv4,
+            ipv6,
+            node,
+            extra: object.into_others(&MEMBERS),
+        })
+    }
+
+    /// Writes the value in flannel's field order, byte for byte as flannel writes it where `node` and `extra` are empty.
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut out = format!(r#"{{"PublicIP":"{}","PublicIPv6":"#, self.public_ip);
+        match self.public_ipv6 {
+            Some(address) => out += &format!(r#""{}""#, to_go(address)),
+            None => out += "null",
+        }
+        if !self.backend_type.is_empty() {
+            push(&mut out, MEMBERS[2], &Value::from(self.backend_type.as_str()));
+        }
+        for (name, vtep) in [(MEMBERS[3], &self.ipv4), (MEMBERS[4], &self.ipv6)] {
+            match vtep {
+                Some(VtepData { vni: Some(vni), mac }) => {
+                    out += &format!(r#","{name}":{{"VNI":{vni},"VtepMAC":"{mac}"}}"#)
+                }
+                Some(VtepData { vni: None, mac }) => out += &format!(r#","{name}":{{"VtepMAC":"{mac}"}}"#),
+                None => {}
+            }
+        }
+        if let Some(node) = &self.node {
+            push(&mut out, MEMBERS[5], &Value::from(node.as_str()));
+        }
+        for (name, value) in &self.extra {
+            push(&mut out, name, value);
+        }
+        out.push('}');
+        out.into_bytes()
+    }
+
+    /// One family's side of this record, under its key. `None` where the key or the record has no such side.
+    pub fn peer(&self, key: &SubnetKey, family: Family) -> Option<PeerRecord> {
+        let (vtep, remote) = match family {
+            Family::V4 => (self.ipv4?, IpAddr::V4(self.public_ip)),
+            Family::V6 => (self.ipv6?, IpAddr::V6(self.public_ipv6?)),
+        };
+        Some(PeerRecord { subnet: key.side(family)?, remote, mac: vtep.mac, vni: vtep.vni })
+    }
+
+    /// Who wrote this record, for people: the public IP and, where known, the node id.
+    pub fn holder(&self) -> String {
+        let address = match self.public_ipv6 {
+            Some(address) if self.public_ip.is_unspecified() => IpAddr::V6(address),
+            _ => IpAddr::V4(self.public_ip),
+        };
+        match &self.node {
+            Some(node) => format!("{address} (node {node})"),
+            None => address.to_string(),
+        }
+    }
+}
+
+fn push(out: &mut String, name: &str, value: &Value) {
+    let member = Value::Object(Map::from_iter([(name.to_owned(), value.clone())])).to_string();
+    out.push(',');
+    out.push_str(&member[1..member.len() - 1]);
+}
+
+fn vtep(name: &str, value: &Value) -> Result<VtepData, RecordError> {
+    let wrong = |member: &str, value: &Value, expected| RecordError::Member {
+        member: format!("{name}{member}"),
+        value: shown(value),
+        expected,
+    };
+    let object = Object::nested(value).ok_or_else(|| wrong("", value, "an object with a VtepMAC"))?;
+    let mac = object.get("VtepMAC").unwrap_or(&Value::Null);
+    let as_mac = |value: &Value| value.as_str()?.parse().ok();
+    let vni = |value: &Value| {
+        let vni = value.as_u64().and_then(|vni| u32::try_from(vni).ok());
+        vni.ok_or_else(|| wrong(".VNI", value, "a VNI"))
+    };
+    Ok(VtepData {
+        vni: object.get("VNI").map(vni).transpose()?,
+        mac: as_mac(mac).ok_or_else(|| wrong(".VtepMAC", mac, "a MAC address"))?,
+    })
+}
+
+fn text<'a>(object: &'a Object, member: &str, expected: &'static str) -> Result<Option<&'a str>, RecordError> {
+    let wrong = |value| RecordError::Member { member: member.to_owned(), value: shown(value), expected };
+    object.get(member).map(|value| value.as_str().ok_or_else(|| wrong(value))).transpose()
+}
+
+fn address<A>(
+    object: &Object,
+    member: &str,
+    expected: &'static str,
+    parse: impl Fn(&str) -> Option<A>,
+) -> Result<Option<A>, RecordError> {
+    let wrong = |text: &str| RecordError::Member { member: member.to_owned(), value: shown(&text.into()), expected };
+    text(object, member, expected)?.map(|text| parse(text).ok_or_else(|| wrong(text))).transpose()
+}
+
+/// An IPv6 address as Go's `net.IP.String` writes it: RFC 5952 as in Rust, but an IPv4-mapped one as plain IPv4.
+fn to_go(address: Ipv6Addr) -> String {
+    address.to_ipv4_mapped().map_or_else(|| address.to_string(), |v4| v4.to_string())
+}
+
+/// What Go's `net.ParseIP` takes for 16 bytes: IPv6, or IPv4 as its mapped form.
+fn from_go(text: &str) -> Option<Ipv6Addr> {
+    match text.parse().ok()? {
+        IpAddr::V4(v4) => Some(v4.to_ipv6_mapped()),
+        IpAddr::V6(v6) => Some(v6),
+    }
+}
+
+fn shown(value: &Value) -> String {
+    value.to_string().chars().take(100).collect()
+}
+
+#[cfg(test)]
+mod tests;

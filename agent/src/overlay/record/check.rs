@@ -1,0 +1,239 @@
+//! What disqualifies a record before it touches the kernel. A bad record touches only itself.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use super::{Family, KeyError, Record, RecordError, SubnetKey, VXLAN};
+use crate::overlay::config::FamilyConfig;
+use crate::overlay::mac::MacAddr;
+
+/// One family's side of a record: a subnet and the VTEP that serves it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerRecord {
+    /// The peer's subnet.
+    pub subnet: IpNetwork,
+    /// Where to send what is tunnelled to it.
+    pub remote: IpAddr,
+    /// The MAC of its VXLAN device.
+    pub mac: MacAddr,
+    /// Its VNI, where the record has one.
+    pub vni: Option<u32>,
+}
+
+/// Ourselves, in one family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Own {
+    /// The subnet that we hold.
+    pub subnet: IpNetwork,
+    /// The address that peers send to.
+    pub public_ip: IpAddr,
+}
+
+/// Why a record is kept out. [`BadRecord::reason`] is for metrics, `Display` for people.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadRecord {
+    /// The key names no subnet.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The value can't be read.
+    #[error(transparent)]
+    Value(#[from] RecordError),
+    /// The record has no side of this family, or no VTEP or public IP for it.
+    #[error("the record has no {}", .0)]
+    Incomplete(&'static str),
+    /// It belongs to another backend.
+    #[error("the record is of the backend {0:?}, not \"vxlan\"")]
+    OtherBackend(String),
+    /// The subnet has not the network's `SubnetLen`.
+    #[error("{subnet} has the wrong length: the network's subnets are /{expected}")]
+    WrongLength {
+        /// The record's subnet.
+        subnet: IpNetwork,
+        /// The network's `SubnetLen`.
+        expected: u8,
+    },
+    /// The subnet is not part of the network.
+    #[error("{subnet} is outside the network {network}")]
+    OutsideNetwork {
+        /// The record's subnet.
+        subnet: IpNetwork,
+        /// The network.
+        network: IpNetwork,
+    },
+    /// The subnet overlaps the one that we hold.
+    #[error("{subnet} overlaps our own subnet {own}")]
+    OverlapsOurs {
+        /// The record's subnet.
+        subnet: IpNetwork,
+        /// Ours.
+        own: IpNetwork,
+    },
+    /// The peer's public IP is our own.
+    #[error("the public IP {0} is our own")]
+    RemoteIsOurs(IpAddr),
+    /// The peer's public IP names no single host.
+    #[error("the public IP {0} is not a host's address")]
+    RemoteNotUnicast(IpAddr),
+    /// The peer's MAC names no single station.
+    #[error("the VTEP's MAC {0} is not a unicast address")]
+    MacNotUnicast(MacAddr),
+    /// The peer uses another VNI.
+    #[error("the VNI is {vni}, not {expected}")]
+    WrongVni {
+        /// The record's VNI.
+        vni: u32,
+        /// The network's VNI.
+        expected: u32,
+    },
+    /// Another peer has this MAC already. Found by whoever keeps the table of peers, not by [`check`].
+    #[error("the VTEP's MAC {mac} is also that of {other}")]
+    MacOfAnother {
+        /// The MAC.
+        mac: MacAddr,
+        /// The subnet of the peer that had it first.
+        other: IpNetwork,
+    },
+}
+
+impl BadRecord {
+    /// A short stable label, one for each kind, for metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Key(error) => error.reason(),
+            Self::Value(_) => "value",
+            Self::Incomplete(_) => "incomplete",
+            Self::OtherBackend(_) => "other_backend",
+            Self::WrongLength { .. } => "wrong_length",
+            Self::OutsideNetwork { .. } => "outside_network",
+            Self::OverlapsOurs { .. } => "overlaps_ours",
+            Self::RemoteIsOurs(_) => "remote_is_ours",
+            Self::RemoteNotUnicast(_) => "remote_not_unicast",
+            Self::MacNotUnicast(_) => "mac_not_unicast",
+            Self::WrongVni { .. } => "wrong_vni",
+            Self::MacOfAnother { .. } => "mac_of_another",
+        }
+    }
+}
+
+/// Whether a peer may be programmed from this record, and what of it in this family. Not for our own record.
+///
+/// # Errors
+/// The first objection, those that concern the whole record before those that concern a side of it.
+pub fn check(
+    record: &Record,
+    key: &SubnetKey,
+    family: &FamilyConfig,
+    vni: u32,
+    own: &Own,
+) -> Result<PeerRecord, BadRecord> {
+    if record.backend_type != VXLAN {
+        return Err(BadRecord::OtherBackend(record.backend_type.clone()));
+    }
+    let side = Family::of(&family.network);
+    let subnet = key.side(side).ok_or(BadRecord::Incomplete(no_subnet(side)))?;
+    if subnet.prefix() != family.subnet_len {
+        return Err(BadRecord::WrongLength { subnet, expected: family.subnet_len });
+    }
+    if !family.contains_subnet(&subnet) {
+        return Err(BadRecord::OutsideNetwork { subnet, network: family.network });
+    }
+    if overlap(subnet, own.subnet) {
+        return Err(BadRecord::OverlapsOurs { subnet, own: own.subnet });
+    }
+    let peer = record.peer(key, side).ok_or(BadRecord::Incomplete(no_vtep(side)))?;
+    if peer.remote == own.public_ip {
+        return Err(BadRecord::RemoteIsOurs(peer.remote));
+    }
+    if !is_host(peer.remote) {
+        return Err(BadRecord::RemoteNotUnicast(peer.remote));
+    }
+    if !peer.mac.is_unicast() {
+        return Err(BadRecord::MacNotUnicast(peer.mac));
+    }
+    match peer.vni {
+        Some(other) if other != vni => Err(BadRecord::WrongVni { vni: other, expected: vni }),
+        _ => Ok(peer),
+    }
+}
+
+fn no_subnet(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "IPv4 subnet",
+        Family::V6 => "IPv6 subnet",
+    }
+}
+
+fn no_vtep(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "BackendData",
+        Family::V6 => "PublicIPv6 or BackendV6Data",
+    }
+}
+
+fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
+    one.contains(other.network()) || other.contains(one.network())
+}
+
+fn is_host(address: IpAddr) -> bool {
+    let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
+    !(address.is_loopback() || address.is_multicast() || address.is_unspecified() || broadcast)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::overlay::config::NetworkConfig;
+
+    fn checked(key: &str, value: &str) -> Result<PeerRecord, &'static str> {
+        let config = NetworkConfig::parse(br#"{"Network":"10.5.0.0/16"}"#).unwrap();
+        let own = Own { subnet: "10.5.9.0/24".parse().unwrap(), public_ip: "10.99.0.9".parse().unwrap() };
+        let checked = || {
+            let key = key.parse::<SubnetKey>()?;
+            let record = Record::parse(value.as_bytes())?;
+            check(&record, &key, &config.ipv4.unwrap(), 1, &own)
+        };
+        checked().map_err(|bad: BadRecord| bad.reason())
+    }
+
+    fn value(ip: &str, backend: &str, data: &str) -> String {
+        format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null,"BackendType":"{backend}","BackendData":{data}}}"#)
+    }
+
+    const DATA: &str = r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#;
+
+    #[test]
+    fn a_good_record_gives_a_peer() {
+        let peer = checked("10.5.52.0-24", &value("10.99.0.3", "vxlan", DATA)).unwrap();
+        assert_eq!((peer.subnet, peer.remote), ("10.5.52.0/24".parse().unwrap(), "10.99.0.3".parse().unwrap()));
+        assert!(checked("10.5.52.0-24", &value("10.99.0.3", "vxlan", r#"{"VtepMAC":"c6:d2:32:6f:8f:44"}"#)).is_ok());
+        // Outside SubnetMin..SubnetMax, yet a subnet of the network: only allocation minds.
+        assert!(checked("10.5.0.0-24", &value("10.99.0.3", "vxlan", DATA)).is_ok());
+    }
+
+    #[test]
+    fn each_objection_has_its_reason() {
+        let good = value("10.99.0.3", "vxlan", DATA);
+        let cases = [
+            ("10.5.52.0-24", "{".to_owned(), "value"),
+            ("junk", good.clone(), "key_form"),
+            ("0.0.0.0-0&fc00::-64", good.clone(), "incomplete"),
+            ("10.5.52.0-24", value("10.99.0.3", "vxlan", "null"), "incomplete"),
+            ("10.5.52.0-24", value("10.99.0.3", "host-gw", "{}"), "other_backend"),
+            ("10.5.52.0-25", good.clone(), "wrong_length"),
+            ("10.6.52.0-24", good.clone(), "outside_network"),
+            ("10.5.9.0-24", good, "overlaps_ours"),
+            ("10.5.52.0-24", value("10.99.0.9", "vxlan", DATA), "remote_is_ours"),
+            ("10.5.52.0-24", value("127.0.0.1", "vxlan", DATA), "remote_not_unicast"),
+            ("10.5.52.0-24", value("239.0.0.1", "vxlan", DATA), "remote_not_unicast"),
+            ("10.5.52.0-24", value("0.0.0.0", "vxlan", DATA), "remote_not_unicast"),
+            ("10.5.52.0-24", value("255.255.255.255", "vxlan", DATA), "remote_not_unicast"),
+            ("10.5.52.0-24", value("10.99.0.3", "vxlan", r#"{"VtepMAC":"01:d2:32:6f:8f:44"}"#), "mac_not_unicast"),
+            ("10.5.52.0-24", value("10.99.0.3", "vxlan", r#"{"VtepMAC":"00:00:00:00:00:00"}"#), "mac_not_unicast"),
+            ("10.5.52.0-24", value("10.99.0.3", "vxlan", r#"{"VNI":2,"VtepMAC":"c6:d2:32:6f:8f:44"}"#), "wrong_vni"),
+        ];
+        for (key, value, reason) in cases {
+            assert_eq!(checked(key, &value), Err(reason), "{key} {value}");
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Golden records, as real flannel versions wrote them, and what must not happen to any bytes.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn mac(text: &str) -> MacAddr {
+    text.parse().unwrap()
+}
+
+fn vtep(vni: u32, text: &str) -> Option<VtepData> {
+    Some(VtepData { vni: Some(vni), mac: mac(text) })
+}
+
+/// The text, what it means, and that it is written the same again.
+#[track_caller]
+fn golden(text: &str, record: &Record) {
+    assert_eq!(&Record::parse(text.as_bytes()).unwrap(), record);
+    assert_eq!(String::from_utf8(record.to_json()).unwrap(), text);
+}
+
+fn ipv4() -> Record {
+    Record { ipv4: vtep(1, "c6:d2:32:6f:8f:44"), ..Record::vxlan(Ipv4Addr::new(192, 168, 64, 3)) }
+}
+
+#[test]
+fn flannel_writes_ipv4() {
+    let text = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
+    golden(text, &ipv4());
+}
+
+#[test]
+fn flannel_writes_dual_stack() {
+    let text = r#"{"PublicIP":"10.99.0.10","PublicIPv6":"fd99::10","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"26:f7:1a:34:f1:44"},"BackendV6Data":{"VNI":1,"VtepMAC":"e6:be:d2:f7:45:b9"}}"#;
+    let record = Record {
+        public_ipv6: Some("fd99::10".parse().unwrap()),
+        ipv4: vtep(1, "26:f7:1a:34:f1:44"),
+        ipv6: vtep(1, "e6:be:d2:f7:45:b9"),
+        ..Record::vxlan(Ipv4Addr::new(10, 99, 0, 10))
+    };
+    golden(text, &record);
+
+    let key: SubnetKey = "10.5.52.0-24&fc00:0:0:22::-64".parse().unwrap();
+    let v4 = record.peer(&key, Family::V4).unwrap();
+    assert_eq!((v4.subnet, v4.remote), ("10.5.52.0/24".parse().unwrap(), "10.99.0.10".parse().unwrap()));
+    let v6 = record.peer(&key, Family::V6).unwrap();
+    assert_eq!((v6.subnet, v6.remote), ("fc00:0:0:22::/64".parse().unwrap(), "fd99::10".parse().unwrap()));
+    assert_eq!((v6.mac, v6.vni), (mac("e6:be:d2:f7:45:b9"), Some(1)));
+}
+
+#[test]
+fn flannel_writes_ipv6_only() {
+    let text = r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fd99::10","BackendType":"vxlan","BackendV6Data":{"VNI":1,"VtepMAC":"12:52:00:e5:e7:8f"}}"#;
+    let record = Record {
+        public_ipv6: Some("fd99::10".parse().unwrap()),
+        ipv6: vtep(1, "12:52:00:e5:e7:8f"),
+        ..Record::vxlan(Ipv4Addr::UNSPECIFIED)
+    };
+    golden(text, &record);
+    let key: SubnetKey = "0.0.0.0-0&fd00:16:0:13::-64".parse().unwrap();
+    assert_eq!(record.peer(&key, Family::V4), None);
+    assert!(record.peer(&key, Family::V6).is_some());
+}
+
+#[test]
+fn twill_adds_its_node_after_flannels_members() {
+    let text = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"NodeID":"0f3a"}"#;
+    golden(text, &Record { node: Some("0f3a".to_owned()), ..ipv4() });
+}
+
+#[test]
+fn unknown_members_stay_where_they_were() {
+    let text = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"Zone":{"a":[1,null]},"Comment":"rack \"3\""}"#;
+    let extra =
+        vec![("Zone".to_owned(), serde_json::json!({"a": [1, null]})), ("Comment".to_owned(), "rack \"3\"".into())];
+    golden(text, &Record { extra, ..ipv4() });
+}
+
+#[test]
+fn old_records_have_no_vni() {
+    let old = r#"{"PublicIP":"192.168.64.3","BackendType":"vxlan","BackendData":{"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
+    let record = Record::parse(old.as_bytes()).unwrap();
+    assert_eq!(record.ipv4, Some(VtepData { vni: None, mac: mac("c6:d2:32:6f:8f:44") }));
+    let again = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
+    assert_eq!(String::from_utf8(record.to_json()).unwrap(), again);
+}
+
+#[test]
+fn keys_in_any_case() {
+    let text = r#"{"publicip":"192.168.64.3","PUBLICIPV6":null,"backendType":"vxlan","backenddata":{"vni":1,"VTEPmac":"C6:D2:32:6F:8F:44"}}"#;
+    assert_eq!(Record::parse(text.as_bytes()).unwrap(), ipv4());
+}
+
+#[test]
+fn other_backends_are_read_but_not_their_data() {
+    let text = r#"{"PublicIP":"10.0.0.1","PublicIPv6":null,"BackendType":"wireguard","BackendData":{"PublicKey":"x"}}"#;
+    let record = Record::parse(text.as_bytes()).unwrap();
+    assert_eq!((record.backend_type.as_str(), record.ipv4), ("wireguard", None));
+    assert!(Record::parse(br#"{"PublicIP":"10.0.0.1","BackendType":"host-gw"}"#).is_ok());
+}
+
+#[test]
+fn go_writes_mapped_addresses_as_ipv4() {
+    let record =
+        Record { public_ipv6: Some("::ffff:1.2.3.4".parse().unwrap()), ..Record::vxlan(Ipv4Addr::UNSPECIFIED) };
+    let text = r#"{"PublicIP":"0.0.0.0","PublicIPv6":"1.2.3.4","BackendType":"vxlan"}"#;
+    golden(text, &record);
+}
+
+#[test]
+fn errors_name_the_member() {
+    let cases = [
+        (r#"{"PublicIP":"x"}"#, r#"PublicIP: "x" is not an IPv4 address"#),
+        (r#"{"PublicIP":7}"#, "PublicIP: 7 is not an IPv4 address"),
+        (r#"{"BackendType":"vxlan","BackendData":{"VNI":1}}"#, "BackendData.VtepMAC: null is not a MAC address"),
+        (r#"{"BackendType":"vxlan","BackendV6Data":{"VNI":-1}}"#, "BackendV6Data.VNI: -1 is not a VNI"),
+        (r#"{"BackendType":"vxlan","BackendData":"x"}"#, r#"BackendData: "x" is not an object with a VtepMAC"#),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(Record::parse(text.as_bytes()).unwrap_err().to_string(), expected);
+    }
+}
+
+#[test]
+fn holders_have_names() {
+    assert_eq!(ipv4().holder(), "192.168.64.3");
+    assert_eq!(Record { node: Some("0f3a".to_owned()), ..ipv4() }.holder(), "192.168.64.3 (node 0f3a)");
+    let v6 = Record { public_ipv6: Some("fd99::10".parse().unwrap()), ..Record::vxlan(Ipv4Addr::UNSPECIFIED) };
+    assert_eq!(v6.holder(), "fd99::10");
+}
+
+fn vteps() -> impl Strategy<Value = Option<VtepData>> {
+    proptest::option::of(
+        (any::<Option<u32>>(), any::<[u8; 6]>()).prop_map(|(vni, mac)| VtepData { vni, mac: MacAddr(mac) }),
+    )
+}
+
+prop_compose! {
+    fn records()(
+        ip: u32, v6: Option<u128>, ipv4 in vteps(), ipv6 in vteps(), node: Option<String>,
+        extra in proptest::collection::vec(("[a-z]{1,8}x", any::<String>().prop_map(Value::from)), 0..3),
+    ) -> Record {
+        Record { public_ipv6: v6.map(Ipv6Addr::from), ipv4, ipv6, node, extra, ..Record::vxlan(ip.into()) }
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read(record in records()) {
+        prop_assert_eq!(Record::parse(&record.to_json()).unwrap(), record);
+    }
+
+    #[test]
+    fn junk_never_panics(bytes: Vec<u8>, text: String, record in records(), cut: prop::sample::Index) {
+        let _ = Record::parse(&bytes);
+        let _ = Record::parse(text.as_bytes());
+        let whole = record.to_json();
+        let _ = Record::parse(&whole[..cut.index(whole.len())]);
+    }
+}

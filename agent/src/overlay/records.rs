@@ -1,0 +1,102 @@
+//! Every record but our own: read, checked, and given to the planes; the bad ones are kept aside with the reason.
+
+use std::collections::BTreeMap;
+
+use super::peers::{Delta, Vtep};
+use super::plane::Plane;
+use super::record::{BadRecord, Own, Record, SubnetKey, check};
+
+/// The records that are no peers, and what is needed to judge one.
+#[derive(Debug)]
+pub struct Records {
+    vni: u32,
+    /// Ourselves, for each plane.
+    own: Vec<Own>,
+    bad: BTreeMap<String, BadRecord>,
+}
+
+/// What a record came to.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// What it changed for the peers.
+    pub deltas: Vec<Delta>,
+    /// Why it was kept out, if it was and that is news.
+    pub bad: Option<BadRecord>,
+}
+
+impl Records {
+    /// For a network of this VNI; `own` says who we are in each plane, in the order in which the planes are given.
+    pub fn new(vni: u32, own: Vec<Own>) -> Self {
+        Self { vni, own, bad: BTreeMap::new() }
+    }
+
+    /// The records that were kept out, by key.
+    pub fn bad(&self) -> impl Iterator<Item = (&str, &BadRecord)> {
+        self.bad.iter().map(|(key, reason)| (key.as_str(), reason))
+    }
+
+    /// Takes in a record: `key` is what stands behind `<prefix>/subnets/`.
+    ///
+    /// A bad one touches only itself: what this key said before is gone, everything else stays.
+    pub fn put(&mut self, planes: &mut [&mut Plane], key: &str, value: &[u8], revision: i64) -> Taken {
+        let parsed: Result<SubnetKey, _> = key.parse();
+        let subnets = match parsed {
+            Ok(subnets) => subnets,
+            Err(error) => return Taken { deltas: Vec::new(), bad: self.keep_out(key, error.into()) },
+        };
+        let record = match Record::parse(value) {
+            Ok(record) => record,
+            Err(error) => {
+                return Taken { deltas: self.drop_peer(planes, &subnets), bad: self.keep_out(key, error.into()) };
+            }
+        };
+        let mut taken = Taken::default();
+        for (plane, own) in planes.iter_mut().zip(&self.own) {
+            match check(&record, &subnets, &plane.setup().net, self.vni, own) {
+                Ok(peer) => {
+                    let vtep = Vtep { mac: peer.mac, remote: peer.remote };
+                    taken.deltas.extend(plane.put(peer.subnet, vtep, revision));
+                }
+                Err(bad) => {
+                    let family = super::record::Family::of(&plane.setup().net.network);
+                    taken.deltas.extend(subnets.side(family).into_iter().flat_map(|subnet| plane.remove(subnet)));
+                    taken.bad = Some(bad);
+                }
+            }
+        }
+        taken.bad = match taken.bad {
+            Some(bad) => self.keep_out(key, bad),
+            None => {
+                self.bad.remove(key);
+                None
+            }
+        };
+        taken
+    }
+
+    /// The record of this key is gone.
+    pub fn remove(&mut self, planes: &mut [&mut Plane], key: &str) -> Vec<Delta> {
+        self.bad.remove(key);
+        key.parse().map(|subnets| self.drop_peer(planes, &subnets)).unwrap_or_default()
+    }
+
+    /// A complete read begins.
+    pub fn listing(&mut self) {
+        self.bad.clear();
+    }
+
+    fn drop_peer(&self, planes: &mut [&mut Plane], subnets: &SubnetKey) -> Vec<Delta> {
+        let mut deltas = Vec::new();
+        for plane in planes {
+            let family = super::record::Family::of(&plane.setup().net.network);
+            deltas.extend(subnets.side(family).into_iter().flat_map(|subnet| plane.remove(subnet)));
+        }
+        deltas
+    }
+
+    /// Remembers a bad record; says so only if it is news.
+    fn keep_out(&mut self, key: &str, reason: BadRecord) -> Option<BadRecord> {
+        let before = self.bad.insert(key.to_owned(), reason.clone());
+        (before.as_ref() != Some(&reason)).then_some(reason)
+    }
+}

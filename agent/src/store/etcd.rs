@@ -1,0 +1,284 @@
+//! The real store: etcd v3. This module and its children are the only ones that know etcd's client.
+//!
+//! One connection to one endpoint at a time; whatever fails in a way that another endpoint, or a new connection, could
+//! mend moves on to the next one (`connection`). `follow` reads and watches. What records mean is not known here.
+//! The client library retries nothing, so this does: <https://docs.rs/etcd-client/0.21.1>.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use etcd_client::{Client, Compare, CompareOp, KeyValue, LeaseGrantOptions, PutOptions, Txn, TxnOp};
+use tokio::sync::mpsc;
+
+use self::connection::{Access, Connection, Failure, Kind};
+use self::follow::Follower;
+use super::{Error, Event, LeaseId, RawRecord, Store, Written};
+
+mod connection;
+mod follow;
+mod tls;
+
+/// Events that may wait for a follower: few, so that a long listing waits for its reader rather than filling memory.
+const UNREAD: usize = 8;
+
+/// Where etcd is and how to get in, as the `--etcd-…` flags say.
+#[derive(Clone, Default)]
+pub struct EtcdOptions {
+    /// `--etcd-endpoints`: `http://host:port` or `https://host:port`, all alike. Without a scheme, TLS decides.
+    pub endpoints: Vec<String>,
+    /// `--etcd-prefix`, as in `/coreos.com/network`; slashes around it don't matter.
+    pub prefix: String,
+    /// `--etcd-cafile`, `--etcd-certfile`, `--etcd-keyfile`, if any is given.
+    pub tls: Option<Tls>,
+    /// `--etcd-username`.
+    pub username: Option<String>,
+    /// `--etcd-password`.
+    pub password: Option<String>,
+}
+
+/// Files for TLS, read again at each new connection, so that they may change while we run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// Who signs the server's certificate; without it, the system's authorities.
+    pub ca_file: Option<PathBuf>,
+    /// Our own certificate. Goes with `key_file`.
+    pub cert_file: Option<PathBuf>,
+    /// The key of our own certificate.
+    pub key_file: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for EtcdOptions {
+    // Not derived: a password has no place in a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { endpoints, prefix, tls, username, password: _ } = self;
+        f.debug_struct("EtcdOptions")
+            .field("endpoints", endpoints)
+            .field("prefix", prefix)
+            .field("tls", tls)
+            .field("username", username)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where the keys of a network are.
+#[derive(Debug)]
+struct Keys {
+    /// `<prefix>/config`.
+    config: String,
+    /// `<prefix>/subnets/`.
+    subnets: String,
+}
+
+impl Keys {
+    /// Flannel joins the prefix with Go's `path.Join`, which etcd's keys of old, all with one leading slash, made a rule.
+    fn new(prefix: &str) -> Self {
+        let parts: Vec<&str> = prefix.split('/').filter(|part| !part.is_empty()).collect();
+        let prefix = parts.iter().map(|part| format!("/{part}")).collect::<String>();
+        Self { config: format!("{prefix}/config"), subnets: format!("{prefix}/subnets/") }
+    }
+
+    fn of(&self, record: &str) -> String {
+        format!("{}{record}", self.subnets)
+    }
+
+    /// The record under a key; `None` where the key is none of a record.
+    fn record(&self, kv: &KeyValue) -> Option<RawRecord> {
+        let key = kv.key().strip_prefix(self.subnets.as_bytes())?;
+        Some(RawRecord {
+            key: String::from_utf8_lossy(key).into_owned(),
+            value: kv.value().to_vec(),
+            revision: kv.mod_revision(),
+            lease: kv.lease(),
+        })
+    }
+}
+
+/// etcd, seen through one network's prefix. Clones share the connection.
+#[derive(Clone)]
+pub struct EtcdStore {
+    connection: Arc<Connection>,
+    keys: Arc<Keys>,
+    leases: Arc<Mutex<Leases>>,
+}
+
+/// What this process knows of its leases.
+#[derive(Default)]
+struct Leases {
+    /// The TTLs they were granted with. The client swallows the one in a keep-alive's first answer.
+    ttls: BTreeMap<i64, Duration>,
+    /// A grant whose answer got lost: the next one asks for the same id, so that no lease is left without an owner.
+    unanswered: Option<i64>,
+}
+
+impl EtcdStore {
+    /// Checks the options and reads the files. No request is made: the first call connects.
+    ///
+    /// # Errors
+    /// What is wrong with the options or the files, naming the flag. None is transient.
+    pub fn connect(options: EtcdOptions) -> Result<Self, Error> {
+        let keys = Arc::new(Keys::new(&options.prefix));
+        let connection = Arc::new(Connection::new(options)?);
+        Ok(Self { connection, keys, leases: Arc::default() })
+    }
+
+    fn leases(&self) -> std::sync::MutexGuard<'_, Leases> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A write that depends on `conditions`. Not tried again by itself: its answer may be what got lost.
+    async fn write(&self, verb: &str, key: &str, conditions: Vec<Compare>, op: TxnOp) -> Result<Written, Error> {
+        let txn = Txn::new().when(conditions).and_then([op]);
+        let access = Access { verb, key, permission: "readwrite" };
+        let call = |client: Client| {
+            let txn = txn.clone();
+            async move { client.kv_client().txn(txn).await }
+        };
+        let answer = self.connection.once(access, call).await.map_err(|failure| failure.error)?;
+        let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+        Ok(if answer.succeeded() { Written::At(revision) } else { Written::Conflict })
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<KeyValue>, Error> {
+        let access = Access { verb: "read", key, permission: "read" };
+        let call = |client: Client| async move { client.kv_client().get(key, None).await };
+        let answer = self.connection.retried(access, call).await;
+        Ok(answer.map_err(|failure| failure.error)?.take_kvs().pop())
+    }
+
+    /// Grants a lease under an id of our choice, which makes the call safe to repeat.
+    async fn grant_as(&self, id: i64, ttl: Duration) -> Result<Duration, Failure> {
+        let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX).max(1);
+        let access = Access { verb: "grant", key: "a lease", permission: "any" };
+        let options = LeaseGrantOptions::new().with_id(id);
+        let call = |client: Client| {
+            let options = Some(options.clone());
+            async move { client.lease_client().grant(seconds, options).await }
+        };
+        let answer = self.connection.retried(access, call).await?;
+        Ok(Duration::from_secs(answer.ttl().unsigned_abs()))
+    }
+}
+
+impl Store for EtcdStore {
+    async fn config(&self) -> Result<Option<Vec<u8>>, Error> {
+        Ok(self.get(&self.keys.config).await?.map(|kv| kv.into_key_value().1))
+    }
+
+    async fn record(&self, key: &str) -> Result<Option<RawRecord>, Error> {
+        Ok(self.get(&self.keys.of(key)).await?.and_then(|kv| self.keys.record(&kv)))
+    }
+
+    fn follow(&self) -> mpsc::Receiver<Event> {
+        let (events, receiver) = mpsc::channel(UNREAD);
+        let follower = Follower::new(Arc::clone(&self.connection), Arc::clone(&self.keys), events);
+        tokio::spawn(follower.run());
+        receiver
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, Error> {
+        let id = self.leases().unanswered.take().unwrap_or_else(|| rand::random_range(1..i64::MAX));
+        let granted = match self.grant_as(id, ttl).await {
+            Ok(granted) => granted,
+            // The earlier try did work. Its time has been running since.
+            Err(failure) if failure.kind == Kind::LeaseExists => match self.keep_alive(LeaseId(id)).await? {
+                Some(left) => left,
+                None => self.grant_as(id, ttl).await.map_err(|failure| failure.error)?,
+            },
+            Err(failure) => {
+                self.leases().unanswered = failure.error.transient.then_some(id);
+                return Err(failure.error);
+            }
+        };
+        self.leases().ttls.insert(id, granted);
+        Ok(LeaseId(id))
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<Option<Duration>, Error> {
+        let known = self.leases().ttls.get(&lease.0).copied();
+        let access = Access { verb: "keep alive", key: "our lease", permission: "any" };
+        let renew = |client: Client| async move {
+            let (mut keeper, mut answers) = client.lease_client().keep_alive(lease.0).await?;
+            if let Some(ttl) = known {
+                return Ok(ttl);
+            }
+            // Not granted by us: a second round on the same stream tells how long it lasts.
+            keeper.keep_alive().await?;
+            let ttl = answers.message().await?.map_or(0, |answer| answer.ttl());
+            Ok(Duration::from_secs(ttl.max(0).unsigned_abs()))
+        };
+        match self.connection.retried(access, renew).await {
+            Ok(ttl) if !ttl.is_zero() => {
+                self.leases().ttls.insert(lease.0, ttl);
+                Ok(Some(ttl))
+            }
+            Err(failure) if failure.kind != Kind::LeaseGone => Err(failure.error),
+            _ => {
+                self.leases().ttls.remove(&lease.0);
+                Ok(None)
+            }
+        }
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<(), Error> {
+        let access = Access { verb: "revoke", key: "a lease", permission: "any" };
+        let call = |client: Client| async move { client.lease_client().revoke(lease.0).await };
+        let revoked = self.connection.retried(access, call).await;
+        self.leases().ttls.remove(&lease.0);
+        match revoked {
+            Err(failure) if failure.kind != Kind::LeaseGone => Err(failure.error),
+            _ => Ok(()),
+        }
+    }
+
+    async fn create(&self, key: &str, value: &[u8], lease: Option<LeaseId>) -> Result<Written, Error> {
+        let full = self.keys.of(key);
+        let mut absent = vec![Compare::version(full.clone(), CompareOp::Equal, 0)];
+        if let Some(side) = super::ipv4_side(key) {
+            // The key with no IPv6 side, and with any ('&' is followed by '\''): a comparison of a range holds if it
+            // does for each key in it.
+            let (side, end) = (self.keys.of(side), self.keys.of(&format!("{side}'")));
+            absent.push(Compare::version(side, CompareOp::Equal, 0).with_range(end));
+        }
+        let put = TxnOp::put(full.clone(), value, Some(put_options(lease)));
+        self.write("create", &full, absent, put).await
+    }
+
+    async fn update(&self, key: &str, value: &[u8], lease: Option<LeaseId>, revision: i64) -> Result<Written, Error> {
+        let full = self.keys.of(key);
+        let same = vec![Compare::mod_revision(full.clone(), CompareOp::Equal, revision)];
+        let put = TxnOp::put(full.clone(), value, Some(put_options(lease)));
+        self.write("update", &full, same, put).await
+    }
+
+    async fn delete(&self, key: &str, revision: i64) -> Result<Written, Error> {
+        let full = self.keys.of(key);
+        let same = vec![Compare::mod_revision(full.clone(), CompareOp::Equal, revision)];
+        self.write("delete", &full, same, TxnOp::delete(full.clone(), None)).await
+    }
+}
+
+fn put_options(lease: Option<LeaseId>) -> PutOptions {
+    lease.map_or_else(PutOptions::new, |lease| PutOptions::new().with_lease(lease.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_are_normalised_as_flannel_does() {
+        for prefix in ["/coreos.com/network", "coreos.com/network", "//coreos.com/network/", "/coreos.com//network//"] {
+            let keys = Keys::new(prefix);
+            assert_eq!(keys.config, "/coreos.com/network/config");
+            assert_eq!(keys.of("10.5.52.0-24"), "/coreos.com/network/subnets/10.5.52.0-24");
+        }
+    }
+
+    #[test]
+    fn the_password_is_not_shown() {
+        let options = EtcdOptions { password: Some("secret".to_owned()), ..EtcdOptions::default() };
+        assert!(!format!("{options:?}").contains("secret"));
+    }
+}

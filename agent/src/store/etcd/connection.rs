@@ -1,0 +1,322 @@
+//! One connection, to one endpoint at a time, and what its errors mean.
+//!
+//! The client spreads requests over all endpoints and retries none, so one dead member of three fails some of them for
+//! ever. Here all go to one endpoint, chosen at random at first; a failure that another connection could mend drops it,
+//! and the next call connects to the next endpoint, with TLS files and password taken anew.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use etcd_client::{Client, ConnectOptions};
+use tokio::sync::Mutex;
+use tokio::time::{sleep, timeout};
+
+use super::{EtcdOptions, tls};
+use crate::store::Error;
+
+/// The longest that one request may take, connecting included.
+pub(super) const CALL: Duration = Duration::from_secs(5);
+/// The longest that connecting may take.
+const CONNECT: Duration = Duration::from_secs(3);
+/// HTTP/2 pings while requests or watches are open: a hung server is noticed within the sum. etcd closes connections
+/// that ping more often than every 5 s.
+const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_ANSWER: Duration = Duration::from_secs(5);
+/// How often a call that may be repeated is tried before its caller hears of a failure.
+const TRIES: u32 = 5;
+/// Between those tries, once each endpoint has had its turn.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// gRPC's status codes, <https://grpc.io/docs/guides/status-codes/>.
+mod code {
+    pub(super) const INVALID_ARGUMENT: i32 = 3;
+    pub(super) const NOT_FOUND: i32 = 5;
+    pub(super) const PERMISSION_DENIED: i32 = 7;
+    pub(super) const FAILED_PRECONDITION: i32 = 9;
+    pub(super) const OUT_OF_RANGE: i32 = 11;
+    pub(super) const UNIMPLEMENTED: i32 = 12;
+}
+
+/// What is asked for, for people.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Access<'a> {
+    pub(super) verb: &'a str,
+    pub(super) key: &'a str,
+    /// The permission on `key` that etcd asks for.
+    pub(super) permission: &'a str,
+}
+
+/// What a failure means for us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The server is away, slow, hung or electing. Another one may not be.
+    Away,
+    /// The revision asked for is no more, or not yet.
+    Compacted,
+    /// The answer is larger than the client takes.
+    TooLarge,
+    /// No such lease.
+    LeaseGone,
+    /// That lease is there already.
+    LeaseExists,
+    /// The server says no.
+    Refused,
+}
+
+/// An error with its meaning.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) kind: Kind,
+    pub(super) error: Error,
+}
+
+/// The endpoints, and the one that we are connected to.
+pub(super) struct Connection {
+    options: EtcdOptions,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    client: Option<Client>,
+    /// The endpoint in use, modulo their number.
+    endpoint: usize,
+    /// Counts clients: a failure of one that was dropped already drops no other.
+    generation: u64,
+}
+
+/// A client, and which one it is.
+pub(super) struct Connected {
+    pub(super) client: Client,
+    pub(super) generation: u64,
+}
+
+impl Connection {
+    pub(super) fn new(mut options: EtcdOptions) -> Result<Self, Error> {
+        options.endpoints = endpoints(&options)?;
+        if let Some(files) = &options.tls {
+            tls::options(files)?;
+        } else if options.endpoints[0].starts_with("https://") {
+            options.tls = Some(super::Tls::default());
+        }
+        let state = State { endpoint: rand::random_range(0..options.endpoints.len()), ..State::default() };
+        Ok(Self { options, state: Mutex::new(state) })
+    }
+
+    /// A call that may be done twice: tried at once on the next endpoint when one is away.
+    pub(super) async fn retried<T, F>(&self, access: Access<'_>, call: impl Fn(Client) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let mut tries = 1;
+        loop {
+            match self.once(access, &call).await {
+                Err(failure) if failure.kind == Kind::Away && tries < TRIES => {
+                    if tries as usize >= self.options.endpoints.len() {
+                        sleep(PAUSE).await;
+                    }
+                    tries += 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// A call that is done once.
+    pub(super) async fn once<T, F>(&self, access: Access<'_>, call: impl Fn(Client) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let connected = self.connected(access).await?;
+        let result = match timeout(CALL, call(connected.client)).await {
+            Ok(result) => result.map_err(|error| failure(access, &error)),
+            Err(_) => Err(away(access, format!("no answer in {} s", CALL.as_secs()))),
+        };
+        if let Err(failure) = &result {
+            self.failed(connected.generation, failure.kind).await;
+        }
+        result
+    }
+
+    /// The client in use, connecting if there is none.
+    pub(super) async fn connected(&self, access: Access<'_>) -> Result<Connected, Failure> {
+        let mut state = self.state.lock().await;
+        if state.client.is_none() {
+            match self.open(state.endpoint, access).await {
+                Ok(client) => state.client = Some(client),
+                Err(failure) => {
+                    state.endpoint = state.endpoint.wrapping_add(1);
+                    return Err(failure);
+                }
+            }
+        }
+        match &state.client {
+            Some(client) => Ok(Connected { client: client.clone(), generation: state.generation }),
+            None => Err(away(access, "not connected".to_owned())),
+        }
+    }
+
+    /// A call through this client failed: what could be the connection's fault ends it.
+    pub(super) async fn failed(&self, generation: u64, kind: Kind) {
+        // With a password, a refusal may be for a token that etcd has forgotten.
+        let drop = kind == Kind::Away || (kind == Kind::Refused && self.options.username.is_some());
+        let mut state = self.state.lock().await;
+        if drop && state.generation == generation && state.client.take().is_some() {
+            state.generation += 1;
+            state.endpoint = state.endpoint.wrapping_add(1);
+        }
+    }
+
+    async fn open(&self, endpoint: usize, access: Access<'_>) -> Result<Client, Failure> {
+        let endpoint = &self.options.endpoints[endpoint % self.options.endpoints.len()];
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(CONNECT)
+            .with_keep_alive(PING_EVERY, PING_ANSWER)
+            .with_keep_alive_while_idle(false)
+            .with_require_leader(true)
+            .with_auto_token_refresh(true);
+        if let Some(files) = &self.options.tls {
+            let files = tls::options(files).map_err(|error| Failure { kind: Kind::Refused, error })?;
+            options = options.with_tls(files);
+        }
+        if let Some(user) = &self.options.username {
+            options = options.with_user(user, self.options.password.as_deref().unwrap_or_default());
+        }
+        match timeout(CALL, Client::connect([endpoint], Some(options))).await {
+            Ok(Ok(client)) => Ok(client),
+            Ok(Err(error)) => Err(failure(access, &error)),
+            Err(_) => Err(away(access, format!("{endpoint} does not answer"))),
+        }
+    }
+}
+
+fn endpoints(options: &EtcdOptions) -> Result<Vec<String>, Error> {
+    let refused = |reason: &str| {
+        let step = format!("--etcd-endpoints {}", options.endpoints.join(","));
+        Error { step, reason: reason.to_owned(), transient: false }
+    };
+    let given = options.endpoints.iter().map(|endpoint| endpoint.trim().trim_end_matches('/'));
+    let scheme = if options.tls.is_some() { "https" } else { "http" };
+    let full = |endpoint: &str| match endpoint.split_once("://") {
+        Some(_) => endpoint.to_owned(),
+        None => format!("{scheme}://{endpoint}"),
+    };
+    let endpoints: Vec<String> = given.filter(|endpoint| !endpoint.is_empty()).map(full).collect();
+    let with = |scheme: &str| endpoints.iter().filter(|endpoint| endpoint.starts_with(scheme)).count();
+    let (http, https) = (with("http://"), with("https://"));
+    if endpoints.is_empty() {
+        Err(refused("there is none"))
+    } else if http + https < endpoints.len() {
+        Err(refused("expected http://host:port or https://host:port"))
+    } else if http > 0 && https > 0 {
+        Err(refused("http and https can't be mixed"))
+    } else if http > 0 && options.tls.is_some() {
+        Err(refused("TLS files are given, so the endpoints must be https"))
+    } else {
+        Ok(endpoints)
+    }
+}
+
+fn away(access: Access<'_>, reason: String) -> Failure {
+    let step = format!("{} {}", access.verb, access.key);
+    Failure { kind: Kind::Away, error: Error { step, reason, transient: true } }
+}
+
+/// What an error of the client's means.
+pub(super) fn failure(access: Access<'_>, error: &etcd_client::Error) -> Failure {
+    use etcd_client::Error as E;
+    let (kind, reason) = match error {
+        E::GRpcStatus(status) => {
+            let kind = kind(status.code() as i32, status.message());
+            // The status itself says "transport error"; what went wrong is below it.
+            (kind, chain(status.message(), status.source()))
+        }
+        E::LeaseKeepAliveError(reason) => (Kind::LeaseGone, reason.clone()),
+        E::TransportError(error) => (Kind::Away, chain(&error.to_string(), error.source())),
+        E::InvalidArgs(_) | E::InvalidUri(_) | E::InvalidMetadataValue(_) => (Kind::Refused, error.to_string()),
+        other => (Kind::Away, chain(&other.to_string(), other.source())),
+    };
+    let denied = matches!(error, E::GRpcStatus(status) if status.code() as i32 == code::PERMISSION_DENIED);
+    let reason = if denied { needs(access, &reason) } else { reason };
+    let step = format!("{} {}", access.verb, access.key);
+    Failure { kind, error: Error { step, reason, transient: kind == Kind::Away } }
+}
+
+/// Adds what an operator has to grant.
+pub(super) fn needs(access: Access<'_>, reason: &str) -> String {
+    format!("{reason}: the user needs a role with {} permission on {}", access.permission, access.key)
+}
+
+fn kind(code: i32, message: &str) -> Kind {
+    match code {
+        code::OUT_OF_RANGE if message.contains("message length too large") => Kind::TooLarge,
+        code::OUT_OF_RANGE => Kind::Compacted,
+        code::NOT_FOUND if message.contains("lease not found") => Kind::LeaseGone,
+        code::FAILED_PRECONDITION if message.contains("lease already exists") => Kind::LeaseExists,
+        code::NOT_FOUND
+        | code::FAILED_PRECONDITION
+        | code::INVALID_ARGUMENT
+        | code::PERMISSION_DENIED
+        | code::UNIMPLEMENTED => Kind::Refused,
+        // Unavailable, Unknown, Cancelled, DeadlineExceeded, Internal, ResourceExhausted, Unauthenticated, …
+        _ => Kind::Away,
+    }
+}
+
+/// An error and its causes in one line, each only once.
+fn chain(message: &str, mut source: Option<&(dyn std::error::Error + 'static)>) -> String {
+    let mut text = message.to_owned();
+    while let Some(error) = source {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            text = if text.is_empty() { part } else { format!("{text}: {part}") };
+        }
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn given(endpoints: &[&str], tls: bool) -> Result<Vec<String>, String> {
+        let options = EtcdOptions {
+            endpoints: endpoints.iter().map(|&endpoint| endpoint.to_owned()).collect(),
+            tls: tls.then(super::super::Tls::default),
+            ..EtcdOptions::default()
+        };
+        super::endpoints(&options).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn endpoints_are_all_of_one_kind() {
+        assert_eq!(given(&["http://a:1/", " b:2"], false).unwrap(), ["http://a:1", "http://b:2"]);
+        assert_eq!(given(&["a:1", "https://b:2"], true).unwrap(), ["https://a:1", "https://b:2"]);
+        let cases: [(&[&str], bool, &str); 4] = [
+            (&[], false, "--etcd-endpoints : there is none"),
+            (
+                &["http://a:1", "https://b:2"],
+                false,
+                "--etcd-endpoints http://a:1,https://b:2: http and https can't be mixed",
+            ),
+            (&["http://a:1"], true, "--etcd-endpoints http://a:1: TLS files are given, so the endpoints must be https"),
+            (&["unix://a"], false, "--etcd-endpoints unix://a: expected http://host:port or https://host:port"),
+        ];
+        for (endpoints, tls, expected) in cases {
+            assert_eq!(given(endpoints, tls).unwrap_err(), expected);
+        }
+    }
+
+    #[test]
+    fn codes_have_meanings() {
+        assert_eq!(kind(11, "etcdserver: mvcc: required revision has been compacted"), Kind::Compacted);
+        assert_eq!(kind(11, "etcdserver: mvcc: required revision is a future revision"), Kind::Compacted);
+        assert_eq!(kind(11, "Error, decoded message length too large: found 5 bytes"), Kind::TooLarge);
+        assert_eq!(kind(5, "etcdserver: requested lease not found"), Kind::LeaseGone);
+        assert_eq!(kind(9, "etcdserver: lease already exists"), Kind::LeaseExists);
+        assert_eq!(kind(7, "etcdserver: permission denied"), Kind::Refused);
+        assert_eq!(kind(14, "etcdserver: no leader"), Kind::Away);
+        assert_eq!(kind(16, "etcdserver: invalid auth token"), Kind::Away);
+    }
+}

@@ -1,0 +1,401 @@
+//! The store against a real etcd: what is read, what is heard of, and what faults do to it.
+//!
+//! No test measures time; each waits for what must happen, with a generous limit.
+
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail as its tests do")]
+
+mod etcd_server;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use etcd_server::{Etcd, LIMIT, next, until};
+use nix::sys::signal::Signal;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use twill_agent::lease::{self, AcquireError, Held};
+use twill_agent::overlay::NetworkConfig;
+use twill_agent::overlay::alloc::Wanted;
+use twill_agent::overlay::record::{Record, VtepData};
+use twill_agent::store::etcd::EtcdStore;
+use twill_agent::store::{Change, Event, LeaseId, RawRecord, Store, Written};
+
+/// Record keys that sort as they are numbered.
+fn key(number: usize) -> String {
+    format!("10.{}.{}.0-24", number / 100 + 100, number % 100 + 100)
+}
+
+async fn fill(store: &EtcdStore, number: usize) {
+    let mut tasks = JoinSet::new();
+    for n in 0..number {
+        let store = store.clone();
+        tasks.spawn(async move { store.create(&key(n), b"{}", None).await.unwrap() });
+        if tasks.len() >= 64 {
+            tasks.join_next().await;
+        }
+    }
+    tasks.join_all().await;
+}
+
+/// A complete read: pages, the records in them, and its revision.
+async fn listing(events: &mut mpsc::Receiver<Event>) -> (usize, BTreeMap<String, RawRecord>, i64) {
+    let (mut pages, mut records) = (0, BTreeMap::new());
+    assert_eq!(next(events).await, Event::Listing);
+    loop {
+        match next(events).await {
+            Event::Page(page) => {
+                pages += 1;
+                records.extend(page.into_iter().map(|record| (record.key.clone(), record)));
+            }
+            Event::Listed { revision } => return (pages, records, revision),
+            Event::Config(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// The changes up to one of `last`; anything but changes is out of place.
+async fn changes(events: &mut mpsc::Receiver<Event>, last: &str) -> Vec<Change> {
+    let mut seen = Vec::new();
+    loop {
+        match next(events).await {
+            Event::Changes(changes) => seen.extend(changes),
+            other => panic!("{other:?} before {last}"),
+        }
+        let is_last = |change: &Change| match change {
+            Change::Put(record) => record.key == last,
+            Change::Deleted { key, .. } => key == last,
+        };
+        if seen.iter().any(is_last) {
+            return seen;
+        }
+    }
+}
+
+/// What is said when the server goes: once, and nothing else.
+async fn down(events: &mut mpsc::Receiver<Event>) {
+    let event = next(events).await;
+    assert!(matches!(event, Event::Down { .. }), "{event:?}");
+}
+
+fn record(node: u8) -> Record {
+    let vtep = VtepData { vni: Some(1), mac: "c6:d2:32:6f:8f:44".parse().unwrap() };
+    Record { ipv4: Some(vtep), ..Record::vxlan(Ipv4Addr::new(192, 168, 64, node)) }
+}
+
+async fn acquire(
+    store: &EtcdStore,
+    config: &str,
+    record: &Record,
+    records: &BTreeMap<String, RawRecord>,
+) -> Result<Held, AcquireError> {
+    let config = NetworkConfig::parse(config.as_bytes()).unwrap();
+    let wanted = Wanted {
+        config: &config,
+        public_ip: Some(record.public_ip),
+        public_ipv6: None,
+        previous: None,
+        node: record.node.as_deref(),
+    };
+    lease::acquire(store, &wanted, records, record, lease::TTL).await
+}
+
+#[tokio::test]
+async fn reads_in_pages_then_hears_of_each_change() {
+    let etcd = Etcd::start();
+    let store = etcd.store();
+    fill(&store, 2_500).await;
+    etcd.ctl(&["put", "/coreos.com/network/subnetsx", "not ours"]);
+    let requests = || etcd.counter("grpc_server_msg_received_total", &[]);
+    let before = requests();
+    let mut events = store.follow();
+    let (pages, records, revision) = listing(&mut events).await;
+    assert_eq!((pages, records.len()), (3, 2_500));
+    assert!(records.values().all(|record| record.revision <= revision));
+
+    etcd.ctl(&["put", &Etcd::key("10.5.1.0-24"), "x"]);
+    assert!(matches!(&changes(&mut events, "10.5.1.0-24").await[..], [Change::Put(put)] if put.value == b"x"));
+    etcd.ctl(&["del", &Etcd::key("10.5.1.0-24")]);
+    assert!(matches!(changes(&mut events, "10.5.1.0-24").await[..], [Change::Deleted { .. }]));
+    let lease = store.grant(Duration::from_secs(1)).await.unwrap();
+    store.create("10.5.2.0-24", b"y", Some(lease)).await.unwrap();
+    assert!(matches!(&changes(&mut events, "10.5.2.0-24").await[..], [Change::Put(put)] if put.lease == lease.0));
+    assert!(matches!(changes(&mut events, "10.5.2.0-24").await[..], [Change::Deleted { .. }]));
+    etcd.ctl(&["put", "/coreos.com/network/config", "{}"]);
+    assert_eq!(next(&mut events).await, Event::Config(Some(b"{}".to_vec())));
+    etcd.ctl(&["del", "/coreos.com/network/config"]);
+    assert_eq!(next(&mut events).await, Event::Config(None));
+
+    // Three pages, the watch's two requests, grant and create; etcdctl's four are one each.
+    assert_eq!(requests() - before, 3 + 2 + 2 + 4);
+}
+
+#[tokio::test]
+async fn a_change_is_heard_wherever_it_falls_between_read_and_watch() {
+    let etcd = Etcd::start();
+    let store = etcd.store();
+    let writer = store.clone();
+    let writing = tokio::spawn(async move { fill(&writer, 1_500).await });
+    let mut events = store.follow();
+    let (_, mut seen, _) = listing(&mut events).await;
+    while seen.len() < 1_500 {
+        let Event::Changes(changes) = next(&mut events).await else { panic!() };
+        for change in changes {
+            let Change::Put(put) = change else { panic!() };
+            assert!(seen.insert(put.key.clone(), put).is_none(), "heard twice");
+        }
+    }
+    writing.await.unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_too_large_is_asked_for_in_parts() {
+    let etcd = Etcd::start();
+    let store = etcd.store();
+    let large = vec![b'x'; 1 << 20];
+    for n in 0..6 {
+        store.create(&key(n), &large, None).await.unwrap();
+    }
+    let mut events = store.follow();
+    let (_, records, _) = listing(&mut events).await;
+    assert_eq!(records.len(), 6);
+    store.create("10.5.1.0-24", &large, None).await.unwrap();
+    changes(&mut events, "10.5.1.0-24").await;
+}
+
+#[tokio::test]
+async fn a_restart_loses_no_change_and_reads_nothing_again() {
+    let mut etcd = Etcd::start();
+    let store = etcd.store();
+    store.create("10.5.1.0-24", b"x", None).await.unwrap();
+    let mut events = store.follow();
+    listing(&mut events).await;
+    for round in 0..3 {
+        etcd.kill();
+        down(&mut events).await;
+        let missed = format!("10.6.{round}.0-24");
+        etcd.aside(|etcd| {
+            etcd.ctl(&["put", &Etcd::key(&missed), "x"]);
+            etcd.ctl(&["del", &Etcd::key(&missed)]);
+        });
+        etcd.restart();
+        let mut heard = Vec::new();
+        for event in until(&mut events, |event| *event == Event::Up).await {
+            match event {
+                Event::Changes(changes) => heard.extend(changes),
+                Event::Up => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        while heard.len() < 2 {
+            let Event::Changes(changes) = next(&mut events).await else { panic!() };
+            heard.extend(changes);
+        }
+        assert!(
+            matches!(&heard[..], [Change::Put(put), Change::Deleted { key, .. }] if put.key == missed && *key == missed)
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_compaction_beyond_what_was_heard_starts_the_read_over() {
+    let mut etcd = Etcd::start();
+    let store = etcd.store();
+    store.create("10.5.1.0-24", b"x", None).await.unwrap();
+    let mut events = store.follow();
+    listing(&mut events).await;
+    etcd.kill();
+    down(&mut events).await;
+    etcd.aside(|etcd| {
+        etcd.ctl(&["del", &Etcd::key("10.5.1.0-24")]);
+        etcd.ctl(&["put", &Etcd::key("10.5.2.0-24"), "y"]);
+        etcd.ctl(&["put", &Etcd::key("10.5.2.0-24"), "z"]);
+        let answer = etcd.ctl(&["get", "x", "-w", "json"]);
+        let revision = answer.split("\"revision\":").nth(1).unwrap().split(',').next().unwrap();
+        etcd.ctl(&["compact", revision]);
+    });
+    etcd.restart();
+    let (_, records, _) = listing(&mut events).await;
+    assert_eq!(records.into_keys().collect::<Vec<_>>(), ["10.5.2.0-24"]);
+    assert_eq!(next(&mut events).await, Event::Up);
+    etcd.ctl(&["put", &Etcd::key("10.5.3.0-24"), "x"]);
+    changes(&mut events, "10.5.3.0-24").await;
+}
+
+#[tokio::test]
+async fn an_etcd_that_lost_its_data_is_read_again() {
+    let mut etcd = Etcd::start();
+    let store = etcd.store();
+    fill(&store, 20).await;
+    let mut events = store.follow();
+    listing(&mut events).await;
+    etcd.kill();
+    down(&mut events).await;
+    etcd.wipe();
+    etcd.restart();
+    let (_, records, _) = listing(&mut events).await;
+    assert!(records.is_empty());
+    assert_eq!(next(&mut events).await, Event::Up);
+}
+
+#[tokio::test]
+async fn a_hung_server_is_noticed_and_heard_again() {
+    let etcd = Etcd::start();
+    let store = etcd.store();
+    let mut events = store.follow();
+    listing(&mut events).await;
+    etcd.signal(Signal::SIGSTOP);
+    down(&mut events).await;
+    assert!(store.config().await.unwrap_err().is_transient());
+    etcd.signal(Signal::SIGCONT);
+    assert_eq!(next(&mut events).await, Event::Up);
+    etcd.ctl(&["put", &Etcd::key("10.5.1.0-24"), "x"]);
+    changes(&mut events, "10.5.1.0-24").await;
+}
+
+#[tokio::test]
+async fn a_server_that_comes_late_is_waited_for() {
+    let mut etcd = Etcd::start();
+    etcd.kill();
+    let store = etcd.store();
+    let mut events = store.follow();
+    down(&mut events).await;
+    etcd.restart();
+    listing(&mut events).await;
+    assert_eq!(next(&mut events).await, Event::Up);
+}
+
+#[tokio::test]
+async fn one_dead_endpoint_of_two_fails_nothing() {
+    let (etcd, mut dead) = (Etcd::start(), Etcd::start());
+    dead.kill();
+    let mut options = etcd.options();
+    options.endpoints.push(dead.url());
+    // The first endpoint is chosen at random.
+    for n in 0..10 {
+        let store = EtcdStore::connect(options.clone()).unwrap();
+        assert_eq!(store.config().await.unwrap(), None);
+        assert!(matches!(store.create(&key(n), b"x", None).await.unwrap(), Written::At(_)));
+    }
+}
+
+#[tokio::test]
+async fn the_record_is_as_flannel_writes_it_and_hangs_on_a_day() {
+    let etcd = Etcd::start();
+    let store = etcd.store();
+    let config = r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.52.0","SubnetMax":"10.5.52.0"}"#;
+    let held = acquire(&store, config, &record(3), &BTreeMap::new()).await.unwrap();
+    let shown = etcd.ctl(&["get", "--prefix", "/coreos.com/network"]);
+    let golden = "/coreos.com/network/subnets/10.5.52.0-24\n\
+        {\"PublicIP\":\"192.168.64.3\",\"PublicIPv6\":null,\"BackendType\":\"vxlan\",\"BackendData\":{\"VNI\":1,\"VtepMAC\":\"c6:d2:32:6f:8f:44\"}}\n";
+    assert_eq!(shown, golden);
+    let id = format!("{:x}", held.lease.unwrap().0);
+    let lease = etcd.ctl(&["lease", "timetolive", "--keys", &id]);
+    assert!(lease.contains("granted with TTL(86400s)"), "{lease}");
+    assert!(lease.contains("attached keys([/coreos.com/network/subnets/10.5.52.0-24])"), "{lease}");
+}
+
+#[tokio::test]
+async fn leases_are_renewed_without_an_event_and_end() {
+    let etcd = Etcd::start();
+    let store = etcd.store();
+    let day = Duration::from_secs(86_400);
+    let lease = store.grant(day).await.unwrap();
+    store.create("10.5.1.0-24", b"x", Some(lease)).await.unwrap();
+    let mut events = store.follow();
+    listing(&mut events).await;
+    let renewals = || etcd.counter("grpc_server_msg_received_total", &["LeaseKeepAlive"]);
+    let before = renewals();
+    for _ in 0..3 {
+        assert_eq!(store.keep_alive(lease).await.unwrap(), Some(day));
+    }
+    assert_eq!(renewals() - before, 3, "a request each");
+    // Another process, as after a restart, doesn't know the TTL and asks.
+    assert_eq!(etcd.store().keep_alive(lease).await.unwrap(), Some(day));
+    etcd.ctl(&["put", &Etcd::key("10.5.9.0-24"), "mark"]);
+    assert_eq!(changes(&mut events, "10.5.9.0-24").await.len(), 1, "no event but the mark");
+
+    store.revoke(lease).await.unwrap();
+    assert_eq!(store.record("10.5.1.0-24").await.unwrap(), None);
+    store.revoke(lease).await.unwrap();
+    assert_eq!(store.keep_alive(lease).await.unwrap(), None);
+    let error = store.create("10.5.1.0-24", b"x", Some(lease)).await.unwrap_err();
+    assert!(!error.is_transient(), "{error}");
+    assert_eq!(store.keep_alive(LeaseId(7)).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn writes_are_conditional() {
+    let etcd = Etcd::start();
+    let store = etcd.store();
+    let Written::At(first) = store.create("10.5.1.0-24", b"1", None).await.unwrap() else { panic!() };
+    for held in ["10.5.1.0-24", "10.5.1.0-24&fc00:0:0:1::-64"] {
+        assert_eq!(store.create(held, b"2", None).await.unwrap(), Written::Conflict, "{held}");
+    }
+    assert_eq!(store.update("10.5.1.0-24", b"2", None, first + 5).await.unwrap(), Written::Conflict);
+    let Written::At(second) = store.update("10.5.1.0-24", b"2", None, first).await.unwrap() else { panic!() };
+    assert_eq!(store.record("10.5.1.0-24").await.unwrap().unwrap().revision, second);
+    assert_eq!(store.delete("10.5.1.0-24", first).await.unwrap(), Written::Conflict);
+    assert!(matches!(store.delete("10.5.1.0-24", second).await.unwrap(), Written::At(_)));
+    assert!(matches!(store.create("10.5.1.0-24&fc00::-64", b"", None).await.unwrap(), Written::At(_)));
+    assert_eq!(store.create("10.5.1.0-24", b"", None).await.unwrap(), Written::Conflict);
+    for free in ["0.0.0.0-0&fc00::-64", "0.0.0.0-0&fc00:0:0:1::-64", "10.5.1.0-240"] {
+        assert!(matches!(store.create(free, b"", None).await.unwrap(), Written::At(_)), "{free}");
+    }
+}
+
+#[tokio::test]
+async fn fifty_nodes_at_once_share_fifty_subnets() {
+    let etcd = Etcd::start();
+    let config = r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.50.0"}"#;
+    let mut nodes = JoinSet::new();
+    for node in 1..=51 {
+        let store = etcd.store();
+        nodes.spawn(async move { acquire(&store, config, &record(node), &BTreeMap::new()).await });
+    }
+    let results = tokio::time::timeout(LIMIT, nodes.join_all()).await.unwrap();
+    let keys: BTreeSet<_> = results.iter().flatten().map(|held| held.key).collect();
+    let refused = results.iter().filter(|result| matches!(result, Err(AcquireError::NoFreeSubnet { .. })));
+    assert_eq!((keys.len(), refused.count()), (50, 1));
+    let leases = etcd.ctl(&["lease", "list"]);
+    assert!(leases.starts_with("found 50 leases"), "an orphan: {leases}");
+}
+
+#[tokio::test]
+async fn a_role_for_the_prefix_is_enough_and_less_is_explained() {
+    let etcd = Etcd::start();
+    etcd.ctl(&["role", "add", "node"]);
+    etcd.ctl(&["role", "grant-permission", "node", "read", "/coreos.com/network/config"]);
+    etcd.ctl(&["role", "grant-permission", "--prefix=true", "node", "readwrite", "/coreos.com/network/subnets/"]);
+    for user in ["root", "node", "nobody"] {
+        etcd.ctl(&["user", "add", &format!("{user}:secret")]);
+    }
+    etcd.ctl(&["user", "grant-role", "root", "root"]);
+    etcd.ctl(&["user", "grant-role", "node", "node"]);
+    etcd.ctl(&["auth", "enable"]);
+    let as_user = |user: &str, password: &str| {
+        let mut options = etcd.options();
+        (options.username, options.password) = (Some(user.to_owned()), Some(password.to_owned()));
+        EtcdStore::connect(options).unwrap()
+    };
+
+    let store = as_user("node", "secret");
+    let mut events = store.follow();
+    listing(&mut events).await;
+    let config = r#"{"Network":"10.5.0.0/16"}"#;
+    let held = acquire(&store, config, &record(3), &BTreeMap::new()).await.unwrap();
+    changes(&mut events, &held.key.to_string()).await;
+    assert!(store.keep_alive(held.lease.unwrap()).await.unwrap().is_some());
+
+    let error = as_user("nobody", "secret").create("10.5.1.0-24", b"", None).await.unwrap_err();
+    let needed = "the user needs a role with readwrite permission on /coreos.com/network/subnets/10.5.1.0-24";
+    assert!(error.to_string().ends_with(needed), "{error}");
+    let mut events = as_user("nobody", "secret").follow();
+    let Event::Down { reason } = next(&mut events).await else { panic!() };
+    assert!(reason.ends_with("the user needs a role with read permission on /coreos.com/network/subnets/"), "{reason}");
+    let error = as_user("node", "wrong").config().await.unwrap_err();
+    assert!(error.to_string().contains("invalid user ID or password"), "{error}");
+    let error = etcd.store().config().await.unwrap_err();
+    assert!(error.to_string().contains("user name is empty"), "{error}");
+}
