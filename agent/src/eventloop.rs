@@ -16,7 +16,10 @@ use crate::dataplane::{Dataplane, Device, Event as KernelEvent, Made};
 use crate::lease::{KeeperHandle, LeaseEvent};
 use crate::overlay::peers::Delta;
 use crate::overlay::plane::{Chunk, Plane};
+use crate::overlay::record::Record;
 use crate::overlay::records::Records;
+use crate::overlay::{MacAddr, SubnetKey};
+use crate::site::{self, End, Site, Unfit};
 use crate::store::{self, Change, RawRecord};
 
 /// How often everything is compared without any cause.
@@ -47,6 +50,7 @@ pub struct Half<D> {
     resync_at: Instant,
     remake_at: Option<Instant>,
     failing: bool,
+    underlay_changed: bool,
 }
 
 /// Why the loop ended.
@@ -61,34 +65,56 @@ pub enum Ended {
     },
 }
 
+/// Our own record, and who keeps it.
+pub struct Own {
+    key: SubnetKey,
+    /// The key as etcd has it.
+    text: String,
+    record: Record,
+    keeper: KeeperHandle,
+    events: mpsc::Receiver<LeaseEvent>,
+    /// The complete read under way has shown it.
+    listed: bool,
+}
+
 /// All that the loop turns on.
 pub struct EventLoop<D> {
+    /// What is fixed for our life.
+    site: Site,
     /// The planes, one a family.
-    pub halves: Vec<Half<D>>,
+    halves: Vec<Half<D>>,
     /// The records that are no peers, and the reading of all.
-    pub records: Records,
+    records: Records,
     /// What the store tells.
-    pub store: mpsc::Receiver<store::Event>,
-    /// What the lease's keeper tells.
-    pub lease: mpsc::Receiver<LeaseEvent>,
-    /// Whom to tell what the store shows of our own record.
-    pub keeper: KeeperHandle,
-    /// Our own record's key.
-    pub own_key: String,
+    store: mpsc::Receiver<store::Event>,
+    own: Own,
     /// Whether a clean stop programs every peer first.
     pub program_all_on_exit: bool,
-    /// The network config that this daemon runs with, as read.
-    pub config: Vec<u8>,
     ready: bool,
-    /// The complete read under way has shown our own record.
-    own_listed: bool,
+}
+
+impl Own {
+    /// Our record under its key, with its keeper.
+    pub fn new(key: SubnetKey, record: Record, keeper: KeeperHandle, events: mpsc::Receiver<LeaseEvent>) -> Self {
+        Self { key, text: key.to_string(), record, keeper, events, listed: false }
+    }
 }
 
 impl<D: Dataplane> Half<D> {
     /// A plane whose device has been made; its first comparison is due at once.
     pub fn new(plane: Plane, dataplane: D, device: Device, now: Instant) -> Self {
-        let (observing, adopted, failing) = (false, false, false);
-        Self { plane, dataplane, device, observing, adopted, resync_at: now, remake_at: None, failing }
+        let (observing, adopted, failing, underlay_changed) = (false, false, false, false);
+        Self {
+            plane,
+            dataplane,
+            device,
+            observing,
+            adopted,
+            resync_at: now,
+            remake_at: None,
+            failing,
+            underlay_changed,
+        }
     }
 
     /// Takes in what the kernel has told; returns whether there may be more.
@@ -103,7 +129,7 @@ impl<D: Dataplane> Half<D> {
                 Ok(Some(KernelEvent::Device)) => {
                     self.remake_at.get_or_insert(now);
                 }
-                Ok(Some(KernelEvent::Underlay)) => {}
+                Ok(Some(KernelEvent::Underlay)) => self.underlay_changed = true,
                 Ok(Some(KernelEvent::Overrun)) => {
                     debug!(device = %self.device.name, "kernel events were lost, comparing everything");
                     self.resync_at = now;
@@ -230,16 +256,13 @@ impl<D: Dataplane> Half<D> {
 impl<D: Dataplane> EventLoop<D> {
     /// A loop over parts that are ready to run; it programs everyone before a clean stop.
     pub fn new(
+        site: Site,
         halves: Vec<Half<D>>,
         records: Records,
         store: mpsc::Receiver<store::Event>,
-        lease: mpsc::Receiver<LeaseEvent>,
-        keeper: KeeperHandle,
-        own_key: String,
+        own: Own,
     ) -> Self {
-        let (program_all_on_exit, config) = (true, Vec::new());
-        let (ready, own_listed) = (false, false);
-        Self { halves, records, store, lease, keeper, own_key, program_all_on_exit, config, ready, own_listed }
+        Self { site, halves, records, store, own, program_all_on_exit: true, ready: false }
     }
 
     /// Takes in the records of the first complete read.
@@ -264,7 +287,7 @@ impl<D: Dataplane> EventLoop<D> {
                 _ = interrupt.recv() => break,
                 () = readable(&self.halves), if !busy => {}
                 Some(event) = self.store.recv() => self.store_events(event),
-                Some(event) = self.lease.recv() => {
+                Some(event) = self.own.events.recv() => {
                     if let Some(ended) = self.lease_event(event) {
                         return Ok(ended);
                     }
@@ -286,6 +309,11 @@ impl<D: Dataplane> EventLoop<D> {
             half.answer(now);
             half.remake(now).await;
             busy |= more || half.work(now);
+        }
+        let changed = self.halves.iter_mut().map(|half| std::mem::take(&mut half.underlay_changed));
+        if changed.fold(false, |any, one| any | one) {
+            self.follow_underlay();
+            busy = true;
         }
         busy
     }
@@ -320,7 +348,7 @@ impl<D: Dataplane> EventLoop<D> {
         let planes = self.halves.iter_mut().map(|half| &mut half.plane);
         match event {
             store::Event::Listing => {
-                self.own_listed = false;
+                self.own.listed = false;
                 self.records.listing();
                 planes.for_each(Plane::listing);
             }
@@ -331,8 +359,8 @@ impl<D: Dataplane> EventLoop<D> {
             }
             store::Event::Listed { revision } => {
                 debug!(revision, "read all records");
-                if !self.own_listed {
-                    self.keeper.seen(Change::Deleted { key: self.own_key.clone(), revision });
+                if !self.own.listed {
+                    self.own.keeper.seen(Change::Deleted { key: self.own.text.clone(), revision });
                 }
                 planes.for_each(|plane| told.deltas.extend(plane.listed()));
             }
@@ -351,9 +379,9 @@ impl<D: Dataplane> EventLoop<D> {
     }
 
     fn put(&mut self, record: RawRecord, told: &mut Told) {
-        if record.key == self.own_key {
-            self.own_listed = true;
-            self.keeper.seen(Change::Put(record));
+        if record.key == self.own.text {
+            self.own.listed = true;
+            self.own.keeper.seen(Change::Put(record));
             return;
         }
         let mut planes: Vec<&mut Plane> = self.halves.iter_mut().map(|half| &mut half.plane).collect();
@@ -365,8 +393,8 @@ impl<D: Dataplane> EventLoop<D> {
     }
 
     fn delete(&mut self, key: String, revision: i64, told: &mut Told) {
-        if key == self.own_key {
-            self.keeper.seen(Change::Deleted { key, revision });
+        if key == self.own.text {
+            self.own.keeper.seen(Change::Deleted { key, revision });
             return;
         }
         let mut planes: Vec<&mut Plane> = self.halves.iter_mut().map(|half| &mut half.plane).collect();
@@ -375,30 +403,81 @@ impl<D: Dataplane> EventLoop<D> {
 
     fn config_changed(&mut self, config: Option<Vec<u8>>) {
         match config {
-            Some(config) if config == self.config => {}
+            Some(config) if config == self.site.config_text => {}
             Some(config) => {
-                let text = String::from_utf8_lossy(&config).into_owned();
-                warn!(config = %text, "the network config was changed; this daemon goes on with what it started with until it is restarted");
-                self.config = config;
+                let config_now = String::from_utf8_lossy(&config).into_owned();
+                warn!(%config_now, "the network config was changed; this daemon goes on with the one it started with until it is restarted");
+                self.site.config_text = config;
             }
-            None => warn!("the network config was deleted; this daemon goes on with what it started with"),
+            None => warn!("the network config was deleted; this daemon goes on with the one it started with"),
+        }
+    }
+
+    /// Links, addresses or default routes have changed: device, record and `subnet.env` follow.
+    fn follow_underlay(&mut self) {
+        let Some(first) = self.halves.first_mut() else { return };
+        let interfaces = match first.dataplane.interfaces() {
+            Ok(interfaces) => interfaces,
+            Err(error) => return warn!(%error, "cannot read the interfaces, staying with what was chosen"),
+        };
+        match self.site.ends(&interfaces) {
+            Ok(ends) => {
+                if let Err(error) = self.move_to(&ends) {
+                    warn!(%error, "cannot follow the underlay's change");
+                }
+            }
+            // It may come back; until then what is programmed is the best guess.
+            Err(error) => warn!(%error, "the underlay is not usable now, staying with what was chosen"),
+        }
+    }
+
+    fn move_to(&mut self, ends: &[End]) -> Result<(), Unfit> {
+        let now = Instant::now();
+        for (half, end) in self.halves.iter_mut().zip(ends) {
+            let device = self.site.device(end, &self.own.key, half.device.mac)?;
+            if device != half.device {
+                info!(device = %device.name, underlay = %device.underlay_name, local = %device.local, mtu = device.mtu, "the underlay changed");
+                half.device = device;
+                half.remake_at = Some(now);
+            }
+        }
+        let macs: Vec<_> = self.halves.iter().map(|half| half.device.mac).collect();
+        let mut macs = macs.into_iter();
+        let addressed = self.site.record(ends, |_| macs.next().unwrap_or(MacAddr([0; 6])));
+        let record = Record { node: self.own.record.node.clone(), extra: self.own.record.extra.clone(), ..addressed };
+        if record != self.own.record {
+            info!(record = %String::from_utf8_lossy(&record.to_json()), "our record follows");
+            self.records.we_are(ends.iter().map(|end| site::own(&self.own.key, end)).collect::<Result<_, _>>()?);
+            self.own.keeper.publish(record.clone());
+            self.own.record = record;
+        }
+        self.write_env();
+        Ok(())
+    }
+
+    fn write_env(&self) {
+        let mtu = self.halves.iter().map(|half| half.device.mtu).min().unwrap_or_default();
+        match self.site.subnet_env(&self.own.key, mtu).write(&self.site.subnet_file) {
+            Ok(true) => info!(file = %self.site.subnet_file.display(), mtu, "subnet.env written"),
+            Ok(false) => {}
+            Err(error) => warn!(%error, "cannot write subnet.env"),
         }
     }
 
     fn lease_event(&mut self, event: LeaseEvent) -> Option<Ended> {
         match event {
             LeaseEvent::Lost { holder } => {
-                error!(subnet = %self.own_key, %holder, "another node holds our subnet");
+                error!(subnet = %self.own.text, %holder, "another node holds our subnet");
                 return Some(Ended::LeaseLost { holder });
             }
             LeaseEvent::Trouble { reason } => {
-                warn!(%reason, subnet = %self.own_key, "our lease cannot be renewed now, trying until it works")
+                warn!(%reason, subnet = %self.own.text, "our lease cannot be renewed now, trying until it works")
             }
-            LeaseEvent::Renewed { left } => info!(?left, subnet = %self.own_key, "lease renewed"),
+            LeaseEvent::Renewed { left } => info!(?left, subnet = %self.own.text, "lease renewed"),
             LeaseEvent::Recreated { revision, .. } => {
-                warn!(revision, subnet = %self.own_key, "our record was gone or changed, written again");
+                warn!(revision, subnet = %self.own.text, "our record was gone or changed, written again");
             }
-            event => info!(?event, subnet = %self.own_key, "lease"),
+            event => info!(?event, subnet = %self.own.text, "lease"),
         }
         None
     }

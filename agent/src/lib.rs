@@ -4,12 +4,16 @@
 //! `eventloop` ties them together. ARCHITECTURE.md has the picture.
 
 pub mod cli;
+pub mod cni;
 pub mod dataplane;
 pub mod eventloop;
 pub mod handoff;
+pub mod install;
 pub mod lease;
 pub mod leases;
 pub mod log;
 pub mod overlay;
+mod reader;
+pub mod site;
 pub mod start;
 pub mod store;

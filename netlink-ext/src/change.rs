@@ -93,8 +93,8 @@ impl Change {
 pub struct ChangeScope {
     /// Neighbours and FDB rows of this device only. A new socket is due when the device is made anew.
     pub ifindex: u32,
-    /// Not what the requests of these ports caused; see [`crate::BatchSocket::port`]. The VXLAN driver does not tell who
-    /// wrote an FDB row, so our own come all the same.
+    /// Not what the requests of these ports caused; see [`crate::BatchSocket::port`]. The VXLAN driver does not tell
+    /// who wrote an FDB row, so our own come all the same.
     pub ignore_ports: Vec<u32>,
     /// In bytes; see [`crate::MissSocket::open`].
     pub receive_buffer: usize,

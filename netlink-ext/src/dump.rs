@@ -1,9 +1,15 @@
 //! Dumps that can be read a datagram at a time, that the kernel filters, and that notice when they were interrupted.
 //!
-//! The kernel marks a dump with `NLM_F_DUMP_INTR` when its table changed meanwhile, and then it has to be made again. It
-//! does so for links and addresses. It has no such mark for FDB rows and neighbours (nobody calls
-//! `nl_dump_check_consistent` in drivers/net/vxlan or in net/core/neighbour.c, Linux 6.18): while others write, such a
-//! dump can miss a row or show one twice, and a reader that wants more has to listen for changes as well.
+//! The kernel marks a dump with `NLM_F_DUMP_INTR` when its table changed meanwhile, and then it has to be made again.
+//! It does so for links and addresses only (measured on Linux 6.18). Routes need no mark: a dump goes on behind the
+//! last prefix shown, so what is there all the while is shown once.
+//!
+//! **A dump of FDB rows during which rows are deleted misses others, and nothing tells.** It shows the newest row first
+//! and goes on by counting from there, so each deletion of a row that was shown hides one that was not, and each new
+//! row shows another twice (a test holds the first). Neighbours are counted within a hash bucket, so hardly any are
+//! hidden. Don't delete between the steps of one's own dump, and take "not shown" for "perhaps gone": putting such a
+//! row again is harmless, forgetting it is not. The counting also makes the dump quadratic: 10,000 rows take 4 ms and
+//! 100,000 some 400 ms, where neighbours and routes take 40.
 
 use crate::netlink::{BUFFER, Netlink, refusal_of_done, refusal_of_error};
 use crate::wire::{Body, Datagram, Message, Messages};
@@ -101,8 +107,8 @@ impl Query {
         datagram.message(kind, (libc::NLM_F_REQUEST | how) as u16, sequence, |body| self.encode(body));
     }
 
-    /// Where the kernel wants a filter differs from message to message; with strict checking it refuses one in the wrong
-    /// place and ignores none.
+    /// Where the kernel wants a filter differs from message to message; with strict checking it refuses one in the
+    /// wrong place and ignores none.
     fn encode(&self, body: &mut Body<'_>) {
         match self {
             Self::Fdb { ifindex } => body.header(&ndm::header(libc::AF_BRIDGE as u8, *ifindex, 0, 0)),
@@ -133,7 +139,7 @@ impl Query {
         }
     }
 
-    /// The row in a message, if it is one that was asked for. Kernels before 4.20 filter less than they are told.
+    /// The row in a message, if it is one that was asked for, whatever the kernel filtered.
     fn read(&self, message: &Message<'_>) -> Option<Row> {
         match self {
             Self::Fdb { ifindex } => {
@@ -191,8 +197,8 @@ impl Dumper {
         Ok(())
     }
 
-    /// Reads one datagram of at most 32 KiB, some 400 rows, and hands its rows to `sink`. Without a dump under way it is
-    /// [`Step::Done`].
+    /// Reads one datagram of at most 32 KiB, some 480 rows of an FDB, and hands its rows to `sink`. Without a dump
+    /// under way it is [`Step::Done`].
     ///
     /// # Errors
     /// A refusal by the kernel and a failure of the socket end the dump.

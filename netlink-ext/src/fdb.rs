@@ -11,9 +11,10 @@ use crate::{Mac, ndm::NUD_NOARP, ndm::NUD_PERMANENT};
 
 /// A row with one remote, written as `self permanent`: it does not age and is not learnt over.
 ///
-/// Putting a row that exists swaps its first remote (`vxlan_fdb_replace`), unless the wanted remote is among its remotes
-/// already. Deleting a row with a remote that it does not have does nothing and is no error (`__vxlan_fdb_delete`);
-/// deleting the only remote deletes the row. An IPv6 remote needs a device whose local address is IPv6.
+/// Putting a row that exists swaps its first remote (`vxlan_fdb_replace`), unless the wanted remote is among its
+/// remotes already. Deleting a row with a remote that it does not have does nothing and is no error
+/// (`__vxlan_fdb_delete`); deleting the only remote deletes the row. An IPv6 remote needs a device whose local address
+/// is IPv6.
 ///
 /// The all-zero MAC and multicast MACs can't be put: the kernel answers EOPNOTSUPP to a replace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,7 +36,8 @@ pub struct Seen {
     pub state: u16,
     /// `NTF_*` bits.
     pub flags: u8,
-    /// Time since a packet last used the row, in steps of 10 ms. A row that is put anew keeps it.
+    /// Time since a packet last used the row, in steps of 10 ms, or since the row was created. A put that finds the row
+    /// leaves it.
     pub used: Duration,
 }
 

@@ -1,8 +1,8 @@
 //! Classic BPF programs for netlink sockets: what is unwanted costs neither receive buffer nor a wake-up.
 //!
-//! The program sees each message with its netlink header. Loads convert from the network's byte order, netlink is in the
-//! host's, so constants are converted likewise. An instruction at or behind the end of a message ends with "drop".
-//! See Documentation/networking/filter.rst.
+//! The program sees each message with its netlink header. Loads convert from the network's byte order, netlink is in
+//! the host's, so constants are converted likewise. A load behind the end of a message drops it. See
+//! Documentation/networking/filter.rst.
 
 use libc::sock_filter;
 

@@ -8,7 +8,19 @@
 //! Each job has a socket of its own: a request on a socket that has overrun loses its acknowledgement, and the echo of
 //! our writes must not drown a miss. A socket belongs to the network namespace of the thread that opened it.
 //!
-//! The crate knows the kernel and nothing of who uses it. Facts about the kernel were read in or measured on Linux 6.18.
+//! ```no_run
+//! use netlink_ext::{BatchSocket, Request, fdb::Row};
+//!
+//! let mut batch = BatchSocket::open()?;
+//! let row = Row { ifindex: 4, mac: [2, 0, 0, 0, 0, 7], remote: [192, 0, 2, 7].into() };
+//! for failure in batch.send(&[Request::PutFdb(row)])? {
+//!     eprintln!("request {}: {}", failure.index, failure.refusal);
+//! }
+//! # Ok::<(), netlink_ext::Error>(())
+//! ```
+//!
+//! The crate knows the kernel and nothing of who uses it. What is said of the kernel was measured on Linux 6.18; the
+//! functions named are where to look.
 
 pub mod addr;
 pub mod batch;

@@ -152,8 +152,8 @@ impl Difference {
     /// Whether the kernel changes it on the living device, so that no FDB row, neighbour or route is lost.
     ///
     /// Tried on Linux 6.18 with a device that was up. Not: "Cannot change VNI", "Cannot change port", "cannot change
-    /// GBP flag", "cannot change L2MISS flag", and `local` only within its address family. Older kernels refuse more
-    /// (before 5.3 everything but the default remote), so a refusal of the change has to be reckoned with.
+    /// GBP flag", "cannot change L2MISS flag", and `local` only within its address family. Another
+    /// kernel may refuse more, so a refusal of the change has to be reckoned with.
     pub fn live_change(&self) -> bool {
         match self {
             Self::NotVxlan { .. }

@@ -1,10 +1,10 @@
 //! Misses: the kernel asks user space.
 //!
 //! **L3 miss**: an IP address has no MAC. Any device asks so whose neighbour table has `app_probes` above 0
-//! (`neigh_app_ns`, net/core/neighbour.c); up to three packets' worth of bytes wait for the answer, and the question is
-//! repeated each second. **L2 miss**: a MAC has no FDB row, on a VXLAN device with `l2miss`; the packet is dropped at once
-//! (`vxlan_fdb_miss`, drivers/net/vxlan/vxlan_core.c). Both are RTM_GETNEIGH messages on RTNLGRP_NEIGH, a group that also
-//! carries the echo of every write: hence the filter.
+//! (`neigh_app_ns`, net/core/neighbour.c); packets wait for the answer, as far as `unres_qlen_bytes` goes, and the
+//! question is repeated each second. **L2 miss**: a MAC has no FDB row, on a VXLAN device with `l2miss`; the packet is
+//! dropped at once (`vxlan_fdb_miss`, drivers/net/vxlan/vxlan_core.c). Both are RTM_GETNEIGH messages on RTNLGRP_NEIGH,
+//! a group that also carries the echo of every write: hence the filter.
 
 use std::io;
 use std::net::IpAddr;

@@ -33,7 +33,8 @@ pub(crate) struct Netlink {
 }
 
 impl Netlink {
-    /// Opens a socket in the network namespace of the calling thread.
+    /// Opens a socket in the network namespace of the calling thread. Strict checking, without which the kernel ignores
+    /// filters in the wrong place, came with Linux 4.20 and is required.
     pub(crate) fn open() -> Result<Self, Error> {
         let mut socket = Socket::new(NETLINK_ROUTE).map_err(Error::socket("open netlink socket"))?;
         let address = socket.bind_auto().map_err(Error::socket("bind netlink socket"))?;

@@ -59,7 +59,8 @@ pub struct Route {
     pub destination: IpNetwork,
     /// What the route does.
     pub kind: Kind,
-    /// The device. None for the kinds that drop; the kernel refuses one there in IPv4, and its `lo` of IPv6 is not told.
+    /// The device. None for the kinds that drop; the kernel refuses one there in IPv4, and its `lo` of IPv6 is not
+    /// told.
     pub ifindex: Option<u32>,
     /// The next hop. An IPv4 route may have an IPv6 one.
     pub gateway: Option<IpAddr>,
@@ -120,8 +121,8 @@ impl Route {
         [family.number(), prefix, 0, 0, table, self.protocol, scope, self.kind.number(), f0, f1, f2, f3]
     }
 
-    /// `None` for what a [`Route`] can't say: local, broadcast, multicast and policy kinds, cached exceptions. Of a route
-    /// with several next hops, neither device nor gateway are told.
+    /// `None` for what a [`Route`] can't say: local, broadcast, multicast and policy kinds, cached exceptions. Of a
+    /// route with several next hops, neither device nor gateway are told.
     pub(crate) fn parse(message: &Message<'_>) -> Option<Self> {
         let (header, attributes) = message.split::<12>()?;
         let family = Family::from_number(header[0])?;

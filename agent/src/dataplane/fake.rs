@@ -8,6 +8,7 @@ use ipnetwork::IpNetwork;
 
 use super::{Dataplane, Device, Error, Event, Made, Refused};
 use crate::overlay::MacAddr;
+use crate::overlay::iface::Interface;
 use crate::overlay::kernel::{Fdb, NeighState, Observed, Op, PROTOCOL, Route, Row, SeenFdb, SeenNeigh, SeenRoute, Via};
 
 /// A model of the tables that Twill writes to.
@@ -21,6 +22,8 @@ pub struct FakeKernel {
     pub neighbours: BTreeMap<IpAddr, (Option<MacAddr>, NeighState, u8)>,
     /// Routes by prefix and metric: where they lead, and their protocol.
     pub routes: BTreeMap<(IpNetwork, u32), (Via, u8)>,
+    /// The host's interfaces.
+    pub interfaces: Vec<Interface>,
     /// Events to hand out.
     pub events: VecDeque<Event>,
     /// How many operations were applied, failed ones too.
@@ -85,6 +88,10 @@ impl Dataplane for FakeKernel {
     async fn make(&mut self, device: &Device) -> Result<Made, Error> {
         let there = self.device.replace(device.clone());
         Ok(if there.as_ref() == Some(device) { Made::AsWanted } else { Made::Created(Vec::new()) })
+    }
+
+    fn interfaces(&mut self) -> Result<Vec<Interface>, Error> {
+        Ok(self.interfaces.clone())
     }
 
     fn apply(&mut self, ops: &[Op]) -> Result<Vec<Refused>, Error> {

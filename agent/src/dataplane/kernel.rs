@@ -11,8 +11,9 @@ use netlink_ext::{
 };
 use tracing::{debug, info};
 
-use super::{Dataplane, Device, Error, Event, Made, Refused, convert};
+use super::{Dataplane, Device, Error, Event, Made, Refused, convert, underlay};
 use crate::overlay::MacAddr;
+use crate::overlay::iface::Interface;
 use crate::overlay::kernel::{Miss, Observed, Op, PROTOCOL, Row};
 use crate::overlay::reconcile::Seen;
 
@@ -41,6 +42,7 @@ struct Live {
     family: Family,
     spec: VxlanSpec,
     address: IpNetwork,
+    underlay_name: String,
     tolerated: Vec<Difference>,
     misses: MissSocket,
     changes: ChangeSocket,
@@ -66,11 +68,6 @@ impl Kernel {
     pub fn mac_of(&mut self, name: &str) -> Result<Option<MacAddr>, Error> {
         let link = self.dumper.link_named(name)?.filter(|link| link.vxlan.is_some());
         Ok(link.and_then(|link| link.mac).map(MacAddr))
-    }
-
-    /// The socket for dumps, for others who look at the kernel.
-    pub fn dumper(&mut self) -> &mut Dumper {
-        &mut self.dumper
     }
 
     /// Brings the link to what is wanted; what it came to, and the link's index.
@@ -135,12 +132,14 @@ impl Kernel {
         let (family, address) = (Family::from(device.address.ip()), device.address);
         if let Some(live) = self.live.as_mut().filter(|live| live.ifindex == ifindex) {
             (live.spec, live.address, live.tolerated) = (spec, address, tolerated);
+            live.underlay_name.clone_from(&device.underlay_name);
             return Ok(());
         }
         let misses = MissSocket::open(ifindex, MISS_BUFFER)?;
         let scope = ChangeScope { ifindex, ignore_ports: vec![self.batch.port()], receive_buffer: CHANGE_BUFFER };
         let changes = ChangeSocket::open(&scope)?;
-        self.live = Some(Live { ifindex, family, spec, address, tolerated, misses, changes });
+        let underlay_name = device.underlay_name.clone();
+        self.live = Some(Live { ifindex, family, spec, address, underlay_name, tolerated, misses, changes });
         Ok(())
     }
 
@@ -213,6 +212,10 @@ impl Dataplane for Kernel {
         Ok(made)
     }
 
+    fn interfaces(&mut self) -> Result<Vec<Interface>, Error> {
+        underlay::interfaces(&mut self.dumper)
+    }
+
     fn apply(&mut self, ops: &[Op]) -> Result<Vec<Refused>, Error> {
         let ifindex = self.live.as_ref().map_or(0, |live| live.ifindex);
         self.requests.clear();
@@ -283,10 +286,14 @@ impl Live {
             Change::Address { address, gone } if address.ifindex == self.ifindex => {
                 (gone == (address.address == self.address) && !is_link_local(address.address)).then_some(Event::Device)
             }
-            Change::Link(Link { index, .. }) | Change::LinkGone { ifindex: index, .. } => {
-                (index == self.spec.underlay).then_some(Event::Underlay)
+            // By name as well: an underlay that was made again has another index.
+            Change::Link(Link { index, name, .. }) | Change::LinkGone { ifindex: index, name } => {
+                (index == self.spec.underlay || name == self.underlay_name).then_some(Event::Underlay)
             }
-            Change::Address { address, .. } => (address.ifindex == self.spec.underlay).then_some(Event::Underlay),
+            Change::Address { address, .. } => {
+                let concerns = address.ifindex == self.spec.underlay || address.address.ip() == self.spec.local;
+                concerns.then_some(Event::Underlay)
+            }
             Change::Route { route, gone } => self.route_event(&route, gone),
             Change::Neigh { entry, gone: true } => Some(Event::Row(Seen::Gone(Row::Neigh(entry.address)))),
             Change::Neigh { entry, gone: false } => Some(Event::Row(Seen::Neigh(convert::seen_neigh(&entry)))),

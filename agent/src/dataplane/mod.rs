@@ -9,13 +9,14 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 
 use crate::overlay::MacAddr;
+use crate::overlay::iface::Interface;
 use crate::overlay::kernel::{Miss, Observed, Op};
 use crate::overlay::reconcile::Seen;
 
 mod convert;
 pub mod fake;
 pub mod kernel;
-pub mod underlay;
+mod underlay;
 
 /// The VXLAN device that is wanted, with its address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub struct Device {
     pub local: IpAddr,
     /// The interface index of the underlay.
     pub underlay: u32,
+    /// The name of the underlay.
+    pub underlay_name: String,
     /// Its MAC, as in our record.
     pub mac: MacAddr,
     /// Its MTU in bytes.
@@ -84,6 +87,9 @@ pub struct Refused {
 pub trait Dataplane {
     /// Makes the device what is wanted and listens to its events from then on. Keeps what hangs on it where it can.
     fn make(&mut self, device: &Device) -> impl Future<Output = Result<Made, Error>>;
+
+    /// This host's interfaces, with their addresses and default routes.
+    fn interfaces(&mut self) -> Result<Vec<Interface>, Error>;
 
     /// Applies operations in order; those that the kernel refuses don't keep the others from being done.
     fn apply(&mut self, ops: &[Op]) -> Result<Vec<Refused>, Error>;

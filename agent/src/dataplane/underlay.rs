@@ -6,7 +6,7 @@ use super::Error;
 use crate::overlay::iface::Interface;
 
 /// Every interface, with its addresses and the metric of its default route.
-pub fn interfaces(dumper: &mut Dumper) -> Result<Vec<Interface>, Error> {
+pub(super) fn interfaces(dumper: &mut Dumper) -> Result<Vec<Interface>, Error> {
     let links = dumper.links()?;
     let addresses = dumper.addresses(None)?;
     let mut interfaces: Vec<Interface> = links

@@ -72,7 +72,9 @@ pub enum Via {
 impl Route {
     /// The base route of the on-demand mode: the whole network on our device.
     pub fn base(network: IpNetwork, source: IpAddr) -> Self {
-        Self { destination: network, via: Via::Link { source }, metric: 0 }
+        // The kernel's own defaults. IPv6 has no 0: it would show 1024 for it (IP6_RT_PRIO_USER, include/net/ip6_route.h).
+        let metric = if network.is_ipv6() { 1024 } else { 0 };
+        Self { destination: network, via: Via::Link { source }, metric }
     }
 
     /// The route of a peer's subnet, which is the `index`th of its network.

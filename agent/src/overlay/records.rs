@@ -30,6 +30,11 @@ impl Records {
         Self { vni, own, bad: BTreeMap::new() }
     }
 
+    /// We have other addresses now.
+    pub fn we_are(&mut self, own: Vec<Own>) {
+        self.own = own;
+    }
+
     /// The records that were kept out, by key.
     pub fn bad(&self) -> impl Iterator<Item = (&str, &BadRecord)> {
         self.bad.iter().map(|(key, reason)| (key.as_str(), reason))

@@ -22,12 +22,19 @@ pub(crate) struct Etcd {
     child: Option<Child>,
     client_port: u16,
     peer_port: u16,
+    /// Arguments for TLS; without any, plain HTTP.
+    tls: Vec<String>,
 }
 
 impl Etcd {
     /// A new, empty etcd.
     pub(crate) fn start() -> Self {
-        let mut etcd = Self { dir: tempfile::tempdir().unwrap(), child: None, client_port: 0, peer_port: 0 };
+        Self::start_with(Vec::new())
+    }
+
+    /// The same, behind TLS.
+    pub(crate) fn start_with(tls: Vec<String>) -> Self {
+        let mut etcd = Self { dir: tempfile::tempdir().unwrap(), child: None, client_port: 0, peer_port: 0, tls };
         // A free port may be taken by the time it is used: another try has another.
         for _ in 0..5 {
             (etcd.client_port, etcd.peer_port) = (free_port(), free_port());
@@ -90,7 +97,11 @@ impl Etcd {
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.client_port)
+        format!("{}://127.0.0.1:{}", self.scheme(), self.client_port)
+    }
+
+    fn scheme(&self) -> &'static str {
+        if self.tls.is_empty() { "http" } else { "https" }
     }
 
     pub(crate) fn options(&self) -> EtcdOptions {
@@ -112,7 +123,7 @@ impl Etcd {
     }
 
     fn launch(&mut self, client_port: u16) -> bool {
-        let client = format!("http://127.0.0.1:{client_port}");
+        let client = format!("{}://127.0.0.1:{client_port}", self.scheme());
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
         let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
         // setpriv: etcd goes when the test's thread does, however that ends.
@@ -122,6 +133,7 @@ impl Etcd {
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("test={peer}")])
+            .args(&self.tls)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -132,7 +144,7 @@ impl Etcd {
             if child.try_wait().unwrap().is_some() {
                 return false;
             }
-            if is_healthy(client_port) {
+            if (!self.tls.is_empty() && self.listens(client_port)) || is_healthy(client_port) {
                 self.child = Some(child);
                 return true;
             }
@@ -141,6 +153,14 @@ impl Etcd {
         let _ = child.kill();
         let _ = child.wait();
         false
+    }
+}
+
+impl Etcd {
+    /// Behind TLS, what the log says has to do.
+    fn listens(&self, port: u16) -> bool {
+        let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+        log.contains("serving client requests") && TcpStream::connect(("127.0.0.1", port)).is_ok()
     }
 }
 

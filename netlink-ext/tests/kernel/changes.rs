@@ -119,8 +119,9 @@ fn misses_do_not_come_here_and_an_overrun_is_told() {
             let heard = until(&mut changes, |change| *change == Change::Overrun).await;
             assert!(heard.len() < 100);
             while changes.try_next().unwrap().is_some() {}
-            done(other.send(&[Request::PutNeigh(host.entry(address("10.244.9.9"), 1))]));
-            let is_last = |change: &Change| matches!(change, Change::Neigh { entry, .. } if entry.address == address("10.244.9.9"));
+            let last = address("10.244.9.9");
+            done(other.send(&[Request::PutNeigh(host.entry(last, 1))]));
+            let is_last = |change: &Change| matches!(change, Change::Neigh { entry, .. } if entry.address == last);
             until(&mut changes, is_last).await; // and it goes on listening
         });
     });

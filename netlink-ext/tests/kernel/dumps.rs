@@ -93,6 +93,37 @@ fn drop_gone(failures: Vec<netlink_ext::Failure>) -> Vec<netlink_ext::Failure> {
     failures.into_iter().filter(|failure| !failure.refusal.is_gone()).collect()
 }
 
+/// The reason for what dump.rs says about deleting between steps; if this fails, the kernel has become better.
+#[test]
+fn a_deletion_between_two_steps_hides_other_fdb_rows() {
+    const ROWS: u16 = 5000;
+    const DELETED: u16 = 400;
+    in_namespace(|| {
+        let mut host = Host::new();
+        let ifindex = host.ifindex();
+        done(host.batch.send(&(0..ROWS).map(|n| Request::PutFdb(host.row(n, "10.0.0.2"))).collect::<Vec<_>>()));
+        let mut shown = BTreeSet::new();
+        let mut sink = |row| {
+            if let Row::Fdb(seen) = row {
+                shown.insert(seen.row);
+            }
+        };
+        host.dumper.start(Query::Fdb { ifindex }).unwrap();
+        host.dumper.step(&mut sink).unwrap();
+        host.dumper.step(&mut sink).unwrap();
+        let rows = |range: std::ops::Range<u16>| range.map(|n| host.row(n, "10.0.0.2"));
+        let kept: Vec<_> = rows(0..ROWS - DELETED).collect();
+        // The newest, which are shown first.
+        let deletes: Vec<_> = rows(ROWS - DELETED..ROWS).map(Request::DelFdb).collect();
+        done(host.batch.send(&deletes));
+        while host.dumper.step(&mut sink).unwrap() == Step::More {}
+        let hidden = kept.iter().filter(|row| !shown.contains(row)).count();
+        assert_eq!(hidden, usize::from(DELETED), "one for each");
+        let again: BTreeSet<_> = host.dumper.fdb(ifindex).unwrap().into_iter().map(|seen| seen.row).collect();
+        assert!(kept.iter().all(|row| again.contains(row)), "left in peace it is complete");
+    });
+}
+
 #[test]
 fn a_dump_goes_in_steps_with_other_work_between() {
     const ROWS: u16 = 2000;

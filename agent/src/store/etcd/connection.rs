@@ -263,17 +263,20 @@ fn kind(code: i32, message: &str) -> Kind {
     }
 }
 
-/// An error and its causes in one line, each only once.
+/// An error and its causes in one line, each only once, without the transport's empty words.
 fn chain(message: &str, mut source: Option<&(dyn std::error::Error + 'static)>) -> String {
-    let mut text = message.to_owned();
+    let mut parts = vec![message.to_owned()];
     while let Some(error) = source {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            text = if text.is_empty() { part } else { format!("{text}: {part}") };
-        }
+        parts.push(error.to_string());
         source = error.source();
     }
-    text
+    let mut said: Vec<String> = Vec::new();
+    for part in parts {
+        if !part.is_empty() && part != "transport error" && !said.iter().any(|before| before.contains(&part)) {
+            said.push(part);
+        }
+    }
+    if said.is_empty() { message.to_owned() } else { said.join(": ") }
 }
 
 #[cfg(test)]
