@@ -10,48 +10,30 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tracing::{debug, error, info, trace, warn};
+use tracing::{debug, error, info, warn};
 
-use crate::dataplane::{Dataplane, Device, Event as KernelEvent, Made};
+use crate::dataplane::Dataplane;
 use crate::lease::{KeeperHandle, LeaseEvent};
 use crate::overlay::peers::Delta;
-use crate::overlay::plane::{Chunk, Plane};
+use crate::overlay::plane::Plane;
 use crate::overlay::record::Record;
 use crate::overlay::records::Records;
 use crate::overlay::{MacAddr, SubnetKey};
 use crate::site::{self, End, Site, Unfit};
 use crate::store::{self, Change, RawRecord};
 
-/// How often everything is compared without any cause.
-const RESYNC_EVERY: Duration = Duration::from_secs(60);
-/// The most operations in one chunk: about half a millisecond of the kernel's time.
-const CHUNK: usize = 256;
-/// The most kernel events that are looked at before operations are sent.
-const EVENTS: usize = 64;
+mod half;
+
+pub use half::Half;
+
+/// How long a loop with no planes sleeps.
+const NOTHING_TO_DO: Duration = Duration::from_secs(60);
 /// The most store events that are taken in at once.
 const STORE_EVENTS: usize = 256;
 /// How long a clean stop may take to program everyone.
 const STOP_WITHIN: Duration = Duration::from_millis(1500);
-/// The pause before a device that could not be made is tried again.
-const REMAKE_AFTER: Duration = Duration::from_secs(1);
 /// With more peers changed at once than this, the log has one line for them all.
 const PEERS_NAMED: usize = 20;
-
-/// One family's plane with its side of the kernel.
-pub struct Half<D> {
-    /// What is wanted.
-    pub plane: Plane,
-    /// Where it is put.
-    pub dataplane: D,
-    /// The device that all hangs on.
-    pub device: Device,
-    observing: bool,
-    adopted: bool,
-    resync_at: Instant,
-    remake_at: Option<Instant>,
-    failing: bool,
-    underlay_changed: bool,
-}
 
 /// Why the loop ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,159 +82,6 @@ impl Own {
     }
 }
 
-impl<D: Dataplane> Half<D> {
-    /// A plane whose device has been made; its first comparison is due at once.
-    pub fn new(plane: Plane, dataplane: D, device: Device, now: Instant) -> Self {
-        let (observing, adopted, failing, underlay_changed) = (false, false, false, false);
-        Self {
-            plane,
-            dataplane,
-            device,
-            observing,
-            adopted,
-            resync_at: now,
-            remake_at: None,
-            failing,
-            underlay_changed,
-        }
-    }
-
-    /// Takes in what the kernel has told; returns whether there may be more.
-    fn hear(&mut self, now: Instant) -> bool {
-        for _ in 0..EVENTS {
-            match self.dataplane.next_event() {
-                Ok(Some(KernelEvent::Miss(miss))) => {
-                    let answer = self.plane.miss(miss, now);
-                    trace!(?miss, ?answer, "miss");
-                }
-                Ok(Some(KernelEvent::Row(seen))) => self.plane.saw(&seen),
-                Ok(Some(KernelEvent::Device)) => {
-                    self.remake_at.get_or_insert(now);
-                }
-                Ok(Some(KernelEvent::Underlay)) => self.underlay_changed = true,
-                Ok(Some(KernelEvent::Overrun)) => {
-                    debug!(device = %self.device.name, "kernel events were lost, comparing everything");
-                    self.resync_at = now;
-                }
-                Ok(None) => return false,
-                Err(source) => {
-                    warn!(device = %self.device.name, error = %source, "cannot read kernel events, comparing everything");
-                    self.resync_at = now;
-                    return false;
-                }
-            }
-        }
-        true
-    }
-
-    /// Does one unit of what is due; returns whether there was any.
-    fn work(&mut self, now: Instant) -> bool {
-        self.plane.wake(now);
-        if self.plane.is_due() {
-            let chunk = self.plane.next_chunk(CHUNK);
-            self.apply(chunk, now);
-            return true;
-        }
-        if self.resync_at <= now {
-            self.observing = true;
-            self.resync_at = now + RESYNC_EVERY;
-        }
-        let observing = self.observing;
-        if observing {
-            self.observe(now);
-        }
-        observing
-    }
-
-    fn answer(&mut self, now: Instant) {
-        if self.plane.is_urgent() {
-            let chunk = self.plane.urgent_chunk();
-            self.apply(chunk, now);
-        }
-    }
-
-    fn apply(&mut self, chunk: Chunk, now: Instant) {
-        if chunk.is_empty() {
-            return;
-        }
-        match self.dataplane.apply(chunk.ops()) {
-            Ok(refused) => {
-                if let Some(first) = refused.first() {
-                    let operation = chunk.ops()[first.index];
-                    self.complain(format_args!("{operation:?}: {}", first.reason), refused.len());
-                } else {
-                    self.failing = false;
-                }
-                let failed: Vec<usize> = refused.iter().map(|refused| refused.index).collect();
-                self.plane.settle(chunk, &failed, now);
-            }
-            Err(source) => {
-                let all: Vec<usize> = (0..chunk.ops().len()).collect();
-                self.complain(format_args!("{source}"), all.len());
-                self.plane.settle(chunk, &all, now);
-            }
-        }
-    }
-
-    /// Logs the first failure of a row of them; the others are only counted.
-    fn complain(&mut self, first: std::fmt::Arguments<'_>, count: usize) {
-        if std::mem::replace(&mut self.failing, true) {
-            debug!(device = %self.device.name, count, %first, "operations failed again");
-        } else {
-            warn!(device = %self.device.name, count, %first, "operations failed, trying again");
-        }
-    }
-
-    fn observe(&mut self, now: Instant) {
-        match self.dataplane.observe() {
-            Ok(None) => {}
-            Ok(Some(observed)) => {
-                self.observing = false;
-                let found = self.plane.reconcile(&observed, !self.adopted, now);
-                self.adopted = true;
-                debug!(device = %self.device.name, ?found, "compared the kernel with the records");
-            }
-            Err(source) => {
-                self.observing = false;
-                self.resync_at = now + REMAKE_AFTER;
-                warn!(device = %self.device.name, error = %source, "cannot read the kernel's tables, trying again");
-            }
-        }
-    }
-
-    /// Makes the device again if that is due.
-    async fn remake(&mut self, now: Instant) {
-        if self.remake_at.is_none_or(|at| at > now) {
-            return;
-        }
-        match self.dataplane.make(&self.device).await {
-            Ok(made) => {
-                if made != Made::AsWanted {
-                    warn!(device = %self.device.name, ?made, "the device was not as it should be, mended");
-                }
-                // What hung on it may have gone although it looks as it should: it may have been down in between.
-                self.remake_at = None;
-                self.observing = false;
-                self.resync_at = now;
-            }
-            Err(source) => {
-                self.complain(format_args!("{source}"), 1);
-                self.remake_at = Some(now + REMAKE_AFTER);
-            }
-        }
-    }
-
-    /// Whether the kernel has what is wanted, as far as is known.
-    fn in_sync(&self) -> bool {
-        self.adopted && self.plane.is_settled() && self.remake_at.is_none()
-    }
-
-    fn next_wake(&self) -> Instant {
-        let others = [self.plane.next_wake(), self.remake_at];
-        others.into_iter().flatten().fold(self.resync_at, Instant::min)
-    }
-}
-
 impl<D: Dataplane> EventLoop<D> {
     /// A loop over parts that are ready to run; it programs everyone before a clean stop.
     pub fn new(
@@ -280,7 +109,7 @@ impl<D: Dataplane> EventLoop<D> {
             let busy = self.turn().await;
             self.note_ready();
             let wake = self.halves.iter().map(Half::next_wake).min();
-            let wake = wake.unwrap_or_else(|| Instant::now() + RESYNC_EVERY);
+            let wake = wake.unwrap_or_else(|| Instant::now() + NOTHING_TO_DO);
             tokio::select! {
                 biased;
                 _ = terminate.recv() => break,
@@ -307,11 +136,9 @@ impl<D: Dataplane> EventLoop<D> {
             let now = Instant::now();
             let more = half.hear(now);
             half.answer(now);
-            half.remake(now).await;
-            busy |= more || half.work(now);
+            busy |= more || half.work(now).await;
         }
-        let changed = self.halves.iter_mut().map(|half| std::mem::take(&mut half.underlay_changed));
-        if changed.fold(false, |any, one| any | one) {
+        if self.halves.iter_mut().fold(false, |changed, half| half.take_underlay_changed() | changed) {
             self.follow_underlay();
             busy = true;
         }
@@ -438,7 +265,7 @@ impl<D: Dataplane> EventLoop<D> {
             if device != half.device {
                 info!(device = %device.name, underlay = %device.underlay_name, local = %device.local, mtu = device.mtu, "the underlay changed");
                 half.device = device;
-                half.remake_at = Some(now);
+                half.check(now);
             }
         }
         let macs: Vec<_> = self.halves.iter().map(|half| half.device.mac).collect();
@@ -489,10 +316,7 @@ impl<D: Dataplane> EventLoop<D> {
             if self.program_all_on_exit {
                 half.plane.want_everyone();
             }
-            while half.plane.is_due() && started.elapsed() < STOP_WITHIN {
-                let chunk = half.plane.next_chunk(CHUNK);
-                half.apply(chunk, Instant::now());
-            }
+            half.finish(started + STOP_WITHIN);
         }
         let peers: usize = self.halves.iter().map(|half| half.plane.peers().len()).sum();
         let programmed: usize = self.halves.iter().map(|half| half.plane.installed()).sum();

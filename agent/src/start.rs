@@ -41,6 +41,7 @@ pub async fn run(flags: Flags) -> Result<Ended> {
 
 /// All that comes before the first turn of the event loop.
 async fn prepare(flags: Flags) -> Result<EventLoop<Kernel>> {
+    info!(version = env!("CARGO_PKG_VERSION"), mode = ?flags.peer_mode, "twilld");
     privileged()?;
     let mut kernel = Kernel::open()?;
     let wish = Wish { iface: flags.iface.clone(), public_ip: flags.public_ip };

@@ -180,7 +180,9 @@ mod tests {
         for id in ["../x", ".hidden", "a/b", "a:b", "a b", "-a", "ä"] {
             assert_eq!(refusal(&[("CNI_CONTAINERID", id)]), "invalid characters in containerID", "{id}");
         }
-        for (name, word) in [("a/b", "contains"), ("a:b", "contains"), ("..", "is . or .."), ("0123456789abcdef", "long")] {
+        for (name, word) in
+            [("a/b", "contains"), ("a:b", "contains"), ("..", "is . or .."), ("0123456789abcdef", "long")]
+        {
             assert!(refusal(&[("CNI_IFNAME", name)]).contains(word), "{name}");
         }
     }

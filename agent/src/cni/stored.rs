@@ -208,10 +208,8 @@ mod tests {
 
     impl Dir {
         fn names(&self) -> Vec<String> {
-            let mut names: Vec<_> = fs::read_dir(&self.1.dir)
-                .unwrap()
-                .map(|e| e.unwrap().file_name().into_string().unwrap())
-                .collect();
+            let mut names: Vec<_> =
+                fs::read_dir(&self.1.dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
             names.sort();
             names
         }
@@ -318,8 +316,7 @@ mod tests {
         dir.flannel_saves(".new-abc:c9:blue:eth0", "");
         let valid = BTreeSet::from([("c1".into(), "eth0".into()), ("old-valid".into(), "eth0".into())]);
         dir.1.retain("net", &valid).unwrap();
-        let left =
-            [".new-abc:c9:blue:eth0", "c1", "c1:net:eth0", "c2:blue:net1", "old-blue", "old-valid", "rubbish"];
+        let left = [".new-abc:c9:blue:eth0", "c1", "c1:net:eth0", "c2:blue:net1", "old-blue", "old-valid", "rubbish"];
         assert_eq!(dir.names(), left);
         dir.1.retain("net", &valid).unwrap();
         assert_eq!(dir.names(), left);

@@ -374,6 +374,9 @@ impl<S: Store> Keeper<S> {
 
     /// Follows the lease that somebody, in our name, hung the record on.
     async fn rehang(&mut self, lease: i64) -> Result<(), Over> {
+        if let Some(unused) = self.unused.take().filter(|unused| unused.0 != lease) {
+            revoke(&self.store, unused).await;
+        }
         self.held.lease = (lease != 0).then_some(LeaseId(lease));
         // How long it lasts is not known yet, so it is renewed at once.
         self.renew_at = self.held.lease.map(|_| Instant::now());

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions};
 use tokio::sync::Mutex;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{EtcdOptions, tls};
 use crate::store::Error;
@@ -22,7 +22,7 @@ const CONNECT: Duration = Duration::from_secs(3);
 /// that ping more often than every 5 s.
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_ANSWER: Duration = Duration::from_secs(5);
-/// How often a call that may be repeated is tried before its caller hears of a failure.
+/// How often a call that may be repeated is tried, within [`CALL`], before its caller hears of a failure.
 const TRIES: u32 = 5;
 /// Between those tries, once each endpoint has had its turn.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -108,11 +108,17 @@ impl Connection {
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
+        let start = Instant::now();
+        let endpoints = self.options.endpoints.len() as u32;
         let mut tries = 1;
         loop {
             match self.once(access, &call).await {
-                Err(failure) if failure.kind == Kind::Away && tries < TRIES => {
-                    if tries as usize >= self.options.endpoints.len() {
+                // Each endpoint has its turn; more than that only where failing takes no time.
+                Err(failure)
+                    if failure.kind == Kind::Away
+                        && (tries < endpoints || (tries < TRIES && start.elapsed() < CALL)) =>
+                {
+                    if tries >= endpoints {
                         sleep(PAUSE).await;
                     }
                     tries += 1;
@@ -231,7 +237,7 @@ pub(super) fn failure(access: Access<'_>, error: &etcd_client::Error) -> Failure
             // The status itself says "transport error"; what went wrong is below it.
             (kind, chain(status.message(), status.source()))
         }
-        E::LeaseKeepAliveError(reason) => (Kind::LeaseGone, reason.clone()),
+        E::LeaseKeepAliveError(reason) if reason == "lease not found" => (Kind::LeaseGone, reason.clone()),
         E::TransportError(error) => (Kind::Away, chain(&error.to_string(), error.source())),
         E::InvalidArgs(_) | E::InvalidUri(_) | E::InvalidMetadataValue(_) => (Kind::Refused, error.to_string()),
         other => (Kind::Away, chain(&other.to_string(), other.source())),

@@ -1,0 +1,216 @@
+//! One plane with its side of the kernel: hears, answers, works off what is due, compares.
+
+use std::time::{Duration, Instant};
+
+use tracing::{debug, trace, warn};
+
+use crate::dataplane::{Dataplane, Device, Event, Made};
+use crate::overlay::plane::{Chunk, PeerMode, Plane};
+
+/// How often everything is compared without any cause.
+const CHECK_EVERY: Duration = Duration::from_secs(60);
+/// The same on demand where peers go idle sooner: twice in that time, but not more often than this.
+const CHECK_LEAST: Duration = Duration::from_secs(1);
+/// The pause before a check that could not be made is tried again.
+const CHECK_AGAIN: Duration = Duration::from_secs(1);
+/// The most operations in one chunk: about half a millisecond of the kernel's time.
+const CHUNK: usize = 256;
+/// The most kernel events that are looked at before operations are sent.
+const EVENTS: usize = 64;
+
+/// One family's plane with its side of the kernel.
+pub struct Half<D> {
+    /// What is wanted.
+    pub plane: Plane,
+    /// Where it is put.
+    pub dataplane: D,
+    /// The device that all hangs on.
+    pub device: Device,
+    /// When device and rows are to be looked at.
+    check_at: Instant,
+    /// The device is there as far as is known.
+    made: bool,
+    /// A dump is under way.
+    observing: bool,
+    /// A comparison has been made. Before the first one nothing but answers is written.
+    adopted: bool,
+    /// The last operations failed, and that was said.
+    failing: bool,
+    underlay_changed: bool,
+}
+
+impl<D: Dataplane> Half<D> {
+    /// A plane whose device has been made; its first comparison is due at once.
+    pub fn new(plane: Plane, dataplane: D, device: Device, now: Instant) -> Self {
+        Self {
+            plane,
+            dataplane,
+            device,
+            check_at: now,
+            made: true,
+            observing: false,
+            adopted: false,
+            failing: false,
+            underlay_changed: false,
+        }
+    }
+
+    /// Looks at everything as soon as possible.
+    pub(super) fn check(&mut self, now: Instant) {
+        self.check_at = now;
+        self.observing = false;
+    }
+
+    /// Whether the interfaces may be others now. Asked once, it is so no more.
+    pub(super) fn take_underlay_changed(&mut self) -> bool {
+        std::mem::take(&mut self.underlay_changed)
+    }
+
+    /// Takes in what the kernel has told; returns whether there may be more.
+    pub(super) fn hear(&mut self, now: Instant) -> bool {
+        for _ in 0..EVENTS {
+            match self.dataplane.next_event() {
+                Ok(Some(Event::Miss(miss))) => {
+                    let answer = self.plane.miss(miss, now);
+                    trace!(?miss, ?answer, "miss");
+                }
+                Ok(Some(Event::Row(seen))) => self.plane.saw(&seen),
+                Ok(Some(Event::Device)) => self.check(now),
+                Ok(Some(Event::Underlay)) => self.underlay_changed = true,
+                Ok(Some(Event::Overrun)) => {
+                    debug!(device = %self.device.name, "kernel events were lost, comparing everything");
+                    self.underlay_changed = true;
+                    self.check(now);
+                }
+                Ok(None) => return false,
+                Err(source) => {
+                    warn!(device = %self.device.name, error = %source, "cannot read kernel events, comparing everything");
+                    self.check(now);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Sends what waiting packets wait for.
+    pub(super) fn answer(&mut self, now: Instant) {
+        if self.made && self.plane.is_urgent() {
+            let chunk = self.plane.urgent_chunk();
+            self.apply(chunk, now);
+        }
+    }
+
+    /// Does one unit of what is due; returns whether there was any.
+    pub(super) async fn work(&mut self, now: Instant) -> bool {
+        self.plane.wake(now);
+        if self.check_at <= now {
+            self.make(now).await;
+        } else if self.observing {
+            self.observe(now);
+        } else if self.made && self.adopted && self.plane.is_due() {
+            let chunk = self.plane.next_chunk(CHUNK);
+            self.apply(chunk, now);
+        } else {
+            return false;
+        }
+        true
+    }
+
+    /// Does all that is due at once, until `deadline`.
+    pub(super) fn finish(&mut self, deadline: Instant) {
+        while self.plane.is_due() && Instant::now() < deadline {
+            let chunk = self.plane.next_chunk(CHUNK);
+            self.apply(chunk, Instant::now());
+        }
+    }
+
+    /// Makes the device what it should be, then begins a comparison of all that hangs on it: that may have gone although
+    /// the device looks as it should, for instance if it was down in between.
+    async fn make(&mut self, now: Instant) {
+        match self.dataplane.make(&self.device).await {
+            Ok(made) => {
+                if made != Made::AsWanted {
+                    warn!(device = %self.device.name, ?made, "the device was not as it should be, mended");
+                }
+                self.made = true;
+                self.observing = true;
+                self.check_at = now + self.interval();
+            }
+            Err(source) => {
+                self.complain(format_args!("{source}"), 1);
+                self.made = false;
+                self.check_at = now + CHECK_AGAIN;
+            }
+        }
+    }
+
+    fn interval(&self) -> Duration {
+        let setup = self.plane.setup();
+        match setup.mode {
+            PeerMode::OnDemand => (setup.idle / 2).clamp(CHECK_LEAST, CHECK_EVERY),
+            PeerMode::All => CHECK_EVERY,
+        }
+    }
+
+    /// Reads the next part of a dump; the last one is followed by the comparison.
+    fn observe(&mut self, now: Instant) {
+        match self.dataplane.observe() {
+            Ok(None) => {}
+            Ok(Some(observed)) => {
+                self.observing = false;
+                let found = self.plane.reconcile(&observed, !self.adopted, now);
+                self.adopted = true;
+                debug!(device = %self.device.name, ?found, "compared the kernel with the records");
+            }
+            Err(source) => {
+                self.observing = false;
+                self.check_at = now + CHECK_AGAIN;
+                warn!(device = %self.device.name, error = %source, "cannot read the kernel's tables, trying again");
+            }
+        }
+    }
+
+    fn apply(&mut self, chunk: Chunk, now: Instant) {
+        if chunk.is_empty() {
+            return;
+        }
+        match self.dataplane.apply(chunk.ops()) {
+            Ok(refused) => {
+                match refused.first() {
+                    Some(first) => {
+                        let operation = chunk.ops()[first.index];
+                        self.complain(format_args!("{operation:?}: {}", first.reason), refused.len());
+                    }
+                    None => self.failing = false,
+                }
+                let failed: Vec<usize> = refused.iter().map(|refused| refused.index).collect();
+                self.plane.settle(chunk, &failed, now);
+            }
+            Err(source) => {
+                let all: Vec<usize> = (0..chunk.ops().len()).collect();
+                self.complain(format_args!("{source}"), all.len());
+                self.plane.settle(chunk, &all, now);
+            }
+        }
+    }
+
+    /// Logs the first failure of a row of them; the others are only counted.
+    fn complain(&mut self, first: std::fmt::Arguments<'_>, count: usize) {
+        if std::mem::replace(&mut self.failing, true) {
+            debug!(device = %self.device.name, count, %first, "operations failed again");
+        } else {
+            warn!(device = %self.device.name, count, %first, "operations failed, trying again");
+        }
+    }
+
+    /// Whether the kernel has what is wanted, as far as is known.
+    pub(super) fn in_sync(&self) -> bool {
+        self.made && self.adopted && self.plane.is_settled()
+    }
+
+    /// When [`Half::work`] has something to do without being told anything.
+    pub(super) fn next_wake(&self) -> Instant {
+        self.plane.next_wake().map_or(self.check_at, |wake| wake.min(self.check_at))
+    }
+}

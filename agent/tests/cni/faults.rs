@@ -1,0 +1,139 @@
+//! Kills, races and full disks: a clear error, and nothing that a DEL does not clean up.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use serde_json::json;
+
+use crate::support::{Node, RESULT, wait_dead, wait_for};
+
+#[test]
+fn a_killed_add_takes_its_delegate_along_and_del_cleans_up() {
+    let node = Node::new();
+    node.delegate("bridge", "[ $CNI_COMMAND = DEL ] || exec sleep 1000");
+    let mut add = node.call("ADD").start();
+    wait_for("the delegate", || node.path("ADD.json").exists().then_some(()));
+    add.kill().unwrap();
+    add.wait().unwrap();
+    // Or it would go on adding while the runtime already deletes.
+    wait_dead(&fs::read_to_string(node.path("ADD.pid")).unwrap());
+    assert_eq!(node.stored(), ["c1", "c1:net:eth0"]);
+    node.call("DEL").env("CNI_NETNS", "").ok();
+    assert!(node.seen("DEL").is_some());
+    assert!(node.stored().is_empty());
+}
+
+#[test]
+fn two_adds_at_once_leave_one_configuration() {
+    let node = Node::new();
+    for _ in 0..10 {
+        // The first one wins, the second gets bridge's own error.
+        let taken = node.path("taken");
+        let script = format!(
+            "[ $CNI_COMMAND = DEL ] && exec rmdir {0}\n\
+             mkdir {0} 2>/dev/null || {{ echo '{{\"code\":999,\"msg\":\"eth0 already exists\"}}'; exit 1; }}\n\
+             echo '{{}}'",
+            taken.display()
+        );
+        node.delegate("bridge", &script);
+        let both = [node.call("ADD").start(), node.call("ADD").start()];
+        let outputs = both.map(|child| child.wait_with_output().unwrap());
+        assert_eq!(outputs.iter().filter(|o| o.status.success()).count(), 1);
+        assert!(outputs.iter().any(|o| String::from_utf8_lossy(&o.stdout).contains("eth0 already exists")));
+        // The one that failed has not taken the other's configuration away.
+        assert_eq!(node.stored(), ["c1", "c1:net:eth0"]);
+        node.call("DEL").ok();
+        assert!(node.stored().is_empty() && !taken.exists());
+    }
+}
+
+#[test]
+fn many_containers_at_once_keep_apart() {
+    let node = Node::new();
+    node.delegate("bridge", "echo '{}'");
+    let ids: Vec<String> = (0..40).map(|n| format!("c{n}")).collect();
+    for verb in ["ADD", "DEL"] {
+        let running: Vec<_> = ids.iter().map(|id| node.call(verb).id(id).start()).collect();
+        for child in running {
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+        }
+        assert_eq!(node.stored().len(), if verb == "ADD" { 80 } else { 0 });
+    }
+}
+
+#[test]
+fn a_data_directory_that_is_none_stops_the_add_before_the_delegate() {
+    let node = Node::new();
+    fs::write(node.path("data"), "a file").unwrap();
+    let (code, msg, _) = node.call("ADD").fails();
+    assert_eq!(code, 5);
+    assert!(msg.starts_with("save the stored configuration in "), "{msg}");
+    assert_eq!(node.seen("ADD"), None);
+}
+
+#[test]
+fn a_full_disk_stops_the_add_before_the_delegate() {
+    let node = Node::new();
+    fs::create_dir(node.path("data")).unwrap();
+    let data = node.path("data").display().to_string();
+    // In a mount namespace of its own: 4 KiB, all of it taken.
+    let script = format!(
+        "mount -t tmpfs -o size=4k,mode=700 none {data} && head -c 4096 /dev/zero > {data}/full && \
+         {{ \"$0\"; code=$?; ls -A {data} > {data}.left; exit $code; }}"
+    );
+    let (code, msg, _) = node.call("ADD").under(&["unshare", "--mount", "sh", "-c", &script]).fails();
+    assert_eq!(code, 5);
+    assert!(msg.ends_with(": no space left on device"), "{msg}");
+    assert_eq!(node.seen("ADD"), None);
+    assert_eq!(fs::read_to_string(node.path("data.left")).unwrap(), "full\n");
+}
+
+#[test]
+fn nobody_listening_is_a_failure_and_no_panic() {
+    let node = Node::new();
+    for (stdout, stderr) in [(true, false), (false, true), (true, true)] {
+        let script = format!(
+            "exec \"$0\" {} {}",
+            if stdout { ">/dev/full" } else { "" },
+            if stderr { "2>/dev/full" } else { "" }
+        );
+        let outcome = node.call("ADD").under(&["sh", "-c", &script]).run();
+        assert_eq!(outcome.code, Some(i32::from(stdout)), "{outcome:?}");
+        assert!(!outcome.stderr.contains("panic"), "{outcome:?}");
+        node.call("DEL").ok();
+    }
+}
+
+#[test]
+fn a_delegate_that_is_being_written_is_waited_for() {
+    let node = Node::new();
+    let path = node.path("bin/bridge");
+    // A copy of a real program, since only those are protected while they are open for writing.
+    fs::remove_file(&path).unwrap();
+    fs::copy("/bin/cat", &path).unwrap();
+    let writer = fs::OpenOptions::new().append(true).open(&path).unwrap();
+    let add = node.call_with("ADD", json!({"name": "net"})).start();
+    wait_for("the stored configuration", || node.path("data/c1").exists().then_some(()));
+    drop(writer);
+    let output = add.wait_with_output().unwrap();
+    // cat's result is its configuration.
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn it_links_nothing_that_it_does_not_need() {
+    let symbols = Command::new("nm").arg("-C").arg(env!("CARGO_BIN_EXE_flannel")).stderr(Stdio::null()).output();
+    let symbols = String::from_utf8(symbols.unwrap().stdout).unwrap();
+    assert!(symbols.contains("twill_agent::cni"), "no symbols to look at");
+    for crate_name in ["tokio", "etcd_client", "tonic", "rtnetlink", "netlink_ext", "clap", "rustls"] {
+        let own = format!("{crate_name}::");
+        assert!(!symbols.lines().any(|line| line.contains(&own)), "{crate_name} is in the plugin");
+    }
+}
+
+#[test]
+fn the_result_is_not_rewritten() {
+    let node = Node::new();
+    assert_eq!(node.call("ADD").ok(), RESULT);
+}
