@@ -6,7 +6,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -109,7 +109,7 @@ impl<D: Dataplane> EventLoop<D> {
             let busy = self.turn().await;
             self.note_ready();
             let wake = self.halves.iter().map(Half::next_wake).min();
-            let wake = wake.unwrap_or_else(|| Instant::now() + NOTHING_TO_DO);
+            let wake = wake.unwrap_or_else(|| half::now() + NOTHING_TO_DO);
             tokio::select! {
                 biased;
                 _ = terminate.recv() => break,
@@ -133,7 +133,7 @@ impl<D: Dataplane> EventLoop<D> {
     async fn turn(&mut self) -> bool {
         let mut busy = false;
         for half in &mut self.halves {
-            let now = Instant::now();
+            let now = half::now();
             let more = half.hear(now);
             half.answer(now);
             busy |= more || half.work(now).await;
@@ -259,7 +259,7 @@ impl<D: Dataplane> EventLoop<D> {
     }
 
     fn move_to(&mut self, ends: &[End]) -> Result<(), Unfit> {
-        let now = Instant::now();
+        let now = half::now();
         for (half, end) in self.halves.iter_mut().zip(ends) {
             let device = self.site.device(end, &self.own.key, half.device.mac)?;
             if device != half.device {
@@ -311,7 +311,7 @@ impl<D: Dataplane> EventLoop<D> {
 
     /// A clean stop: what is due is done, on demand with every known peer, as far as the time allows.
     fn stop(&mut self) {
-        let started = Instant::now();
+        let started = half::now();
         for half in &mut self.halves {
             if self.program_all_on_exit {
                 half.plane.want_everyone();

@@ -198,33 +198,35 @@ mod tests {
 
     const ETH0: Key<'static> = Key { container_id: "c1", network: "net", ifname: "eth0" };
 
-    struct Dir(tempfile::TempDir, Store);
+    struct Dir {
+        store: Store,
+        _root: tempfile::TempDir,
+    }
 
     fn dir() -> Dir {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::new(&dir.path().join("deep/data"));
-        Dir(dir, store)
+        let root = tempfile::tempdir().unwrap();
+        Dir { store: Store::new(&root.path().join("deep/data")), _root: root }
     }
 
     impl Dir {
         fn names(&self) -> Vec<String> {
             let mut names: Vec<_> =
-                fs::read_dir(&self.1.dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+                fs::read_dir(&self.store.dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
             names.sort();
             names
         }
 
         fn text(&self, key: Key<'_>) -> Option<String> {
-            self.1.load(key).unwrap().map(|stored| String::from_utf8(stored.text).unwrap())
+            self.store.load(key).unwrap().map(|stored| String::from_utf8(stored.text).unwrap())
         }
 
         fn save(&self, key: Key<'_>) {
-            self.1.save(key, format!(r#"{{"name":"{}","if":"{}"}}"#, key.network, key.ifname).as_bytes()).unwrap();
+            self.store.save(key, format!(r#"{{"name":"{}","if":"{}"}}"#, key.network, key.ifname).as_bytes()).unwrap();
         }
 
         fn flannel_saves(&self, id: &str, text: &str) {
-            fs::create_dir_all(&self.1.dir).unwrap();
-            fs::write(self.1.dir.join(id), text).unwrap();
+            fs::create_dir_all(&self.store.dir).unwrap();
+            fs::write(self.store.dir.join(id), text).unwrap();
         }
     }
 
@@ -233,21 +235,21 @@ mod tests {
         let dir = dir();
         dir.save(ETH0);
         assert_eq!(dir.names(), ["c1", "c1:net:eth0"]);
-        assert_eq!(fs::metadata(&dir.1.dir).unwrap().permissions().mode() & 0o7777, 0o700);
-        assert_eq!(fs::metadata(dir.1.dir.join("c1")).unwrap().permissions().mode() & 0o7777, 0o600);
+        assert_eq!(fs::metadata(&dir.store.dir).unwrap().permissions().mode() & 0o7777, 0o700);
+        assert_eq!(fs::metadata(dir.store.dir.join("c1")).unwrap().permissions().mode() & 0o7777, 0o600);
         assert_eq!(dir.text(ETH0).unwrap(), r#"{"name":"net","if":"eth0"}"#);
-        dir.1.remove(ETH0).unwrap();
+        dir.store.remove(ETH0).unwrap();
         assert!(dir.names().is_empty());
-        dir.1.remove(ETH0).unwrap();
+        dir.store.remove(ETH0).unwrap();
     }
 
     #[test]
     fn a_repeated_save_replaces_both_names() {
         let dir = dir();
         dir.save(ETH0);
-        dir.1.save(ETH0, br#"{"name":"net","second":true}"#).unwrap();
+        dir.store.save(ETH0, br#"{"name":"net","second":true}"#).unwrap();
         assert_eq!(dir.names(), ["c1", "c1:net:eth0"]);
-        assert_eq!(fs::read(dir.1.dir.join("c1")).unwrap(), br#"{"name":"net","second":true}"#);
+        assert_eq!(fs::read(dir.store.dir.join("c1")).unwrap(), br#"{"name":"net","second":true}"#);
     }
 
     #[test]
@@ -263,11 +265,11 @@ mod tests {
             assert_eq!(dir.text(key), None, "{key:?}");
             dir.save(key);
         }
-        dir.1.remove(ETH0).unwrap();
-        dir.1.remove(ETH0).unwrap();
+        dir.store.remove(ETH0).unwrap();
+        dir.store.remove(ETH0).unwrap();
         for key in others {
             assert_eq!(dir.text(key).unwrap(), format!(r#"{{"name":"{}","if":"{}"}}"#, key.network, key.ifname));
-            dir.1.remove(key).unwrap();
+            dir.store.remove(key).unwrap();
         }
         assert!(dir.names().is_empty());
     }
@@ -281,13 +283,13 @@ mod tests {
         // Of another network: both stay.
         dir.save(Key { network: "blue", ..ETH0 });
         assert_eq!(dir.names(), ["c1", "c1:blue:eth0"]);
-        dir.1.remove(ETH0).unwrap();
+        dir.store.remove(ETH0).unwrap();
         assert_eq!(dir.names(), ["c1:blue:eth0"]);
         // Of the same: replaced.
         dir.flannel_saves("c2", r#"{"name":"net"}"#);
         let c2 = Key { container_id: "c2", ..ETH0 };
         dir.save(c2);
-        dir.1.remove(c2).unwrap();
+        dir.store.remove(c2).unwrap();
         assert_eq!(dir.names(), ["c1:blue:eth0"]);
     }
 
@@ -296,7 +298,7 @@ mod tests {
         let dir = dir();
         dir.flannel_saves("c1", "");
         assert_eq!(dir.text(ETH0), None);
-        fs::create_dir(dir.1.dir.join("c3")).unwrap();
+        fs::create_dir(dir.store.dir.join("c3")).unwrap();
         assert_eq!(dir.text(Key { container_id: "c3", ..ETH0 }), None);
     }
 
@@ -315,10 +317,10 @@ mod tests {
         dir.flannel_saves(".new-abc:c9:net:eth0", "");
         dir.flannel_saves(".new-abc:c9:blue:eth0", "");
         let valid = BTreeSet::from([("c1".into(), "eth0".into()), ("old-valid".into(), "eth0".into())]);
-        dir.1.retain("net", &valid).unwrap();
+        dir.store.retain("net", &valid).unwrap();
         let left = [".new-abc:c9:blue:eth0", "c1", "c1:net:eth0", "c2:blue:net1", "old-blue", "old-valid", "rubbish"];
         assert_eq!(dir.names(), left);
-        dir.1.retain("net", &valid).unwrap();
+        dir.store.retain("net", &valid).unwrap();
         assert_eq!(dir.names(), left);
     }
 
@@ -326,6 +328,6 @@ mod tests {
     fn no_directory_is_nothing_stored() {
         let dir = dir();
         assert_eq!(dir.text(ETH0), None);
-        dir.1.retain("net", &BTreeSet::new()).unwrap();
+        dir.store.retain("net", &BTreeSet::new()).unwrap();
     }
 }

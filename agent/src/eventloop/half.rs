@@ -18,6 +18,11 @@ const CHUNK: usize = 256;
 /// The most kernel events that are looked at before operations are sent.
 const EVENTS: usize = 64;
 
+/// tokio's clock, which a test can move.
+pub(super) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 /// One family's plane with its side of the kernel.
 pub struct Half<D> {
     /// What is wanted.
@@ -119,9 +124,9 @@ impl<D: Dataplane> Half<D> {
 
     /// Does all that is due at once, until `deadline`.
     pub(super) fn finish(&mut self, deadline: Instant) {
-        while self.plane.is_due() && Instant::now() < deadline {
+        while self.plane.is_due() && now() < deadline {
             let chunk = self.plane.next_chunk(CHUNK);
-            self.apply(chunk, Instant::now());
+            self.apply(chunk, now());
         }
     }
 

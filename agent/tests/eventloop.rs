@@ -1,0 +1,290 @@
+//! The event loop between a store and a kernel in memory, on a clock that the test moves.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use twill_agent::dataplane::fake::FakeKernel;
+use twill_agent::dataplane::{Dataplane, Device, Error, Event, Made, Refused};
+use twill_agent::eventloop::{Ended, EventLoop, Half, Own};
+use twill_agent::lease::{self, Keeper};
+use twill_agent::overlay::alloc::Wanted;
+use twill_agent::overlay::iface::{Interface, Wish};
+use twill_agent::overlay::kernel::{Miss, NeighState, Observed, Op, Via};
+use twill_agent::overlay::plane::{PeerMode, Plane, Setup};
+use twill_agent::overlay::records::Records;
+use twill_agent::overlay::{MacAddr, NetworkConfig, Record};
+use twill_agent::site::{self, Site};
+use twill_agent::store::Store;
+use twill_agent::store::fake::FakeStore;
+
+/// A kernel that the test and the loop share.
+#[derive(Clone, Default)]
+struct Shared {
+    kernel: Arc<Mutex<FakeKernel>>,
+    told: Arc<Notify>,
+    /// How many more times the device cannot be made.
+    unmakeable: Arc<Mutex<u32>>,
+}
+
+impl Shared {
+    fn kernel(&self) -> MutexGuard<'_, FakeKernel> {
+        self.kernel.lock().unwrap()
+    }
+
+    fn tell(&self, event: Event) {
+        self.kernel().events.push_back(event);
+        self.told.notify_one();
+    }
+
+    fn peers(&self) -> usize {
+        self.kernel().routes.values().filter(|(via, _)| matches!(via, Via::Gateway(_))).count()
+    }
+}
+
+impl Dataplane for Shared {
+    async fn make(&mut self, device: &Device) -> Result<Made, Error> {
+        let mut left = self.unmakeable.lock().unwrap();
+        if *left > 0 {
+            *left -= 1;
+            return Err(Error::Told);
+        }
+        let there = self.kernel().device.replace(device.clone());
+        Ok(if there.as_ref() == Some(device) { Made::AsWanted } else { Made::Created(Vec::new()) })
+    }
+
+    fn interfaces(&mut self) -> Result<Vec<Interface>, Error> {
+        self.kernel().interfaces()
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Result<Vec<Refused>, Error> {
+        self.kernel().apply(ops)
+    }
+
+    fn observe(&mut self) -> Result<Option<Observed>, Error> {
+        self.kernel().observe()
+    }
+
+    fn next_event(&mut self) -> Result<Option<Event>, Error> {
+        self.kernel().next_event()
+    }
+
+    async fn readable(&self) {
+        self.told.notified().await;
+    }
+}
+
+/// A node whose loop runs for as long as its script does.
+struct Node {
+    store: FakeStore,
+    kernel: Shared,
+    key: String,
+    subnet_file: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+fn eth0(address: &str, mtu: u32) -> Interface {
+    let addresses = vec![address.parse().unwrap()];
+    Interface { index: 2, name: "eth0".into(), mtu, up: true, addresses, default_v4: Some(0), default_v6: None }
+}
+
+fn peer(index: u8) -> (String, Vec<u8>) {
+    let mut record = Record::vxlan(format!("10.99.1.{index}").parse().unwrap());
+    record.ipv4 = Some(twill_agent::overlay::record::VtepData { vni: Some(1), mac: MacAddr([2, 0, 0, 0, 0, index]) });
+    (format!("10.5.{index}.0-24"), record.to_json())
+}
+
+impl Node {
+    /// Starts a node on this kernel, with these records in the store, and runs the script beside its loop.
+    async fn run<F: AsyncFnOnce(&Node)>(mode: PeerMode, kernel: Shared, peers: &[u8], script: F) -> Option<Ended> {
+        let store = FakeStore::new();
+        let text = br#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.200.0"}"#;
+        store.set_config(Some(text));
+        peers.iter().map(|index| peer(*index)).for_each(|(key, value)| {
+            store.put(&key, &value, 1);
+        });
+        kernel.kernel().interfaces = vec![eth0("10.99.0.10/16", 1500)];
+        let folder = tempfile::tempdir().unwrap();
+        let subnet_file = folder.path().join("subnet.env");
+        let wish = Wish::default();
+        let config = NetworkConfig::parse(text).unwrap();
+        let site = Site { config, config_text: text.to_vec(), wish, subnet_file: subnet_file.clone() };
+        let ends = site.ends(&kernel.kernel().interfaces).unwrap();
+        let record = site.record(&ends, |_| MacAddr([2, 0, 0, 0, 0, 0xaa]));
+        let public_ip = Some(record.public_ip);
+        let wanted = Wanted { config: &site.config, public_ip, public_ipv6: None, previous: None, node: None };
+        let records = store.records();
+        let held = lease::acquire(&store, &wanted, &records, &record, lease::TTL).await.unwrap();
+        let mut dataplane = kernel.clone();
+        let device = site.device(&ends[0], &held.key, MacAddr([2, 0, 0, 0, 0, 0xaa])).unwrap();
+        dataplane.make(&device).await.unwrap();
+        let subnet = site::own_subnet(&held.key, &ends[0]).unwrap();
+        let setup = Setup { net: ends[0].net, subnet, mode, idle: Duration::from_secs(600) };
+        let half = Half::new(Plane::new(setup), dataplane, device, tokio::time::Instant::now().into_std());
+        let of_peers = Records::new(1, vec![site::own(&held.key, &ends[0]).unwrap()]);
+        let key = held.key.to_string();
+        let margin = Duration::from_secs(3600);
+        let (own_key, own_record) = (held.key, held.record.clone());
+        let (keeper, events) = Keeper::spawn(store.clone(), held, lease::TTL, margin);
+        let own = Own::new(own_key, own_record, keeper, events);
+        let turn = EventLoop::new(site, vec![half], of_peers, store.follow(), own);
+        let node = Node { store, kernel, key, subnet_file, _folder: folder };
+        tokio::select! {
+            ended = turn.run() => Some(ended.unwrap()),
+            () = script(&node) => None,
+        }
+    }
+
+    /// Lets the loop go on until this holds; the clock moves by itself when there is nothing to do.
+    async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        for _ in 0..2_000 {
+            if holds(self) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("never: {what}: {:#?}", self.kernel.kernel());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_come_change_and_go() {
+    Node::run(PeerMode::All, Shared::default(), &[1, 2, 3], async |node| {
+        node.until("three peers", |node| node.kernel.peers() == 3).await;
+        let (key, value) = peer(4);
+        node.store.put(&key, &value, 1);
+        node.until("four peers", |node| node.kernel.peers() == 4).await;
+        node.store.put(&key, &peer(9).1, 1);
+        node.until("the new remote", |node| node.kernel.kernel().fdb.contains_key(&MacAddr([2, 0, 0, 0, 0, 9]))).await;
+        node.until("no old row", |node| !node.kernel.kernel().fdb.contains_key(&MacAddr([2, 0, 0, 0, 0, 4]))).await;
+        node.store.put(&key, b"junk", 1);
+        node.until("the bad record's peer gone", |node| node.kernel.peers() == 3).await;
+        node.store.remove(&peer(1).0);
+        node.until("two peers", |node| node.kernel.peers() == 2).await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_compaction_what_the_read_does_not_name_is_gone() {
+    Node::run(PeerMode::All, Shared::default(), &[1, 2, 3], async |node| {
+        node.until("three peers", |node| node.kernel.peers() == 3).await;
+        node.store.down();
+        node.store.remove(&peer(2).0);
+        node.store.compact();
+        node.store.up();
+        node.until("two peers", |node| node.kernel.peers() == 2).await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_written_where_all_is_right() {
+    let kernel = Shared::default();
+    Node::run(PeerMode::All, kernel.clone(), &[1, 2, 3], async |node| {
+        node.until("three peers", |node| node.kernel.peers() == 3).await;
+    })
+    .await;
+    let before = kernel.kernel().applied;
+    Node::run(PeerMode::All, kernel.clone(), &[1, 2, 3], async |_| {
+        tokio::time::sleep(Duration::from_secs(200)).await;
+    })
+    .await;
+    assert_eq!(kernel.kernel().applied, before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_lost_in_silence_comes_back_within_a_minute() {
+    Node::run(PeerMode::All, Shared::default(), &[1, 2], async |node| {
+        node.until("two peers", |node| node.kernel.peers() == 2).await;
+        node.kernel.kernel().routes.clear();
+        node.kernel.kernel().fdb.clear();
+        tokio::time::sleep(Duration::from_secs(61)).await;
+        node.until("two peers again", |node| node.kernel.peers() == 2 && node.kernel.kernel().fdb.len() == 2).await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_that_cannot_be_made_is_tried_until_it_can() {
+    Node::run(PeerMode::All, Shared::default(), &[1, 2], async |node| {
+        node.until("two peers", |node| node.kernel.peers() == 2).await;
+        *node.kernel.unmakeable.lock().unwrap() = 3;
+        {
+            let mut kernel = node.kernel.kernel();
+            (kernel.device, kernel.fdb) = (None, Default::default());
+            kernel.neighbours.clear();
+            kernel.routes.clear();
+        }
+        node.kernel.tell(Event::Device);
+        node.until("all again", |node| node.kernel.peers() == 2 && node.kernel.kernel().device.is_some()).await;
+        assert_eq!(*node.kernel.unmakeable.lock().unwrap(), 0);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_operation_is_tried_again() {
+    let kernel = Shared::default();
+    kernel.kernel().fail_at = Some(4);
+    Node::run(PeerMode::All, kernel, &[1, 2, 3], async |node| {
+        node.until("three peers", |node| node.kernel.peers() == 3 && node.kernel.kernel().neighbours.len() == 3).await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_miss_is_answered_and_an_overrun_loses_none() {
+    Node::run(PeerMode::OnDemand, Shared::default(), &[1, 2, 3], async |node| {
+        node.until("the base route", |node| node.kernel.kernel().routes.len() == 1).await;
+        node.kernel.tell(Event::Miss(Miss::Address("10.5.1.7".parse().unwrap())));
+        node.until("the peer", |node| node.kernel.peers() == 1).await;
+        let waiting: IpAddr = "10.5.2.7".parse().unwrap();
+        node.kernel.kernel().neighbours.insert(waiting, (None, NeighState::Incomplete, 0));
+        node.kernel.tell(Event::Overrun);
+        node.until("the other", |node| node.kernel.peers() == 2).await;
+        node.until("its guest is gone", |node| !node.kernel.kernel().neighbours.contains_key(&waiting)).await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn device_record_and_subnet_env_follow_the_underlay() {
+    Node::run(PeerMode::All, Shared::default(), &[1], async |node| {
+        node.until("the peer", |node| node.kernel.peers() == 1).await;
+        node.kernel.kernel().interfaces = vec![eth0("10.99.0.77/16", 9000)];
+        node.kernel.tell(Event::Underlay);
+        node.until("the MTU", |node| node.kernel.kernel().device.as_ref().is_some_and(|d| d.mtu == 8950)).await;
+        let local: IpAddr = "10.99.0.77".parse().unwrap();
+        assert_eq!(node.kernel.kernel().device.as_ref().map(|d| d.local), Some(local));
+        node.until("the record", |node| {
+            let record = node.store.records().remove(&node.key);
+            record.is_some_and(|raw| String::from_utf8_lossy(&raw.value).contains("10.99.0.77"))
+        })
+        .await;
+        let env = std::fs::read_to_string(&node.subnet_file).unwrap();
+        assert!(env.contains("FLANNEL_MTU=8950"), "{env}");
+        node.kernel.kernel().interfaces.clear();
+        node.kernel.tell(Event::Underlay);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(node.kernel.kernel().device.as_ref().map(|d| d.local), Some(local), "what was chosen stays");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn our_record_comes_back_and_a_taken_subnet_ends_the_loop() {
+    let ended = Node::run(PeerMode::All, Shared::default(), &[1], async |node| {
+        node.store.remove(&node.key);
+        node.until("our record again", |node| node.store.records().contains_key(&node.key)).await;
+        node.store.put(&node.key, &peer(66).1, 7);
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+    })
+    .await;
+    match ended {
+        Some(Ended::LeaseLost { holder }) => assert!(holder.contains("10.99.1.66"), "{holder}"),
+        other => panic!("{other:?}"),
+    }
+}
