@@ -117,14 +117,14 @@ impl FamilyConfig {
         match (self.network, address) {
             (IpNetwork::V4(network), IpAddr::V4(address)) => {
                 let (bits, net) = (address.to_bits(), network.ip().to_bits());
-                let inside = (bits ^ net) & mask(network.prefix().into(), 32) as u32 == 0;
-                let first = Ipv4Addr::from_bits(bits & mask(self.subnet_len.into(), 32) as u32);
+                let inside = (bits ^ net) & mask4(network.prefix()) == 0;
+                let first = Ipv4Addr::from_bits(bits & mask4(self.subnet_len));
                 inside.then(|| Ipv4Network::new_checked(first, self.subnet_len).map(IpNetwork::V4))?
             }
             (IpNetwork::V6(network), IpAddr::V6(address)) => {
                 let (bits, net) = (address.to_bits(), network.ip().to_bits());
-                let inside = (bits ^ net) & mask(network.prefix().into(), 128) == 0;
-                let first = Ipv6Addr::from_bits(bits & mask(self.subnet_len.into(), 128));
+                let inside = (bits ^ net) & mask6(network.prefix()) == 0;
+                let first = Ipv6Addr::from_bits(bits & mask6(self.subnet_len));
                 inside.then(|| Ipv6Network::new_checked(first, self.subnet_len).map(IpNetwork::V6))?
             }
             _ => None,
@@ -137,11 +137,14 @@ impl FamilyConfig {
     }
 }
 
-/// The upper `len` of `width` bits.
-fn mask(len: u32, width: u32) -> u128 {
-    let all = u128::MAX >> (128 - width);
-    // A shift by the full width is not a shift: lengths of 0 have no bits at all.
-    all ^ all.checked_shr(len).unwrap_or(0)
+/// The netmask of this length. A shift by the full width is not a shift, hence the 0.
+fn mask4(len: u8) -> u32 {
+    u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0)
+}
+
+/// The netmask of this length.
+fn mask6(len: u8) -> u128 {
+    u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0)
 }
 
 fn width(ipv4: bool) -> u32 {
@@ -210,10 +213,7 @@ mod tests {
 
     #[test]
     fn masks() {
-        assert_eq!(mask(0, 32), 0);
-        assert_eq!(mask(24, 32), 0xffff_ff00);
-        assert_eq!(mask(32, 32), 0xffff_ffff);
-        assert_eq!(mask(0, 128), 0);
-        assert_eq!(mask(128, 128), u128::MAX);
+        assert_eq!((mask4(0), mask4(24), mask4(32)), (0, 0xffff_ff00, u32::MAX));
+        assert_eq!((mask6(0), mask6(64), mask6(128)), (0, u128::from(u64::MAX) << 64, u128::MAX));
     }
 }
