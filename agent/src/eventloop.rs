@@ -94,13 +94,6 @@ impl<D: Dataplane> EventLoop<D> {
         Self { site, halves, records, store, own, program_all_on_exit: true, ready: false }
     }
 
-    /// Takes in the records of the first complete read.
-    pub fn take_in(&mut self, records: impl Iterator<Item = RawRecord>) {
-        let mut told = Told::default();
-        records.for_each(|record| self.put(record, &mut told));
-        told.log();
-    }
-
     /// Runs until a signal or the loss of the lease.
     pub async fn run(mut self) -> std::io::Result<Ended> {
         let mut terminate = signal(SignalKind::terminate())?;
@@ -274,7 +267,8 @@ impl<D: Dataplane> EventLoop<D> {
         let record = Record { node: self.own.record.node.clone(), extra: self.own.record.extra.clone(), ..addressed };
         if record != self.own.record {
             info!(record = %String::from_utf8_lossy(&record.to_json()), "our record follows");
-            self.records.we_are(ends.iter().map(|end| site::own(&self.own.key, end)).collect::<Result<_, _>>()?);
+            let own = ends.iter().map(|end| site::own(&self.own.key, end)).collect::<Result<_, _>>()?;
+            self.records.we_are(&self.own.text, own);
             self.own.keeper.publish(record.clone());
             self.own.record = record;
         }

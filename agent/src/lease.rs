@@ -64,7 +64,7 @@ pub enum AcquireError {
     },
 }
 
-/// Gets a subnet: `overlay::alloc`'s decision, carried out. `records` is what a complete read showed, `record` what shall
+/// Gets a subnet: `overlay::alloc`'s decision, carried out. `known` is what a complete read showed, `record` what shall
 /// stand in ours, `ttl` how long it lasts without us. Whoever loses a race looks again; a grant that served no purpose is
 /// revoked.
 ///
@@ -76,13 +76,12 @@ pub enum AcquireError {
 pub async fn acquire<S: Store>(
     store: &S,
     wanted: &Wanted<'_>,
-    records: &BTreeMap<String, RawRecord>,
+    known: &Known,
     record: &Record,
     ttl: Duration,
 ) -> Result<Held, AcquireError> {
-    let seen = records.iter().filter_map(|(key, raw)| Some((key.clone(), see(wanted, raw)?))).collect();
-    let mut search =
-        Search { store, wanted, record, ttl, seen, taken: BTreeSet::new(), grant: None, outage: Outage::default() };
+    let Known { own: seen, others: taken } = known.clone();
+    let mut search = Search { store, wanted, record, ttl, seen, taken, grant: None, outage: Outage::default() };
     let result = search.run().await;
     if let Some(lease) = search.grant {
         revoke(store, lease).await;
@@ -90,8 +89,52 @@ pub async fn acquire<S: Store>(
     result
 }
 
-/// What allocation needs to know of a key: what it occupies and, if it may be ours, its record. Others' records are not
-/// kept: there may be many.
+/// What a complete read shows, as far as getting a subnet needs it: our own records, and what all others occupy.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// By the key as the store has it.
+    own: BTreeMap<String, Seen>,
+    others: BTreeSet<SubnetKey>,
+}
+
+impl Known {
+    /// All of these records.
+    pub fn of<'r>(wanted: &Wanted<'_>, records: impl IntoIterator<Item = &'r RawRecord>) -> Self {
+        let mut known = Self::default();
+        records.into_iter().for_each(|record| known.put(wanted, record));
+        known
+    }
+
+    /// Takes in a record of whoever.
+    pub fn put(&mut self, wanted: &Wanted<'_>, record: &RawRecord) {
+        self.remove(&record.key);
+        match see(wanted, record) {
+            Some(seen) if seen.record.is_some() => drop(self.own.insert(record.key.clone(), seen)),
+            Some(seen) => self.occupy(seen.key),
+            None => {}
+        }
+    }
+
+    /// Somebody else has this.
+    pub fn occupy(&mut self, key: SubnetKey) {
+        self.others.insert(key);
+    }
+
+    /// The record of this key is gone.
+    pub fn remove(&mut self, key: &str) {
+        self.own.remove(key);
+        if let Some(subnets) = SubnetKey::occupied(key) {
+            self.others.remove(&subnets);
+        }
+    }
+
+    /// Our own records.
+    pub fn own(&self) -> impl Iterator<Item = &Record> {
+        self.own.values().filter_map(|seen| seen.record.as_ref())
+    }
+}
+
+/// What allocation needs to know of a key: what it occupies and, if it may be ours, its record.
 fn see(wanted: &Wanted<'_>, raw: &RawRecord) -> Option<Seen> {
     let parsed = || Record::parse(&raw.value).ok().filter(|record| wanted.is_own(record));
     let (key, record) = match raw.key.parse::<SubnetKey>() {
@@ -109,7 +152,7 @@ struct Search<'a, S> {
     ttl: Duration,
     /// By the key as the store has it.
     seen: BTreeMap<String, Seen>,
-    /// Keys that we found held.
+    /// What others hold.
     taken: BTreeSet<SubnetKey>,
     /// A lease that nothing hangs on yet.
     grant: Option<LeaseId>,
@@ -222,6 +265,9 @@ impl<S: Store> Search<'_, S> {
             Some(seen) => self.seen.insert(text, seen),
             None => self.seen.remove(&text),
         };
+        if raw.is_none() {
+            self.taken.remove(key);
+        }
         raw
     }
 

@@ -1,82 +1,151 @@
-//! Waiting for what the start needs from etcd: a usable network config, and all records.
+//! The first complete read: waiting for a usable network config, then every record straight into the planes.
+//!
+//! Records are not kept as they are: of a hundred thousand of them only what the planes and the allocation need stays.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
+use crate::lease::Known;
 use crate::overlay::NetworkConfig;
-use crate::store::{Change, Event, RawRecord};
+use crate::overlay::alloc::Wanted;
+use crate::overlay::plane::Plane;
+use crate::overlay::records::Records;
+use crate::store::{Change, Event, RawRecord, Store};
 
 /// How often a wait that goes on is spoken of.
 pub(crate) const REMIND: Duration = Duration::from_secs(30);
 
-/// The first complete read, kept up to date until the event loop takes over.
-pub(crate) struct Reader {
-    pub(crate) events: mpsc::Receiver<Event>,
+/// Reads etcd until the event loop takes over.
+pub(crate) struct Reader<S> {
+    store: S,
+    events: mpsc::Receiver<Event>,
     /// Where etcd is, for the log.
     endpoints: String,
-    pub(crate) records: BTreeMap<String, RawRecord>,
-    config: Option<Vec<u8>>,
+}
+
+/// Where the records go before we have a lease.
+pub(crate) struct Intake {
+    pub(crate) planes: Vec<Plane>,
+    pub(crate) records: Records,
+    /// What allocation needs to know.
+    pub(crate) known: Known,
     listed: bool,
 }
 
-impl Reader {
-    /// Reads what these events tell, from etcd at these endpoints.
-    pub(crate) fn new(events: mpsc::Receiver<Event>, endpoints: String) -> Self {
-        Self { events, endpoints, records: BTreeMap::new(), config: None, listed: false }
+impl<S: Store> Reader<S> {
+    /// Begins to read the store, which is at these endpoints.
+    pub(crate) fn new(store: S, endpoints: String) -> Self {
+        let events = store.follow();
+        Self { store, events, endpoints }
     }
 
-    /// Waits for the next event and takes it in.
-    pub(crate) async fn next(&mut self) -> Result<()> {
-        let event = self.events.recv().await.ok_or_else(|| anyhow!("the reader of etcd has stopped"))?;
-        match event {
-            Event::Listing => {
-                self.records.clear();
-                self.listed = false;
-            }
-            Event::Page(page) => self.records.extend(page.into_iter().map(|record| (record.key.clone(), record))),
-            Event::Listed { revision } => {
-                self.listed = true;
-                debug!(revision, records = self.records.len(), "read all records");
-            }
-            Event::Changes(changes) => {
-                for change in changes {
-                    match change {
-                        Change::Put(record) => drop(self.records.insert(record.key.clone(), record)),
-                        Change::Deleted { key, .. } => drop(self.records.remove(&key)),
+    /// The events from here on.
+    pub(crate) fn into_events(self) -> mpsc::Receiver<Event> {
+        self.events
+    }
+
+    /// The network config, as soon as there is a good one. The records of the same read are still to come.
+    pub(crate) async fn config(&mut self, prefix: &str) -> Result<(NetworkConfig, Vec<u8>)> {
+        let mut waiting = Waiting::default();
+        let mut why = format!("waiting for etcd at {}", self.endpoints);
+        let (mut listing, mut loud) = (false, false);
+        loop {
+            waiting.say(&why, loud);
+            let Ok(event) = tokio::time::timeout(REMIND, self.event()).await else { continue };
+            match event? {
+                Event::Listing => listing = true,
+                Event::Config(Some(text)) => match NetworkConfig::parse(&text) {
+                    Ok(config) if listing => return Ok((config, text)),
+                    // The records of this read went by unread: once more, from the start.
+                    Ok(_) => self.events = self.store.follow(),
+                    Err(error) => {
+                        (why, loud) = (format!("the network config {prefix}/config is not usable: {error}"), true);
                     }
+                },
+                Event::Config(None) => {
+                    let example = r#"{"Network":"10.5.0.0/16"}"#;
+                    why = format!("no network config yet: waiting for the key {prefix}/config, for instance {example}");
+                    loud = true;
                 }
+                Event::Page(_) | Event::Listed { .. } => listing = false,
+                Event::Changes(_) | Event::Down { .. } | Event::Up => {}
             }
-            Event::Config(config) => self.config = config,
-            Event::Down { reason } => {
-                warn!(endpoints = %self.endpoints, %reason, "etcd does not answer, trying until it does");
-            }
-            Event::Up => info!(endpoints = %self.endpoints, "etcd answers"),
+        }
+    }
+
+    /// Takes in events until a complete read is done.
+    pub(crate) async fn all(&mut self, intake: &mut Intake, wanted: &Wanted<'_>) -> Result<()> {
+        while !intake.listed {
+            self.next(intake, wanted).await?;
         }
         Ok(())
     }
 
-    /// The network config, as soon as there is a good one and all records are read.
-    pub(crate) async fn config(&mut self, prefix: &str) -> Result<(NetworkConfig, Vec<u8>)> {
-        let mut waiting = Waiting::default();
-        loop {
-            let why = match (&self.config, self.listed) {
-                (Some(text), true) => match NetworkConfig::parse(text) {
-                    Ok(config) => return Ok((config, text.clone())),
-                    Err(error) => format!("the network config {prefix}/config is not usable: {error}"),
-                },
-                (None, true) => format!(
-                    "no network config yet: waiting for the key {prefix}/config, for instance {{\"Network\":\"10.5.0.0/16\"}}"
-                ),
-                (_, false) => format!("waiting for etcd at {}", self.endpoints),
-            };
-            waiting.say(&why, self.listed);
-            if let Ok(result) = tokio::time::timeout(REMIND, self.next()).await {
-                result?;
+    /// Waits for the next event and takes it in.
+    pub(crate) async fn next(&mut self, intake: &mut Intake, wanted: &Wanted<'_>) -> Result<()> {
+        let event = self.event().await?;
+        intake.take_in(event, wanted);
+        Ok(())
+    }
+
+    async fn event(&mut self) -> Result<Event> {
+        let event = self.events.recv().await.ok_or_else(|| anyhow!("the reader of etcd has stopped"))?;
+        match &event {
+            Event::Down { reason } => {
+                warn!(endpoints = %self.endpoints, %reason, "etcd does not answer, trying until it does");
             }
+            Event::Up => info!(endpoints = %self.endpoints, "etcd answers"),
+            _ => {}
+        }
+        Ok(event)
+    }
+}
+
+impl Intake {
+    /// For the records of the read whose config has just come.
+    pub(crate) fn new(planes: Vec<Plane>, records: Records) -> Self {
+        Self { planes, records, known: Known::default(), listed: false }
+    }
+
+    fn take_in(&mut self, event: Event, wanted: &Wanted<'_>) {
+        match event {
+            Event::Listing => {
+                self.known = Known::default();
+                self.records.listing();
+                self.planes.iter_mut().for_each(Plane::listing);
+                self.listed = false;
+            }
+            Event::Page(page) => page.into_iter().for_each(|record| self.put(&record, wanted)),
+            Event::Listed { revision } => {
+                self.planes.iter_mut().for_each(|plane| drop(plane.listed()));
+                self.listed = true;
+                debug!(revision, "read all records");
+            }
+            Event::Changes(changes) => {
+                for change in changes {
+                    match change {
+                        Change::Put(record) => self.put(&record, wanted),
+                        Change::Deleted { key, .. } => {
+                            self.known.remove(&key);
+                            self.records.remove(&mut self.planes.iter_mut().collect::<Vec<_>>(), &key);
+                        }
+                    }
+                }
+            }
+            Event::Config(_) | Event::Down { .. } | Event::Up => {}
+        }
+    }
+
+    fn put(&mut self, record: &RawRecord, wanted: &Wanted<'_>) {
+        let mut planes: Vec<&mut Plane> = self.planes.iter_mut().collect();
+        let taken = self.records.put(&mut planes, &record.key, &record.value, record.revision);
+        match taken.peer {
+            Some(key) => self.known.occupy(key),
+            // Our own last record is no peer either.
+            None => self.known.put(wanted, record),
         }
     }
 }
@@ -88,14 +157,15 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
-    pub(crate) fn say(&mut self, why: &str, loudly: bool) {
+    /// `loud`: worth a line even if the wait has only begun.
+    pub(crate) fn say(&mut self, why: &str, loud: bool) {
         let news = self.said.as_ref().is_none_or(|(said, at)| said != why || at.elapsed() >= REMIND);
         if !news {
             return;
         }
         let first = self.said.is_none();
         self.said = Some((why.to_owned(), Instant::now()));
-        if loudly || !first {
+        if loud || !first {
             warn!("{why}");
         }
     }

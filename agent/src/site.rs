@@ -147,6 +147,21 @@ impl Site {
     }
 }
 
+impl End {
+    /// Ourselves at this end while we have no subnet.
+    pub fn without_subnet(&self) -> Own {
+        Own { subnet: no_subnet(self.family), public_ip: self.chosen.public }
+    }
+}
+
+/// Stands for the subnet that we don't have yet: no peer's subnet overlaps it.
+pub fn no_subnet(family: Family) -> IpNetwork {
+    match family {
+        Family::V4 => IpAddr::from([0; 4]).into(),
+        Family::V6 => IpAddr::from([0; 16]).into(),
+    }
+}
+
 /// Our own subnet of an end's family.
 pub fn own_subnet(key: &SubnetKey, end: &End) -> Result<IpNetwork, Unfit> {
     key.side(end.family).ok_or(Unfit::NoSide { key: *key, family: end.family })

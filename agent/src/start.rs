@@ -9,24 +9,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::cli::Flags;
 use crate::dataplane::Dataplane;
 use crate::dataplane::kernel::Kernel;
 use crate::eventloop::{Ended, EventLoop, Half, Own};
 use crate::handoff;
-use crate::lease::{self, AcquireError, Held, Keeper};
+use crate::lease::{self, AcquireError, Held, Keeper, Known};
 use crate::overlay::MacAddr;
 use crate::overlay::alloc::Wanted;
-use crate::overlay::iface::{self, Wish};
+use crate::overlay::iface;
 use crate::overlay::plane::{Plane, Setup};
 use crate::overlay::record::{Family, Record};
 use crate::overlay::records::Records;
-use crate::reader::{REMIND, Reader, Waiting};
+use crate::reader::{Intake, REMIND, Reader, Waiting};
 use crate::site::{self, End, Site};
 use crate::store::etcd::EtcdStore;
-use crate::store::{RawRecord, Store};
 
 /// Runs the daemon with these flags until it is told to stop or loses its subnet.
 pub async fn run(flags: Flags) -> Result<Ended> {
@@ -44,14 +43,15 @@ async fn prepare(flags: Flags) -> Result<EventLoop<Kernel>> {
     info!(version = env!("CARGO_PKG_VERSION"), mode = ?flags.peer_mode, "twilld");
     privileged()?;
     let mut kernel = Kernel::open()?;
-    let wish = Wish { iface: flags.iface.clone(), public_ip: flags.public_ip };
+    let wish = flags.wish();
+    kernel.reach = wish.can_reach;
     let interfaces = kernel.interfaces()?;
     // Which families are needed is known only from the config; an interface that isn't there is said at once.
     if let Err(error) = iface::choose(&interfaces, &wish, false) {
         iface::choose(&interfaces, &wish, true).map_err(|_| error)?;
     }
     let store = flags.etcd.store()?;
-    let mut reader = Reader::new(store.follow(), flags.etcd.etcd_endpoints.join(", "));
+    let mut reader = Reader::new(store.clone(), flags.etcd.etcd_endpoints.join(", "));
     let (config, config_text) = reader.config(&flags.etcd.etcd_prefix).await?;
     let site = Site { config, config_text, wish, subnet_file: flags.subnet_file.clone() };
     // The wait for a config may have been long.
@@ -60,29 +60,42 @@ async fn prepare(flags: Flags) -> Result<EventLoop<Kernel>> {
         let interface = &chosen.interface;
         info!(interface = %interface.name, local = %chosen.local, public = %chosen.public, mtu = interface.mtu, why = %chosen.why, "interface");
     }
-    let held = get_subnet(&site, &ends, &store, &mut reader, &mut kernel).await?;
-    let halves = halves(&flags, &site, &ends, &held, kernel).await?;
+    let (mode, idle) = (flags.peer_mode.into(), flags.peer_idle_timeout);
+    let plane = |end: &End| Plane::new(Setup { net: end.net, subnet: site::no_subnet(end.family), mode, idle });
+    let own = ends.iter().map(End::without_subnet).collect();
+    let mut intake = Intake::new(ends.iter().map(plane).collect(), Records::new(site.config.backend.vni, own));
+    let held = get_subnet(&site, &ends, &store, &mut reader, &mut intake, &mut kernel).await?;
+
+    let Intake { planes, mut records, .. } = intake;
+    records.we_are(&held.key.to_string(), ends.iter().map(|end| site::own(&held.key, end)).collect::<Result<_, _>>()?);
+    for (key, reason) in records.bad() {
+        warn!(%key, %reason, "record kept out");
+    }
+    let halves = halves(&site, &ends, &held, planes, kernel).await?;
     let mtu = halves.iter().map(|half| half.device.mtu).min().unwrap_or_default();
     let written = site.subnet_env(&held.key, mtu).write(&site.subnet_file)?;
     info!(file = %site.subnet_file.display(), written, "subnet.env");
 
-    let own = ends.iter().map(|end| site::own(&held.key, end)).collect::<Result<_, _>>()?;
-    let records = Records::new(site.config.backend.vni, own);
     let margin = Duration::from_secs(60 * flags.subnet_lease_renew_margin);
     let (key, record) = (held.key, held.record.clone());
     let (keeper, lease) = Keeper::spawn(store, held, lease::TTL, margin);
     let own = Own::new(key, record, keeper, lease);
-    let mut turn = EventLoop::new(site, halves, records, reader.events, own);
+    let mut turn = EventLoop::new(site, halves, records, reader.into_events(), own);
     turn.program_all_on_exit = flags.program_all_on_exit;
-    turn.take_in(reader.records.into_values());
     Ok(turn)
 }
 
-/// Makes each end's device, and the plane that hangs on it.
-async fn halves(flags: &Flags, site: &Site, ends: &[End], held: &Held, kernel: Kernel) -> Result<Vec<Half<Kernel>>> {
+/// Makes each end's device, and hangs the plane on it.
+async fn halves(
+    site: &Site,
+    ends: &[End],
+    held: &Held,
+    planes: Vec<Plane>,
+    kernel: Kernel,
+) -> Result<Vec<Half<Kernel>>> {
     let mut first = Some(kernel);
     let mut halves = Vec::new();
-    for end in ends {
+    for (end, mut plane) in ends.iter().zip(planes) {
         let mut kernel = match first.take() {
             Some(kernel) => kernel,
             None => Kernel::open()?,
@@ -90,9 +103,8 @@ async fn halves(flags: &Flags, site: &Site, ends: &[End], held: &Held, kernel: K
         let device = site.device(end, &held.key, mac(&held.record, end.family).unwrap_or(MacAddr([0; 6])))?;
         let made = kernel.make(&device).await.with_context(|| format!("make the device {}", device.name))?;
         info!(device = %device.name, mac = %device.mac, mtu = device.mtu, address = %device.address, ?made, "device");
-        let subnet = site::own_subnet(&held.key, end)?;
-        let setup = Setup { net: end.net, subnet, mode: flags.peer_mode.into(), idle: flags.peer_idle_timeout };
-        halves.push(Half::new(Plane::new(setup), kernel, device, Instant::now()));
+        plane.settle_in(site::own_subnet(&held.key, end)?);
+        halves.push(Half::new(plane, kernel, device, Instant::now()));
     }
     Ok(halves)
 }
@@ -117,7 +129,8 @@ async fn get_subnet(
     site: &Site,
     ends: &[End],
     store: &EtcdStore,
-    reader: &mut Reader,
+    reader: &mut Reader<EtcdStore>,
+    intake: &mut Intake,
     kernel: &mut Kernel,
 ) -> Result<Held> {
     let (mut public_ip, mut public_ipv6) = (None, None);
@@ -129,10 +142,11 @@ async fn get_subnet(
     }
     let previous = handoff::previous(&site.subnet_file);
     let wanted = Wanted { config: &site.config, public_ip, public_ipv6, previous, node: None };
+    reader.all(intake, &wanted).await?;
     let mut waiting = Waiting::default();
     loop {
-        let record = our_record(site, &wanted, ends, &reader.records, kernel)?;
-        match lease::acquire(store, &wanted, &reader.records, &record, lease::TTL).await {
+        let record = our_record(site, ends, &intake.known, kernel)?;
+        match lease::acquire(store, &wanted, &intake.known, &record, lease::TTL).await {
             Ok(held) => {
                 let lease = held.lease.map_or("none: a reservation".to_owned(), |lease| format!("{:x}", lease.0));
                 info!(subnet = %held.key, revision = held.revision, %lease, "lease");
@@ -140,7 +154,7 @@ async fn get_subnet(
             }
             Err(error @ AcquireError::NoFreeSubnet { .. }) => {
                 waiting.say(&format!("{error}; waiting for one to be freed"), true);
-                if let Ok(result) = tokio::time::timeout(REMIND, reader.next()).await {
+                if let Ok(result) = tokio::time::timeout(REMIND, reader.next(intake, &wanted)).await {
                     result?;
                 }
             }
@@ -150,19 +164,12 @@ async fn get_subnet(
 }
 
 /// What our record shall say. The MAC is that of the device that is there, else that of our last record, else random.
-fn our_record(
-    site: &Site,
-    wanted: &Wanted<'_>,
-    ends: &[End],
-    records: &BTreeMap<String, RawRecord>,
-    kernel: &mut Kernel,
-) -> Result<Record> {
-    let mut records = records.values().filter_map(|raw| Record::parse(&raw.value).ok());
-    let last = records.find(|record| wanted.is_own(record));
+fn our_record(site: &Site, ends: &[End], known: &Known, kernel: &mut Kernel) -> Result<Record> {
+    let last = known.own().next();
     let mut macs = BTreeMap::new();
     for end in ends {
         let there = kernel.mac_of(&site.device_name(end.family))?;
-        let recorded = last.as_ref().and_then(|last| mac(last, end.family)).filter(|mac| mac.is_unicast());
+        let recorded = last.and_then(|last| mac(last, end.family)).filter(|mac| mac.is_unicast());
         macs.insert(end.family, there.or(recorded).unwrap_or_else(|| MacAddr::local(rand::random())));
     }
     Ok(site.record(ends, |family| macs[&family]))

@@ -87,7 +87,7 @@ struct Node {
 
 fn eth0(address: &str, mtu: u32) -> Interface {
     let addresses = vec![address.parse().unwrap()];
-    Interface { index: 2, name: "eth0".into(), mtu, up: true, addresses, default_v4: Some(0), default_v6: None }
+    Interface { index: 2, name: "eth0".into(), mtu, up: true, addresses, default_v4: Some(0), ..Interface::default() }
 }
 
 fn peer(index: u8) -> (String, Vec<u8>) {
@@ -115,8 +115,8 @@ impl Node {
         let record = site.record(&ends, |_| MacAddr([2, 0, 0, 0, 0, 0xaa]));
         let public_ip = Some(record.public_ip);
         let wanted = Wanted { config: &site.config, public_ip, public_ipv6: None, previous: None, node: None };
-        let records = store.records();
-        let held = lease::acquire(&store, &wanted, &records, &record, lease::TTL).await.unwrap();
+        let known = lease::Known::of(&wanted, store.records().values());
+        let held = lease::acquire(&store, &wanted, &known, &record, lease::TTL).await.unwrap();
         let mut dataplane = kernel.clone();
         let device = site.device(&ends[0], &held.key, MacAddr([2, 0, 0, 0, 0, 0xaa])).unwrap();
         dataplane.make(&device).await.unwrap();

@@ -98,7 +98,8 @@ async fn acquire(
         previous: None,
         node: record.node.as_deref(),
     };
-    lease::acquire(store, &wanted, records, record, lease::TTL).await
+    let known = lease::Known::of(&wanted, records.values());
+    lease::acquire(store, &wanted, &known, record, lease::TTL).await
 }
 
 #[tokio::test]

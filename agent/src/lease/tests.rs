@@ -39,7 +39,7 @@ async fn acquire_from(
         previous: None,
         node: record.node.as_deref(),
     };
-    acquire(store, &wanted, records, &record, TTL).await
+    acquire(store, &wanted, &Known::of(&wanted, records.values()), &record, TTL).await
 }
 
 /// A node that holds a subnet and hears of its own key, as the event loop arranges it.
@@ -143,7 +143,7 @@ async fn a_changed_record_is_written_on_the_lease_it_has() {
         previous: None,
         node: Some("node-1"),
     };
-    let again = acquire(&store, &wanted, &store.records(), &moved, TTL).await.unwrap();
+    let again = acquire(&store, &wanted, &Known::of(&wanted, store.records().values()), &moved, TTL).await.unwrap();
     assert_eq!((again.key, again.lease), (first.key, first.lease));
     assert_eq!(store.records()[&first.key.to_string()].value, moved.to_json());
 }

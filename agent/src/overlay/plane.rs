@@ -30,7 +30,7 @@ pub enum PeerMode {
 pub struct Setup {
     /// The network and how it is cut into subnets.
     pub net: FamilyConfig,
-    /// Our own subnet.
+    /// Our own subnet; see [`Plane::settle_in`].
     pub subnet: IpNetwork,
     /// When peers are programmed.
     pub mode: PeerMode,
@@ -133,6 +133,11 @@ impl Plane {
     /// What it was made of.
     pub fn setup(&self) -> &Setup {
         &self.setup
+    }
+
+    /// We hold this subnet now. To be called before the first chunk is taken.
+    pub fn settle_in(&mut self, subnet: IpNetwork) {
+        self.setup.subnet = subnet;
     }
 
     /// The peers.

@@ -20,6 +20,8 @@ pub struct Records {
 pub struct Taken {
     /// What it changed for the peers.
     pub deltas: Vec<Delta>,
+    /// Its subnets, if it is a peer's in every family.
+    pub peer: Option<SubnetKey>,
     /// Why it was kept out, if it was and that is news.
     pub bad: Option<BadRecord>,
 }
@@ -30,8 +32,9 @@ impl Records {
         Self { vni, own, bad: BTreeMap::new() }
     }
 
-    /// We have other addresses now.
-    pub fn we_are(&mut self, own: Vec<Own>) {
+    /// The record of this key is ours, and this is who we are now.
+    pub fn we_are(&mut self, key: &str, own: Vec<Own>) {
+        self.bad.remove(key);
         self.own = own;
     }
 
@@ -47,12 +50,13 @@ impl Records {
         let parsed: Result<SubnetKey, _> = key.parse();
         let subnets = match parsed {
             Ok(subnets) => subnets,
-            Err(error) => return Taken { deltas: Vec::new(), bad: self.keep_out(key, error.into()) },
+            Err(error) => return Taken { bad: self.keep_out(key, error.into()), ..Taken::default() },
         };
         let record = match Record::parse(value) {
             Ok(record) => record,
             Err(error) => {
-                return Taken { deltas: self.drop_peer(planes, &subnets), bad: self.keep_out(key, error.into()) };
+                let (deltas, bad) = (self.drop_peer(planes, &subnets), self.keep_out(key, error.into()));
+                return Taken { deltas, bad, peer: None };
             }
         };
         let mut taken = Taken::default();
@@ -73,6 +77,7 @@ impl Records {
             Some(bad) => self.keep_out(key, bad),
             None => {
                 self.bad.remove(key);
+                taken.peer = Some(subnets);
                 None
             }
         };
