@@ -6,7 +6,7 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 NODES ?= 3
 KEEP ?= 0
 
-.PHONY: help setup root build lint test demo clean
+.PHONY: help setup root build lint test demo bench clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -31,6 +31,11 @@ test: root lint build ## all tests: lint, unit, and whole programs in network na
 demo: root setup ## a running network in one command, shown and removed again (root)
 	@cargo build --workspace --bins
 	@NODES=$(NODES) KEEP=$(KEEP) cargo run --quiet --package twill-lab --bin demo
+
+# Release builds of the bench and of the daemon it measures. A target that is missed is printed and fails nothing.
+bench: root setup ## what netlink-ext and the miss path cost, beside the least that it can cost here (root)
+	@cargo build --release --package twill-agent --bins
+	@cargo bench --quiet --package twill-benches --bench netlink -- $(BENCH)
 
 clean: ## remove what was built
 	cargo clean

@@ -1,20 +1,49 @@
 //! twilld's command line: flannel's flags and variables, Go's spelling of them, and Twill's own.
+//!
+//! Names, defaults and meanings of flannel's flags are those of
+//! <https://github.com/flannel-io/flannel/blob/v0.28.9/main.go>. `go` reads its spelling and its variables, and refuses
+//! what makes no sense here; `values` reads single values.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser, ValueEnum};
+use regex::Regex;
 
+use crate::nodeid;
+use crate::overlay::iface::Wish;
 use crate::overlay::plane::PeerMode;
 use crate::store;
 use crate::store::etcd::{EtcdOptions, EtcdStore, Tls};
 
+mod go;
+mod values;
+
+pub use go::read;
+
+const INTERFACE: &str = "The interface";
+const NODE: &str = "The node";
+const RULES: &str = "Masquerade and forwarding (nftables)";
+const HEALTH: &str = "Health";
+const LOG: &str = "Log";
+const OWN: &str = "Twill's own";
+
+/// What stands below the flags.
+const AFTER_HELP: &str = "\
+Exit codes:
+  0  a clean stop (SIGTERM or SIGINT); device, routes and record stay
+  1  it cannot go on: no such interface, no CAP_NET_ADMIN, another node with our public IP, ...
+  2  the command line or a variable is wrong
+  3  our subnet is lost for good: another node holds it";
+
 /// A flannel-compatible VXLAN overlay agent.
 ///
-/// Every flag is also read from the environment as FLANNELD_<FLAG>, with capitals and underscores.
+/// Takes flanneld's flags, also in Go's spelling (-iface eth0, --ip-masq=true), and reads each one's variable as well:
+/// FLANNELD_ and the name in capitals with underscores, as in FLANNELD_ETCD_ENDPOINTS. A flag goes before its variable;
+/// an empty variable counts as none.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "twilld", version, args_override_self = true, max_term_width = 120)]
+#[command(name = "twilld", version, args_override_self = true, max_term_width = 120, after_help = AFTER_HELP)]
 pub struct Flags {
     /// How to reach etcd.
     #[command(flatten)]
@@ -22,62 +51,103 @@ pub struct Flags {
 
     /// The interface that reaches the other nodes, by name or address; may be given several times, the first one that
     /// is there is used. Default: the one of the default route with the lowest metric.
-    #[arg(long, env = "FLANNELD_IFACE", value_name = "NAME|IP", action = ArgAction::Append)]
+    #[arg(long, value_name = "NAME|IP", action = ArgAction::Append, help_heading = INTERFACE)]
     pub iface: Vec<String>,
-    /// The address that peers are told, where it is not the interface's own (NAT).
-    #[arg(long, env = "FLANNELD_PUBLIC_IP", value_name = "IP")]
-    pub public_ip: Option<IpAddr>,
+    /// The same by a pattern, first tried on addresses, then on names; after every --iface. May be given several times.
+    #[arg(long, value_name = "REGEX", action = ArgAction::Append, value_parser = values::regex, help_heading = INTERFACE)]
+    pub iface_regex: Vec<Regex>,
+    /// The interface through which the kernel reaches this address; after every --iface and --iface-regex.
+    #[arg(long, value_name = "IP", value_parser = values::ip, help_heading = INTERFACE)]
+    pub iface_can_reach: Option<IpAddr>,
+    /// The IPv4 address that peers are told, where it is not the interface's own (NAT).
+    #[arg(long, value_name = "IPv4", value_parser = values::ipv4, help_heading = INTERFACE)]
+    pub public_ip: Option<Ipv4Addr>,
+    /// The IPv6 address that peers are told.
+    #[arg(long, value_name = "IPv6", value_parser = values::ipv6, help_heading = INTERFACE)]
+    pub public_ipv6: Option<Ipv6Addr>,
+
     /// Where the CNI plugin reads our subnet.
-    #[arg(long, env = "FLANNELD_SUBNET_FILE", default_value = "/run/flannel/subnet.env", value_name = "FILE")]
+    #[arg(long, default_value = "/run/flannel/subnet.env", value_name = "FILE", help_heading = NODE)]
     pub subnet_file: PathBuf,
     /// How long before its end the lease is renewed, in minutes.
-    #[arg(long, env = "FLANNELD_SUBNET_LEASE_RENEW_MARGIN", default_value = "60", value_name = "MINUTES")]
+    #[arg(long, default_value = "60", value_name = "MINUTES", help_heading = NODE)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=1439))]
     pub subnet_lease_renew_margin: u64,
+    /// Drop packets for our own subnet that no pod has, instead of sending them on by the default route.
+    #[arg(long, num_args = 0..=1, require_equals = true, value_name = "BOOL", default_value = "false")]
+    #[arg(default_missing_value = "true", action = ArgAction::Set, value_parser = values::boolean, help_heading = NODE)]
+    pub ip_blackhole_route: bool,
+
+    /// Give packets that leave the network the node's address as their source.
+    #[arg(long, num_args = 0..=1, require_equals = true, value_name = "BOOL", default_value = "false")]
+    #[arg(default_missing_value = "true", action = ArgAction::Set, value_parser = values::boolean, help_heading = RULES)]
+    pub ip_masq: bool,
+    /// Let the kernel keep source ports where it can, instead of drawing each at random.
+    #[arg(long, num_args = 0..=1, require_equals = true, value_name = "BOOL", default_value = "false")]
+    #[arg(default_missing_value = "true", action = ArgAction::Set, value_parser = values::boolean, help_heading = RULES)]
+    pub ip_masq_fully_random_disable: bool,
+    /// Accept forwarded packets from and to the network.
+    #[arg(long, num_args = 0..=1, require_equals = true, value_name = "BOOL", default_value = "true")]
+    #[arg(default_missing_value = "true", action = ArgAction::Set, value_parser = values::boolean, help_heading = RULES)]
+    pub iptables_forward_rules: bool,
+    /// How often the rules are looked at without any cause, in seconds. Changes by others are mended at once.
+    #[arg(long, default_value = "5", value_name = "SECONDS", help_heading = RULES)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub iptables_resync: u64,
+
+    /// The address of /healthz and /readyz.
+    #[arg(long, default_value = "0.0.0.0", value_name = "IP", value_parser = values::ip, help_heading = HEALTH)]
+    pub healthz_ip: IpAddr,
+    /// Their port; 0 switches them off.
+    #[arg(long, default_value = "0", value_name = "PORT", help_heading = HEALTH)]
+    pub healthz_port: u16,
 
     /// Log more: 1 to 5 show each decision, from 6 on each packet that is asked about. RUST_LOG goes before.
     #[arg(short = 'v', num_args = 0..=1, require_equals = true, default_value = "0", default_missing_value = "1")]
-    #[arg(value_name = "LEVEL")]
+    #[arg(value_name = "LEVEL", help_heading = LOG)]
     pub verbosity: u8,
 
     /// When peers are put into the kernel: at the first packet, or all at once as flannel does.
-    #[arg(long, env = "FLANNELD_PEER_MODE", default_value = "on-demand", value_name = "MODE")]
-    #[arg(help_heading = "Twill's own")]
+    #[arg(long, default_value = "on-demand", value_name = "MODE", help_heading = OWN)]
     pub peer_mode: Mode,
     /// On demand: how long a peer may go without a packet before it is taken out, as in 90s, 10m, 1h.
-    #[arg(long, env = "FLANNELD_PEER_IDLE_TIMEOUT", default_value = "10m", value_name = "TIME")]
-    #[arg(value_parser = duration, help_heading = "Twill's own")]
+    #[arg(long, default_value = "10m", value_name = "TIME", value_parser = values::duration, help_heading = OWN)]
     pub peer_idle_timeout: Duration,
     /// On demand: put every known peer into the kernel before a clean stop.
-    #[arg(long, env = "FLANNELD_PROGRAM_ALL_ON_EXIT", num_args = 0..=1, require_equals = true, value_name = "BOOL")]
-    #[arg(default_value = "true", default_missing_value = "true", action = ArgAction::Set, help_heading = "Twill's own")]
+    #[arg(long, num_args = 0..=1, require_equals = true, value_name = "BOOL", default_value = "true")]
+    #[arg(default_missing_value = "true", action = ArgAction::Set, value_parser = values::boolean, help_heading = OWN)]
     pub program_all_on_exit: bool,
+    /// What tells this node from another one with the same public IP, as in a host name. Default: the machine-id, if there
+    /// is one.
+    #[arg(long, value_name = "ID", value_parser = nodeid::parse, help_heading = OWN)]
+    pub node_id: Option<String>,
 }
 
 /// How to reach etcd: the same for every program.
 #[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "etcd")]
 pub struct EtcdFlags {
     /// etcd's endpoints, separated by commas.
-    #[arg(long, env = "FLANNELD_ETCD_ENDPOINTS", value_delimiter = ',', value_name = "URL,...")]
+    #[arg(long, value_delimiter = ',', value_name = "URL,...")]
     #[arg(default_value = "http://127.0.0.1:4001,http://127.0.0.1:2379")]
     pub etcd_endpoints: Vec<String>,
     /// Where in etcd the network config and the records live.
-    #[arg(long, env = "FLANNELD_ETCD_PREFIX", default_value = "/coreos.com/network", value_name = "KEY")]
+    #[arg(long, default_value = "/coreos.com/network", value_name = "KEY")]
     pub etcd_prefix: String,
     /// The CA that signed etcd's certificate, PEM.
-    #[arg(long, env = "FLANNELD_ETCD_CAFILE", value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     pub etcd_cafile: Option<PathBuf>,
     /// Our client certificate for etcd, PEM.
-    #[arg(long, env = "FLANNELD_ETCD_CERTFILE", value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     pub etcd_certfile: Option<PathBuf>,
     /// The key of our client certificate, PEM.
-    #[arg(long, env = "FLANNELD_ETCD_KEYFILE", value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     pub etcd_keyfile: Option<PathBuf>,
     /// The user to log in to etcd as.
-    #[arg(long, env = "FLANNELD_ETCD_USERNAME", value_name = "NAME")]
+    #[arg(long, value_name = "NAME")]
     pub etcd_username: Option<String>,
-    /// That user's password.
-    #[arg(long, env = "FLANNELD_ETCD_PASSWORD", value_name = "SECRET", hide_env_values = true)]
+    /// That user's password; its variable keeps it out of the list of processes.
+    #[arg(long, value_name = "SECRET")]
     pub etcd_password: Option<String>,
 }
 
@@ -119,50 +189,27 @@ impl EtcdFlags {
 }
 
 impl Flags {
-    /// Reads the process's command line; says on the terminal what is wrong with it, and ends the process.
+    /// Reads the process's command line and variables; says on the terminal what is wrong with them, and ends the
+    /// process with 2.
     pub fn read() -> Self {
-        Self::parse_from(args())
+        go::read()
     }
-}
 
-/// A command line (the program's name first) with Go's spelling of flags made clap's.
-pub fn args() -> Vec<String> {
-    from_go(std::env::args())
-}
-
-/// Rewrites Go's `-name` and `-name=value` to `--name`; leaves `-v`, numbers and all behind `--` as they are.
-fn from_go(args: impl Iterator<Item = String>) -> Vec<String> {
-    let mut plain = false;
-    let rewrite = |arg: String| {
-        plain |= arg == "--";
-        let Some(name) = arg.strip_prefix('-').filter(|_| !plain) else { return arg };
-        let long = name.split('=').next().is_some_and(|name| name.len() > 1);
-        let flag = long && !name.starts_with('-') && name.starts_with(|c: char| c.is_ascii_alphabetic());
-        if flag { format!("-{arg}") } else { arg }
-    };
-    args.map(rewrite).collect()
-}
-
-/// Reads a time as Go writes it: `90s`, `10m`, `1h`, `1h30m`, `500ms`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let bad = || format!("expected a time such as 90s, 10m or 1h30m, got {text:?}");
-    let mut total = Duration::ZERO;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|at| *at > 0).ok_or_else(bad)?;
-        let number: u32 = rest[..digits].parse().map_err(|_| bad())?;
-        let unit_end = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |at| digits + at);
-        let unit = match &rest[digits..unit_end] {
-            "ms" => Duration::from_millis(1),
-            "s" => Duration::from_secs(1),
-            "m" => Duration::from_secs(60),
-            "h" => Duration::from_secs(3600),
-            _ => return Err(bad()),
-        };
-        total += unit.checked_mul(number).ok_or_else(bad)?;
-        rest = &rest[unit_end..];
+    /// Which interface is asked for.
+    pub fn wish(&self) -> Wish {
+        Wish {
+            iface: self.iface.clone(),
+            regex: self.iface_regex.clone(),
+            can_reach: self.iface_can_reach,
+            public_ip: self.public_ip,
+            public_ipv6: self.public_ipv6,
+        }
     }
-    if total.is_zero() { Err(bad()) } else { Ok(total) }
+
+    /// Where health is served, if it is.
+    pub fn healthz(&self) -> Option<SocketAddr> {
+        (self.healthz_port != 0).then(|| SocketAddr::new(self.healthz_ip, self.healthz_port))
+    }
 }
 
 #[cfg(test)]
@@ -170,8 +217,13 @@ mod tests {
     use super::*;
 
     fn flags(args: &[&str]) -> Result<Flags, clap::Error> {
+        given(args, &[])
+    }
+
+    fn given(args: &[&str], env: &[(&str, &str)]) -> Result<Flags, clap::Error> {
         let args = std::iter::once("twilld").chain(args.iter().copied()).map(str::to_owned);
-        Flags::try_parse_from(from_go(args))
+        let env = |name: &str| env.iter().find(|(there, _)| *there == name).map(|(_, value)| value.to_string());
+        go::parse(args, env)
     }
 
     #[test]
@@ -179,8 +231,20 @@ mod tests {
         let flags = flags(&["-iface", "eth0", "-iface=eth1", "-v=2", "-etcd-endpoints=http://a:1,http://b:2"]).unwrap();
         assert_eq!(flags.iface, ["eth0", "eth1"]);
         assert_eq!((flags.verbosity, flags.etcd.etcd_endpoints.len()), (2, 2));
-        assert_eq!(self::flags(&["-v"]).unwrap().verbosity, 1);
+        for (args, level) in [(&["-v"][..], 1), (&["-v", "4"], 4), (&["--v=3"], 3), (&["--v", "5"], 5)] {
+            assert_eq!(self::flags(args).unwrap().verbosity, level, "{args:?}");
+        }
         assert!(!self::flags(&["-program-all-on-exit=false"]).unwrap().program_all_on_exit);
+    }
+
+    #[test]
+    fn go_s_booleans_are_read() {
+        for (text, expected) in
+            [("", true), ("=true", true), ("=1", true), ("=T", true), ("=False", false), ("=0", false)]
+        {
+            assert_eq!(flags(&[&format!("-ip-masq{text}")]).unwrap().ip_masq, expected, "{text}");
+        }
+        assert!(!flags(&[]).unwrap().ip_masq && flags(&[]).unwrap().iptables_forward_rules);
     }
 
     #[test]
@@ -190,16 +254,68 @@ mod tests {
     }
 
     #[test]
+    fn a_variable_serves_where_the_flag_is_missing() {
+        let env = [("FLANNELD_IFACE", "eth9"), ("FLANNELD_IP_MASQ", "true"), ("FLANNELD_PUBLIC_IP", "")];
+        let from_env = given(&[], &env).unwrap();
+        assert_eq!((from_env.iface, from_env.ip_masq, from_env.public_ip), (vec!["eth9".to_owned()], true, None));
+        let both = given(&["-iface", "eth0", "--ip-masq=false"], &env).unwrap();
+        assert_eq!((both.iface, both.ip_masq), (vec!["eth0".to_owned()], false));
+        assert_eq!(given(&[], &[("FLANNELD_V", "4")]).unwrap().verbosity, 4);
+        let error = given(&[], &[("FLANNELD_HEALTHZ_PORT", "70000")]).unwrap_err().to_string();
+        assert!(error.contains("FLANNELD_HEALTHZ_PORT") && error.contains("70000"), "{error}");
+    }
+
+    #[test]
     fn bad_values_are_named_with_their_flag() {
         for (args, expected) in [
             (vec!["--peer-idle-timeout=soon"], "--peer-idle-timeout"),
             (vec!["--peer-idle-timeout=0s"], "expected a time"),
             (vec!["--subnet-lease-renew-margin=0"], "1..=1439"),
             (vec!["--public-ip=here"], "--public-ip"),
+            (vec!["--public-ip=fd99::1"], "--public-ipv6"),
+            (vec!["--public-ipv6=10.0.0.1"], "--public-ip "),
+            (vec!["--iface-regex=("], "--iface-regex"),
+            (vec!["--iface-can-reach=etcd.example"], "expected an IP address"),
+            (vec!["--ip-masq=yes"], "expected true or false"),
+            (vec!["--healthz-port=-1"], "--healthz-port"),
             (vec!["--etcd-endpoint=http://a:1"], "--etcd-endpoints"),
+            (vec!["-ip-mask"], "--ip-masq"),
+            (vec!["--ip-masq", "true"], "--ip-masq=true"),
         ] {
-            let error = flags(&args).unwrap_err().to_string();
-            assert!(error.contains(expected), "{args:?}: {error}");
+            let error = flags(&args).unwrap_err();
+            assert!(error.to_string().contains(expected), "{args:?}: {error}");
+            assert_eq!(error.exit_code(), 2);
         }
+    }
+
+    #[test]
+    fn flags_that_make_no_sense_here_say_what_does() {
+        for (flag, expected) in [
+            ("--kube-subnet-mgr", "--etcd-endpoints"),
+            ("-kube-subnet-mgr=true", "--etcd-endpoints"),
+            ("--net-config-path=/etc/kube-flannel/net-conf.json", "<etcd-prefix>/config"),
+            ("--charon-vici-uri=x", "vxlan"),
+            ("--listen=:8888", "--etcd-endpoints"),
+        ] {
+            let error = flags(&[flag]).unwrap_err();
+            assert!(error.to_string().contains(expected), "{flag}: {error}");
+            assert_eq!(error.exit_code(), 2);
+        }
+        let error = given(&[], &[("FLANNELD_KUBE_SUBNET_MGR", "true")]).unwrap_err().to_string();
+        assert!(error.contains("FLANNELD_KUBE_SUBNET_MGR"), "{error}");
+        // What asks for nothing is taken.
+        assert!(
+            flags(&["--kube-subnet-mgr=false", "--persistent-mac", "--vmodule=a=1", "-log_backtrace_at", "x:1"])
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn help_has_every_flag_in_its_group_and_the_exit_codes() {
+        let help = flags(&["--help"]).unwrap_err().to_string();
+        for group in ["etcd:", INTERFACE, NODE, RULES, HEALTH, LOG, OWN, "Exit codes:"] {
+            assert!(help.contains(group), "no {group} in\n{help}");
+        }
+        assert!(help.find("--ip-masq").unwrap() < help.find("--peer-mode").unwrap(), "Twill's own come last");
     }
 }

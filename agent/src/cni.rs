@@ -1,8 +1,8 @@
 //! The CNI plugin `flannel`: reads its network configuration and `subnet.env`, renders a configuration for a delegate
 //! (`bridge` unless told otherwise) and calls that one.
 //!
-//! Runs once per pod, in milliseconds: no tokio, no netlink, no etcd in here. [`render`], [`conf`], [`subnet`]'s parser
-//! and [`call`] are pure; [`stored`] owns the data directory, [`delegate`] the other program, [`verbs`] the order of
+//! Runs once per pod, in milliseconds: no tokio, no netlink, no etcd in here. [`call`], [`conf`], [`render`],
+//! [`result`] and [`subnet`]'s parser are pure; [`stored`] owns the data directory, [`delegate`] the other program, [`verbs`] the order of
 //! things. Facts: the CNI specification 0.1.0 to 1.1.0 and flannel's plugin 1.7
 //! (<https://github.com/flannel-io/cni-plugin/blob/v1.7.1-flannel1/flannel.go>).
 //!
@@ -21,6 +21,7 @@ pub mod conf;
 pub mod delegate;
 pub mod error;
 pub mod render;
+pub mod result;
 pub mod stored;
 pub mod subnet;
 pub mod verbs;

@@ -1,35 +1,38 @@
 //! The one event loop: store, kernel, timers and signals go in, operations on the kernel and files come out.
 //!
 //! Order of a turn: what the kernel asks, then what waiting packets wait for, then one chunk of whatever is due or one
-//! step of a dump, then everything else that has happened. A miss so waits for one chunk at the most.
+//! step of a dump, then everything else that has happened. So a miss waits for one chunk (half a millisecond), and while
+//! records come in by the thousand for one page of them.
 
-use std::future::{Future, poll_fn};
-use std::pin::pin;
-use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
 use tracing::{debug, error, info, warn};
 
 use crate::dataplane::Dataplane;
+use crate::http::Readiness;
 use crate::lease::{KeeperHandle, LeaseEvent};
+use crate::overlay::SubnetKey;
 use crate::overlay::peers::Delta;
 use crate::overlay::plane::Plane;
 use crate::overlay::record::Record;
 use crate::overlay::records::Records;
-use crate::overlay::{MacAddr, SubnetKey};
-use crate::site::{self, End, Site, Unfit};
+use crate::site::Site;
 use crate::store::{self, Change, RawRecord};
 
 mod half;
+mod health;
+mod underlay;
 
 pub use half::Half;
+use health::Health;
 
 /// How long a loop with no planes sleeps.
 const NOTHING_TO_DO: Duration = Duration::from_secs(60);
-/// The most store events that are taken in at once.
-const STORE_EVENTS: usize = 256;
+/// No further store event is taken in at once when those before were about so many records: some milliseconds' work.
+const STORE_RECORDS: usize = 1_000;
 /// How long a clean stop may take to program everyone.
 const STOP_WITHIN: Duration = Duration::from_millis(1500);
 /// With more peers changed at once than this, the log has one line for them all.
@@ -72,7 +75,32 @@ pub struct EventLoop<D> {
     own: Own,
     /// Whether a clean stop programs every peer first.
     pub program_all_on_exit: bool,
-    ready: bool,
+    /// Reads the store from the start, for when we are somebody else.
+    pub read_again: Option<Box<dyn Fn() -> mpsc::Receiver<store::Event>>>,
+    health: Health,
+    /// When a better place for the tunnel's end is taken, if it still is one then.
+    move_at: Option<Instant>,
+}
+
+/// The signals that end the daemon. Made early, so that none is lost before the loop runs.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From now on SIGTERM and SIGINT are heard. Needs a tokio runtime.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for either. Cancel-safe.
+    pub async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 impl Own {
@@ -91,35 +119,47 @@ impl<D: Dataplane> EventLoop<D> {
         store: mpsc::Receiver<store::Event>,
         own: Own,
     ) -> Self {
-        Self { site, halves, records, store, own, program_all_on_exit: true, ready: false }
+        let (program_all_on_exit, read_again, health, move_at) = (true, None, Health::default(), None);
+        Self { site, halves, records, store, own, program_all_on_exit, read_again, health, move_at }
+    }
+
+    /// Tells `http` what is missing for being ready, and counts what `rules` tells of the nftables rules to it.
+    pub fn report(&mut self, http: watch::Sender<Readiness>, rules: watch::Receiver<Option<String>>) {
+        (self.health.http, self.health.rules) = (Some(http), Some(rules));
     }
 
     /// Runs until a signal or the loss of the lease.
-    pub async fn run(mut self) -> std::io::Result<Ended> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
+    pub async fn run(mut self, mut signals: Signals) -> Ended {
+        let mut look = tokio::time::interval(Health::every());
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let busy = self.turn().await;
-            self.note_ready();
+            if !busy {
+                self.note_ready();
+            }
             let wake = self.halves.iter().map(Half::next_wake).min();
-            let wake = wake.unwrap_or_else(|| half::now() + NOTHING_TO_DO);
+            let wake = wake.into_iter().chain(self.move_at).min().unwrap_or_else(|| half::now() + NOTHING_TO_DO);
             tokio::select! {
                 biased;
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
+                () = signals.recv() => break,
                 () = readable(&self.halves), if !busy => {}
                 Some(event) = self.store.recv() => self.store_events(event),
                 Some(event) = self.own.events.recv() => {
                     if let Some(ended) = self.lease_event(event) {
-                        return Ok(ended);
+                        return ended;
                     }
+                }
+                () = self.health.rules_changed() => {}
+                _ = look.tick() => {
+                    self.health.alive();
+                    self.write_env();
                 }
                 () = tokio::task::yield_now(), if busy => {}
                 () = tokio::time::sleep_until(wake.into()), if !busy => {}
             }
         }
         self.stop();
-        Ok(Ended::Stopped)
+        Ended::Stopped
     }
 
     /// One turn over all planes; whether more is to be done at once.
@@ -129,37 +169,32 @@ impl<D: Dataplane> EventLoop<D> {
             let now = half::now();
             let more = half.hear(now);
             half.answer(now);
-            busy |= more || half.work(now).await;
+            let worked = half.work(now, more).await;
+            busy |= more || worked;
         }
-        if self.halves.iter_mut().fold(false, |changed, half| half.take_underlay_changed() | changed) {
-            self.follow_underlay();
-            busy = true;
-        }
-        busy
+        busy | self.follow_underlay(half::now())
     }
 
+    /// Works out whether we are ready. Asked between two pieces of work only, so that it does not flicker with each.
     fn note_ready(&mut self) {
-        if self.ready || !self.halves.iter().all(Half::in_sync) {
-            return;
-        }
-        self.ready = true;
+        let behind = self.halves.iter().filter(|half| !half.in_sync());
+        let missing =
+            behind.map(|half| format!("kernel: {} is not as the records want it", half.device.name)).collect();
         let peers: usize = self.halves.iter().map(|half| half.plane.peers().len()).sum();
         let programmed: usize = self.halves.iter().map(|half| half.plane.installed()).sum();
-        info!(peers, programmed, "ready");
-        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-            warn!(%error, "cannot tell systemd");
-        }
+        self.health.update(missing, peers, programmed);
     }
 
     /// Takes in a store event and whatever else has arrived by now; it is planned together.
     fn store_events(&mut self, first: store::Event) {
         let mut told = Told::default();
+        let mut records = size(&first);
         self.store_event(first, &mut told);
-        for _ in 0..STORE_EVENTS {
-            match self.store.try_recv() {
-                Ok(event) => self.store_event(event, &mut told),
-                Err(_) => break,
-            }
+        while records < STORE_RECORDS
+            && let Ok(event) = self.store.try_recv()
+        {
+            records += size(&event);
+            self.store_event(event, &mut told);
         }
         told.log();
     }
@@ -168,6 +203,7 @@ impl<D: Dataplane> EventLoop<D> {
         let planes = self.halves.iter_mut().map(|half| &mut half.plane);
         match event {
             store::Event::Listing => {
+                self.health.listing = true;
                 self.own.listed = false;
                 self.records.listing();
                 planes.for_each(Plane::listing);
@@ -179,6 +215,7 @@ impl<D: Dataplane> EventLoop<D> {
             }
             store::Event::Listed { revision } => {
                 debug!(revision, "read all records");
+                self.health.listing = false;
                 if !self.own.listed {
                     self.own.keeper.seen(Change::Deleted { key: self.own.text.clone(), revision });
                 }
@@ -193,8 +230,14 @@ impl<D: Dataplane> EventLoop<D> {
                 }
             }
             store::Event::Config(config) => self.config_changed(config),
-            store::Event::Down { reason } => warn!(%reason, "etcd does not answer; the data plane goes on"),
-            store::Event::Up => info!("etcd answers again"),
+            store::Event::Down { reason } => {
+                warn!(%reason, "etcd does not answer; the data plane goes on");
+                self.health.etcd = Some(reason.to_string());
+            }
+            store::Event::Up => {
+                info!("etcd answers again");
+                self.health.etcd = None;
+            }
         }
     }
 
@@ -233,56 +276,17 @@ impl<D: Dataplane> EventLoop<D> {
         }
     }
 
-    /// Links, addresses or default routes have changed: device, record and `subnet.env` follow.
-    fn follow_underlay(&mut self) {
-        let Some(first) = self.halves.first_mut() else { return };
-        let interfaces = match first.dataplane.interfaces() {
-            Ok(interfaces) => interfaces,
-            Err(error) => return warn!(%error, "cannot read the interfaces, staying with what was chosen"),
-        };
-        match self.site.ends(&interfaces) {
-            Ok(ends) => {
-                if let Err(error) = self.move_to(&ends) {
-                    warn!(%error, "cannot follow the underlay's change");
-                }
-            }
-            // It may come back; until then what is programmed is the best guess.
-            Err(error) => warn!(%error, "the underlay is not usable now, staying with what was chosen"),
-        }
-    }
-
-    fn move_to(&mut self, ends: &[End]) -> Result<(), Unfit> {
-        let now = half::now();
-        for (half, end) in self.halves.iter_mut().zip(ends) {
-            let device = self.site.device(end, &self.own.key, half.device.mac)?;
-            if device != half.device {
-                info!(device = %device.name, underlay = %device.underlay_name, local = %device.local, mtu = device.mtu, "the underlay changed");
-                half.device = device;
-                half.check(now);
-            }
-        }
-        let macs: Vec<_> = self.halves.iter().map(|half| half.device.mac).collect();
-        let mut macs = macs.into_iter();
-        let addressed = self.site.record(ends, |_| macs.next().unwrap_or(MacAddr([0; 6])));
-        let record = Record { node: self.own.record.node.clone(), extra: self.own.record.extra.clone(), ..addressed };
-        if record != self.own.record {
-            info!(record = %String::from_utf8_lossy(&record.to_json()), "our record follows");
-            let own = ends.iter().map(|end| site::own(&self.own.key, end)).collect::<Result<_, _>>()?;
-            self.records.we_are(&self.own.text, own);
-            self.own.keeper.publish(record.clone());
-            self.own.record = record;
-        }
-        self.write_env();
-        Ok(())
-    }
-
-    fn write_env(&self) {
+    fn write_env(&mut self) {
         let mtu = self.halves.iter().map(|half| half.device.mtu).min().unwrap_or_default();
-        match self.site.subnet_env(&self.own.key, mtu).write(&self.site.subnet_file) {
-            Ok(true) => info!(file = %self.site.subnet_file.display(), mtu, "subnet.env written"),
-            Ok(false) => {}
-            Err(error) => warn!(%error, "cannot write subnet.env"),
+        let written = self.site.subnet_env(&self.own.key, mtu).write(&self.site.subnet_file);
+        if let Ok(true) = written {
+            info!(file = %self.site.subnet_file.display(), mtu, "subnet.env written");
         }
+        let problem = written.err().map(|error| error.to_string());
+        if let Some(error) = problem.as_ref().filter(|_| problem != self.health.file) {
+            warn!(%error, "cannot write subnet.env, trying until it works");
+        }
+        self.health.file = problem;
     }
 
     fn lease_event(&mut self, event: LeaseEvent) -> Option<Ended> {
@@ -292,7 +296,9 @@ impl<D: Dataplane> EventLoop<D> {
                 return Some(Ended::LeaseLost { holder });
             }
             LeaseEvent::Trouble { reason } => {
-                warn!(%reason, subnet = %self.own.text, "our lease cannot be renewed now, trying until it works")
+                warn!(%reason, subnet = %self.own.text, "our lease cannot be renewed now, trying until it works");
+                self.health.lease = Some(reason);
+                return None;
             }
             LeaseEvent::Renewed { left } => info!(?left, subnet = %self.own.text, "lease renewed"),
             LeaseEvent::Recreated { revision, .. } => {
@@ -300,6 +306,7 @@ impl<D: Dataplane> EventLoop<D> {
             }
             event => info!(?event, subnet = %self.own.text, "lease"),
         }
+        self.health.lease = None;
         None
     }
 
@@ -325,12 +332,24 @@ impl<D: Dataplane> EventLoop<D> {
 
 /// Waits until any plane's kernel side has something to tell.
 async fn readable<D: Dataplane>(halves: &[Half<D>]) {
-    let mut waiting: Vec<_> = halves.iter().map(|half| Box::pin(half.dataplane.readable())).collect();
-    poll_fn(|context| {
-        let ready = waiting.iter_mut().any(|future| pin!(future).poll(context).is_ready());
-        if ready { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
+    match halves {
+        [] => std::future::pending().await,
+        // The usual case allocates nothing: this is on the path of each miss.
+        [one] => one.dataplane.readable().await,
+        [first, rest @ ..] => tokio::select! {
+            () = first.dataplane.readable() => {}
+            () = Box::pin(readable(rest)) => {}
+        },
+    }
+}
+
+/// How many records an event is about.
+fn size(event: &store::Event) -> usize {
+    match event {
+        store::Event::Page(records) => records.len(),
+        store::Event::Changes(changes) => changes.len(),
+        _ => 1,
+    }
 }
 
 /// What store events changed, for the log.
@@ -352,6 +371,9 @@ impl Told {
                 Delta::Joined(subnet) => info!(%subnet, "peer joined"),
                 Delta::Changed { subnet, old } => {
                     info!(%subnet, old_mac = %old.mac, old_remote = %old.remote, "peer changed")
+                }
+                Delta::Left { subnet, displaced_by: Some(by), peer } => {
+                    warn!(%subnet, mac = %peer.vtep.mac, %by, "peer kept out: a newer record has its MAC");
                 }
                 Delta::Left { subnet, .. } => info!(%subnet, "peer left"),
             }

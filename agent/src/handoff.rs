@@ -65,6 +65,23 @@ impl SubnetEnv {
     }
 }
 
+/// Tells the CNI plugin why there is no usable `subnet.env`, in one line that it shows to people; `None`: there is one.
+///
+/// For what it is worth: a failure is only logged, since the reason itself is logged as well.
+pub fn explain(subnet_file: &Path, reason: Option<&str>) {
+    let path = crate::cni::status_file(subnet_file);
+    let done = match reason {
+        Some(reason) => {
+            let folder = path.parent().map_or(Ok(()), fs::create_dir_all);
+            folder.and_then(|()| fs::write(&path, format!("{}\n", reason.replace('\n', " "))))
+        }
+        None => fs::remove_file(&path).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) }),
+    };
+    if let Err(error) = done {
+        tracing::debug!(file = %path.display(), %error, "cannot leave word for the CNI plugin");
+    }
+}
+
 /// The subnets that an earlier daemon left in `subnet.env`, if there is such a file and it can be read.
 pub fn previous(path: &Path) -> Option<SubnetKey> {
     let text = fs::read_to_string(path).ok()?;

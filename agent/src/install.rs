@@ -26,6 +26,15 @@ pub struct Installed {
     pub conflist: (PathBuf, bool),
 }
 
+impl std::fmt::Display for Installed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [plugin, conflist] = [&self.plugin, &self.conflist].map(|(path, changed)| {
+            format!("{} {}", path.display(), if *changed { "installed" } else { "is up to date" })
+        });
+        write!(f, "{plugin}, {conflist}")
+    }
+}
+
 /// A step that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{step} {}: {source}", path.display())]

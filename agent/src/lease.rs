@@ -16,6 +16,7 @@ use crate::overlay::record::{Record, SubnetKey};
 use crate::store::backoff::Backoff;
 use crate::store::{Error, LeaseId, RawRecord, Store, Written};
 
+mod claim;
 mod keeper;
 
 pub use keeper::{Keeper, KeeperHandle, LeaseEvent};
@@ -50,8 +51,10 @@ pub enum AcquireError {
         /// Its `SubnetLen`.
         subnet_len: u8,
     },
-    /// Another node has our public IP.
-    #[error("two nodes have the public IP {public_ip}: this one is {node}, the other one, {other_node}, holds {key}")]
+    /// Another node has our public IP, and is alive.
+    #[error(
+        "two nodes have the public IP {public_ip}: this one is {node}, the other one, {other_node}, is alive and holds {key}"
+    )]
     Doubled {
         /// The address.
         public_ip: String,
@@ -67,6 +70,9 @@ pub enum AcquireError {
 /// Gets a subnet: `overlay::alloc`'s decision, carried out. `known` is what a complete read showed, `record` what shall
 /// stand in ours, `ttl` how long it lasts without us. Whoever loses a race looks again; a grant that served no purpose is
 /// revoked.
+///
+/// A record with our public IP and another node's id is taken over only after that node was asked whether it lives, which
+/// takes 30 s (`claim`).
 ///
 /// Cost on a quiet network: two requests for a new subnet (grant, create), two for our own record found unchanged (read,
 /// keep-alive), three where it has to be written.
@@ -170,7 +176,12 @@ impl<S: Store> Search<'_, S> {
                 Decision::TakeOver { key, revision, lease } => self.take_over(key, revision, lease).await,
                 Decision::Create { key } => self.create(key).await,
                 Decision::NoFreeSubnet { network } => return Err(self.no_free_subnet(network)),
-                Decision::Doubled { key, other_node } => return Err(self.doubled(key, other_node)),
+                Decision::Doubled { key, other_node } => {
+                    if self.is_kept_by(&key, &other_node).await {
+                        return Err(self.doubled(key, other_node));
+                    }
+                    None
+                }
             };
             if let Some(held) = held {
                 return Ok(held);
@@ -198,7 +209,8 @@ impl<S: Store> Search<'_, S> {
     async fn take_over(&mut self, key: SubnetKey, revision: i64, lease: i64) -> Option<Held> {
         let raw = self.look(&key).await.filter(|raw| (raw.revision, raw.lease) == (revision, lease))?;
         // What others added to the record stays, a reservation's comment for instance.
-        let extra = self.seen.get(&raw.key)?.record.as_ref()?.extra.clone();
+        let mut extra = self.seen.get(&raw.key)?.record.as_ref()?.extra.clone();
+        claim::without_claim(&mut extra);
         let record = Record { extra, ..self.record.clone() };
         let lease = if raw.lease == 0 { None } else { Some(self.inherit(LeaseId(raw.lease)).await) };
         let value = record.to_json();

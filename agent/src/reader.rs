@@ -2,12 +2,14 @@
 //!
 //! Records are not kept as they are: of a hundred thousand of them only what the planes and the allocation need stays.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
+use crate::handoff;
 use crate::lease::Known;
 use crate::overlay::NetworkConfig;
 use crate::overlay::alloc::Wanted;
@@ -24,6 +26,7 @@ pub(crate) struct Reader<S> {
     events: mpsc::Receiver<Event>,
     /// Where etcd is, for the log.
     endpoints: String,
+    subnet_file: PathBuf,
 }
 
 /// Where the records go before we have a lease.
@@ -37,9 +40,9 @@ pub(crate) struct Intake {
 
 impl<S: Store> Reader<S> {
     /// Begins to read the store, which is at these endpoints.
-    pub(crate) fn new(store: S, endpoints: String) -> Self {
+    pub(crate) fn new(store: S, endpoints: String, subnet_file: PathBuf) -> Self {
         let events = store.follow();
-        Self { store, events, endpoints }
+        Self { store, events, endpoints, subnet_file }
     }
 
     /// The events from here on.
@@ -49,7 +52,7 @@ impl<S: Store> Reader<S> {
 
     /// The network config, as soon as there is a good one. The records of the same read are still to come.
     pub(crate) async fn config(&mut self, prefix: &str) -> Result<(NetworkConfig, Vec<u8>)> {
-        let mut waiting = Waiting::default();
+        let mut waiting = Waiting::new(&self.subnet_file);
         let mut why = format!("waiting for etcd at {}", self.endpoints);
         let (mut listing, mut loud) = (false, false);
         loop {
@@ -151,18 +154,24 @@ impl Intake {
 }
 
 /// Says why something waits: at once where that is news, and again every half minute.
-#[derive(Default)]
 pub(crate) struct Waiting {
     said: Option<(String, Instant)>,
+    subnet_file: PathBuf,
 }
 
 impl Waiting {
+    /// For the daemon of this `subnet.env`, beside which the CNI plugin finds the reason too.
+    pub(crate) fn new(subnet_file: &Path) -> Self {
+        Self { said: None, subnet_file: subnet_file.to_owned() }
+    }
+
     /// `loud`: worth a line even if the wait has only begun.
     pub(crate) fn say(&mut self, why: &str, loud: bool) {
         let news = self.said.as_ref().is_none_or(|(said, at)| said != why || at.elapsed() >= REMIND);
         if !news {
             return;
         }
+        handoff::explain(&self.subnet_file, Some(why));
         let first = self.said.is_none();
         self.said = Some((why.to_owned(), Instant::now()));
         if loud || !first {

@@ -30,6 +30,8 @@ pub struct Site {
     pub wish: Wish,
     /// Where `subnet.env` is.
     pub subnet_file: PathBuf,
+    /// Whether we masquerade, as `subnet.env` tells the CNI plugin.
+    pub ip_masq: bool,
 }
 
 /// One family's end of the tunnel: its network and the interface it goes through.
@@ -72,12 +74,21 @@ pub enum Unfit {
 impl Site {
     /// The end of each family that the config has, over the interfaces that there are.
     pub fn ends(&self, interfaces: &[Interface]) -> Result<Vec<End>, ChooseError> {
+        let interfaces: Vec<Interface> = interfaces.iter().filter_map(|interface| self.outside(interface)).collect();
         let end = |net: &FamilyConfig| {
             let family = Family::of(&net.network);
-            let chosen = iface::choose(interfaces, &self.wish, family == Family::V6)?;
+            let chosen = iface::choose(&interfaces, &self.wish, family == Family::V6)?;
             Ok(End { net: net.clone(), family, chosen })
         };
         self.config.families().map(end).collect()
+    }
+
+    /// An interface without its addresses of the overlay's own: neither our devices nor the pods' bridge carry the tunnel.
+    fn outside(&self, interface: &Interface) -> Option<Interface> {
+        let ours = [Family::V4, Family::V6].iter().any(|family| interface.name == self.device_name(*family));
+        let inside = |net: &IpNetwork| self.config.families().any(|family| family.network.contains(net.ip()));
+        let addresses = interface.addresses.iter().filter(|net| !inside(net)).copied().collect();
+        (!ours).then(|| Interface { addresses, ..interface.clone() })
     }
 
     /// What our record says over these ends. `mac` gives each family's.
@@ -115,7 +126,8 @@ impl Site {
             Family::V6 => OVERHEAD_V6,
         };
         let interface = &end.chosen.interface;
-        let outer = backend.mtu.unwrap_or(interface.mtu);
+        // More than the interface takes is capped by the kernel, and subnet.env would say what no packet may have.
+        let outer = backend.mtu.map_or(interface.mtu, |mtu| mtu.min(interface.mtu));
         let too_small = || Unfit::Mtu { interface: interface.name.clone(), mtu: outer, overhead };
         Ok(Device {
             name: self.device_name(end.family),
@@ -143,7 +155,7 @@ impl Site {
             (Some(IpNetwork::V6(network)), Some(subnet)) => Some((network, subnet)),
             _ => None,
         };
-        SubnetEnv { ipv4, ipv6, mtu, ip_masq: false }
+        SubnetEnv { ipv4, ipv6, mtu, ip_masq: self.ip_masq }
     }
 }
 

@@ -8,15 +8,18 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::cli::Flags;
 use crate::dataplane::Dataplane;
 use crate::dataplane::kernel::Kernel;
-use crate::eventloop::{Ended, EventLoop, Half, Own};
+use crate::eventloop::{Ended, EventLoop, Half, Own, Signals};
 use crate::handoff;
+use crate::http::{self, Readiness};
 use crate::lease::{self, AcquireError, Held, Keeper, Known};
+use crate::masquerade::{Masquerade, Side, Wanted as WantedRules};
+use crate::nodeid;
 use crate::overlay::MacAddr;
 use crate::overlay::alloc::Wanted;
 use crate::overlay::iface;
@@ -25,23 +28,31 @@ use crate::overlay::record::{Family, Record};
 use crate::overlay::records::Records;
 use crate::reader::{Intake, REMIND, Reader, Waiting};
 use crate::site::{self, End, Site};
+use crate::store::Store;
 use crate::store::etcd::EtcdStore;
 
 /// Runs the daemon with these flags until it is told to stop or loses its subnet.
 pub async fn run(flags: Flags) -> Result<Ended> {
-    let mut terminate = signal(SignalKind::terminate())?;
+    let subnet_file = flags.subnet_file.clone();
+    let mut signals = Signals::new()?;
     let prepared = tokio::select! {
-        prepared = prepare(flags) => prepared?,
-        _ = terminate.recv() => return Ok(Ended::Stopped),
-        interrupted = tokio::signal::ctrl_c() => return Ok(interrupted.map(|()| Ended::Stopped)?),
+        prepared = prepare(flags) => prepared,
+        () = signals.recv() => return Ok(Ended::Stopped),
     };
-    Ok(prepared.run().await?)
+    let prepared = prepared.inspect_err(|why| handoff::explain(&subnet_file, Some(&format!("{why:#}"))))?;
+    Ok(prepared.run(signals).await)
 }
 
 /// All that comes before the first turn of the event loop.
 async fn prepare(flags: Flags) -> Result<EventLoop<Kernel>> {
     info!(version = env!("CARGO_PKG_VERSION"), mode = ?flags.peer_mode, "twilld");
     privileged()?;
+    let (readiness, asked) = watch::channel(Readiness::starting());
+    if let Some(address) = flags.healthz() {
+        let listener = http::listen(address).await.with_context(|| format!("--healthz-port: listen on {address}"))?;
+        info!(%address, "health: /healthz and /readyz");
+        tokio::spawn(http::serve(listener, asked));
+    }
     let mut kernel = Kernel::open()?;
     let wish = flags.wish();
     kernel.reach = wish.can_reach;
@@ -51,9 +62,9 @@ async fn prepare(flags: Flags) -> Result<EventLoop<Kernel>> {
         iface::choose(&interfaces, &wish, true).map_err(|_| error)?;
     }
     let store = flags.etcd.store()?;
-    let mut reader = Reader::new(store.clone(), flags.etcd.etcd_endpoints.join(", "));
+    let mut reader = Reader::new(store.clone(), flags.etcd.etcd_endpoints.join(", "), flags.subnet_file.clone());
     let (config, config_text) = reader.config(&flags.etcd.etcd_prefix).await?;
-    let site = Site { config, config_text, wish, subnet_file: flags.subnet_file.clone() };
+    let site = Site { config, config_text, wish, subnet_file: flags.subnet_file.clone(), ip_masq: flags.ip_masq };
     // The wait for a config may have been long.
     let ends = site.ends(&kernel.interfaces()?)?;
     for End { chosen, .. } in &ends {
@@ -61,10 +72,20 @@ async fn prepare(flags: Flags) -> Result<EventLoop<Kernel>> {
         info!(interface = %interface.name, local = %chosen.local, public = %chosen.public, mtu = interface.mtu, why = %chosen.why, "interface");
     }
     let (mode, idle) = (flags.peer_mode.into(), flags.peer_idle_timeout);
-    let plane = |end: &End| Plane::new(Setup { net: end.net, subnet: site::no_subnet(end.family), mode, idle });
+    let plane = |end: &End| {
+        let mut plane = Plane::new(Setup { net: end.net, subnet: site::no_subnet(end.family), mode, idle });
+        if site.config.backend.direct_routing {
+            plane.route_directly();
+        }
+        if flags.ip_blackhole_route {
+            plane.drop_own();
+        }
+        plane
+    };
     let own = ends.iter().map(End::without_subnet).collect();
     let mut intake = Intake::new(ends.iter().map(plane).collect(), Records::new(site.config.backend.vni, own));
-    let held = get_subnet(&site, &ends, &store, &mut reader, &mut intake, &mut kernel).await?;
+    let node = nodeid::id(flags.node_id.as_deref());
+    let held = get_subnet(&site, &ends, node.as_deref(), &store, &mut reader, &mut intake, &mut kernel).await?;
 
     let Intake { planes, mut records, .. } = intake;
     records.we_are(&held.key.to_string(), ends.iter().map(|end| site::own(&held.key, end)).collect::<Result<_, _>>()?);
@@ -74,15 +95,36 @@ async fn prepare(flags: Flags) -> Result<EventLoop<Kernel>> {
     let halves = halves(&site, &ends, &held, planes, kernel).await?;
     let mtu = halves.iter().map(|half| half.device.mtu).min().unwrap_or_default();
     let written = site.subnet_env(&held.key, mtu).write(&site.subnet_file)?;
+    handoff::explain(&site.subnet_file, None);
     info!(file = %site.subnet_file.display(), written, "subnet.env");
+    let rules = rules(&flags, &site, &ends, &held)?;
 
     let margin = Duration::from_secs(60 * flags.subnet_lease_renew_margin);
     let (key, record) = (held.key, held.record.clone());
-    let (keeper, lease) = Keeper::spawn(store, held, lease::TTL, margin);
+    let (keeper, lease) = Keeper::spawn(store.clone(), held, lease::TTL, margin);
     let own = Own::new(key, record, keeper, lease);
     let mut turn = EventLoop::new(site, halves, records, reader.into_events(), own);
     turn.program_all_on_exit = flags.program_all_on_exit;
+    turn.read_again = Some(Box::new(move || store.follow()));
+    turn.report(readiness, rules);
     Ok(turn)
+}
+
+/// Starts what keeps the nftables rules, also where none are wanted: those of an earlier run go then. Returns what is
+/// wrong with them.
+fn rules(flags: &Flags, site: &Site, ends: &[End], held: &Held) -> Result<watch::Receiver<Option<String>>> {
+    let side = |end: &End| Ok(Side { network: end.net.network, subnet: site::own_subnet(&held.key, end)? });
+    let wanted = WantedRules {
+        vni: site.config.backend.vni,
+        sides: ends.iter().map(side).collect::<Result<_>>()?,
+        masquerade: flags.ip_masq,
+        fully_random: !flags.ip_masq_fully_random_disable,
+        forward: flags.iptables_forward_rules,
+    };
+    let (state, rules) = watch::channel(Some("not written yet".to_owned()));
+    let masquerade = Masquerade::open(&wanted).context("nftables")?;
+    tokio::spawn(masquerade.keep(Duration::from_secs(flags.iptables_resync), state));
+    Ok(rules)
 }
 
 /// Makes each end's device, and hangs the plane on it.
@@ -104,6 +146,7 @@ async fn halves(
         let made = kernel.make(&device).await.with_context(|| format!("make the device {}", device.name))?;
         info!(device = %device.name, mac = %device.mac, mtu = device.mtu, address = %device.address, ?made, "device");
         plane.settle_in(site::own_subnet(&held.key, end)?);
+        kernel.elsewhere = plane.routes_elsewhere();
         halves.push(Half::new(plane, kernel, device, Instant::now()));
     }
     Ok(halves)
@@ -128,6 +171,7 @@ fn privileged() -> Result<()> {
 async fn get_subnet(
     site: &Site,
     ends: &[End],
+    node: Option<&str>,
     store: &EtcdStore,
     reader: &mut Reader<EtcdStore>,
     intake: &mut Intake,
@@ -141,11 +185,11 @@ async fn get_subnet(
         }
     }
     let previous = handoff::previous(&site.subnet_file);
-    let wanted = Wanted { config: &site.config, public_ip, public_ipv6, previous, node: None };
+    let wanted = Wanted { config: &site.config, public_ip, public_ipv6, previous, node };
     reader.all(intake, &wanted).await?;
-    let mut waiting = Waiting::default();
+    let mut waiting = Waiting::new(&site.subnet_file);
     loop {
-        let record = our_record(site, ends, &intake.known, kernel)?;
+        let record = Record { node: node.map(str::to_owned), ..our_record(site, ends, &intake.known, kernel)? };
         match lease::acquire(store, &wanted, &intake.known, &record, lease::TTL).await {
             Ok(held) => {
                 let lease = held.lease.map_or("none: a reservation".to_owned(), |lease| format!("{:x}", lease.0));
@@ -156,6 +200,7 @@ async fn get_subnet(
                 waiting.say(&format!("{error}; waiting for one to be freed"), true);
                 if let Ok(result) = tokio::time::timeout(REMIND, reader.next(intake, &wanted)).await {
                     result?;
+                    reader.all(intake, &wanted).await?;
                 }
             }
             Err(error @ AcquireError::Doubled { .. }) => return Err(error.into()),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use twill_agent::dataplane::fake::FakeKernel;
 use twill_agent::dataplane::{Dataplane, Device, Error, Event, Made, Refused};
-use twill_agent::eventloop::{Ended, EventLoop, Half, Own};
+use twill_agent::eventloop::{Ended, EventLoop, Half, Own, Signals};
 use twill_agent::lease::{self, Keeper};
 use twill_agent::overlay::alloc::Wanted;
 use twill_agent::overlay::iface::{Interface, Wish};
@@ -57,6 +57,10 @@ impl Dataplane for Shared {
 
     fn interfaces(&mut self) -> Result<Vec<Interface>, Error> {
         self.kernel().interfaces()
+    }
+
+    fn is_direct(&mut self, host: IpAddr) -> Result<bool, Error> {
+        self.kernel().is_direct(host)
     }
 
     fn apply(&mut self, ops: &[Op]) -> Result<Vec<Refused>, Error> {
@@ -110,7 +114,7 @@ impl Node {
         let subnet_file = folder.path().join("subnet.env");
         let wish = Wish::default();
         let config = NetworkConfig::parse(text).unwrap();
-        let site = Site { config, config_text: text.to_vec(), wish, subnet_file: subnet_file.clone() };
+        let site = Site { config, config_text: text.to_vec(), wish, subnet_file: subnet_file.clone(), ip_masq: false };
         let ends = site.ends(&kernel.kernel().interfaces).unwrap();
         let record = site.record(&ends, |_| MacAddr([2, 0, 0, 0, 0, 0xaa]));
         let public_ip = Some(record.public_ip);
@@ -132,7 +136,7 @@ impl Node {
         let turn = EventLoop::new(site, vec![half], of_peers, store.follow(), own);
         let node = Node { store, kernel, key, subnet_file, _folder: folder };
         tokio::select! {
-            ended = turn.run() => Some(ended.unwrap()),
+            ended = turn.run(Signals::new().unwrap()) => Some(ended),
             () = script(&node) => None,
         }
     }

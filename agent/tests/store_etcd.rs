@@ -3,14 +3,15 @@
 //! No test measures time; each waits for what must happen, with a generous limit.
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail as its tests do")]
+#![allow(dead_code, reason = "the server's helpers are shared with other tests")]
 
 mod etcd_server;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use etcd_server::{Etcd, LIMIT, next, until};
+use etcd_server::{Etcd, LIMIT, Release, next, on_each_etcd, until};
 use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -102,9 +103,8 @@ async fn acquire(
     lease::acquire(store, &wanted, &known, record, lease::TTL).await
 }
 
-#[tokio::test]
-async fn reads_in_pages_then_hears_of_each_change() {
-    let etcd = Etcd::start();
+async fn reads_in_pages_then_hears_of_each_change(release: Release) {
+    let etcd = Etcd::start(release);
     let store = etcd.store();
     fill(&store, 2_500).await;
     etcd.ctl(&["put", "/coreos.com/network/subnetsx", "not ours"]);
@@ -132,9 +132,8 @@ async fn reads_in_pages_then_hears_of_each_change() {
     assert_eq!(requests() - before, 3 + 2 + 2 + 4);
 }
 
-#[tokio::test]
-async fn a_change_is_heard_wherever_it_falls_between_read_and_watch() {
-    let etcd = Etcd::start();
+async fn a_change_is_heard_wherever_it_falls_between_read_and_watch(release: Release) {
+    let etcd = Etcd::start(release);
     let store = etcd.store();
     let writer = store.clone();
     let writing = tokio::spawn(async move { fill(&writer, 1_500).await });
@@ -150,9 +149,8 @@ async fn a_change_is_heard_wherever_it_falls_between_read_and_watch() {
     writing.await.unwrap();
 }
 
-#[tokio::test]
-async fn an_answer_too_large_is_asked_for_in_parts() {
-    let etcd = Etcd::start();
+async fn an_answer_too_large_is_asked_for_in_parts(release: Release) {
+    let etcd = Etcd::start(release);
     let store = etcd.store();
     let large = vec![b'x'; 1 << 20];
     for n in 0..6 {
@@ -165,9 +163,8 @@ async fn an_answer_too_large_is_asked_for_in_parts() {
     changes(&mut events, "10.5.1.0-24").await;
 }
 
-#[tokio::test]
-async fn a_restart_loses_no_change_and_reads_nothing_again() {
-    let mut etcd = Etcd::start();
+async fn a_restart_loses_no_change_and_reads_nothing_again(release: Release) {
+    let mut etcd = Etcd::start(release);
     let store = etcd.store();
     store.create("10.5.1.0-24", b"x", None).await.unwrap();
     let mut events = store.follow();
@@ -199,9 +196,8 @@ async fn a_restart_loses_no_change_and_reads_nothing_again() {
     }
 }
 
-#[tokio::test]
-async fn a_compaction_beyond_what_was_heard_starts_the_read_over() {
-    let mut etcd = Etcd::start();
+async fn a_compaction_beyond_what_was_heard_starts_the_read_over(release: Release) {
+    let mut etcd = Etcd::start(release);
     let store = etcd.store();
     store.create("10.5.1.0-24", b"x", None).await.unwrap();
     let mut events = store.follow();
@@ -224,9 +220,8 @@ async fn a_compaction_beyond_what_was_heard_starts_the_read_over() {
     changes(&mut events, "10.5.3.0-24").await;
 }
 
-#[tokio::test]
-async fn an_etcd_that_lost_its_data_is_read_again() {
-    let mut etcd = Etcd::start();
+async fn an_etcd_that_lost_its_data_is_read_again(release: Release) {
+    let mut etcd = Etcd::start(release);
     let store = etcd.store();
     fill(&store, 20).await;
     let mut events = store.follow();
@@ -240,9 +235,8 @@ async fn an_etcd_that_lost_its_data_is_read_again() {
     assert_eq!(next(&mut events).await, Event::Up);
 }
 
-#[tokio::test]
-async fn a_hung_server_is_noticed_and_heard_again() {
-    let etcd = Etcd::start();
+async fn a_hung_server_is_noticed_and_heard_again(release: Release) {
+    let etcd = Etcd::start(release);
     let store = etcd.store();
     let mut events = store.follow();
     listing(&mut events).await;
@@ -255,9 +249,8 @@ async fn a_hung_server_is_noticed_and_heard_again() {
     changes(&mut events, "10.5.1.0-24").await;
 }
 
-#[tokio::test]
-async fn a_server_that_comes_late_is_waited_for() {
-    let mut etcd = Etcd::start();
+async fn a_server_that_comes_late_is_waited_for(release: Release) {
+    let mut etcd = Etcd::start(release);
     etcd.kill();
     let store = etcd.store();
     let mut events = store.follow();
@@ -267,9 +260,8 @@ async fn a_server_that_comes_late_is_waited_for() {
     assert_eq!(next(&mut events).await, Event::Up);
 }
 
-#[tokio::test]
-async fn one_dead_endpoint_of_two_fails_nothing() {
-    let (etcd, mut dead) = (Etcd::start(), Etcd::start());
+async fn one_dead_endpoint_of_two_fails_nothing(release: Release) {
+    let (etcd, mut dead) = (Etcd::start(release), Etcd::start(release));
     dead.kill();
     let mut options = etcd.options();
     options.endpoints.push(dead.url());
@@ -281,9 +273,8 @@ async fn one_dead_endpoint_of_two_fails_nothing() {
     }
 }
 
-#[tokio::test]
-async fn the_record_is_as_flannel_writes_it_and_hangs_on_a_day() {
-    let etcd = Etcd::start();
+async fn the_record_is_as_flannel_writes_it_and_hangs_on_a_day(release: Release) {
+    let etcd = Etcd::start(release);
     let store = etcd.store();
     let config = r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.52.0","SubnetMax":"10.5.52.0"}"#;
     let held = acquire(&store, config, &record(3), &BTreeMap::new()).await.unwrap();
@@ -297,9 +288,8 @@ async fn the_record_is_as_flannel_writes_it_and_hangs_on_a_day() {
     assert!(lease.contains("attached keys([/coreos.com/network/subnets/10.5.52.0-24])"), "{lease}");
 }
 
-#[tokio::test]
-async fn leases_are_renewed_without_an_event_and_end() {
-    let etcd = Etcd::start();
+async fn leases_are_renewed_without_an_event_and_end(release: Release) {
+    let etcd = Etcd::start(release);
     let store = etcd.store();
     let day = Duration::from_secs(86_400);
     let lease = store.grant(day).await.unwrap();
@@ -326,9 +316,8 @@ async fn leases_are_renewed_without_an_event_and_end() {
     assert_eq!(store.keep_alive(LeaseId(7)).await.unwrap(), None);
 }
 
-#[tokio::test]
-async fn writes_are_conditional() {
-    let etcd = Etcd::start();
+async fn writes_are_conditional(release: Release) {
+    let etcd = Etcd::start(release);
     let store = etcd.store();
     let Written::At(first) = store.create("10.5.1.0-24", b"1", None).await.unwrap() else { panic!() };
     for held in ["10.5.1.0-24", "10.5.1.0-24&fc00:0:0:1::-64"] {
@@ -346,26 +335,8 @@ async fn writes_are_conditional() {
     }
 }
 
-#[tokio::test]
-async fn fifty_nodes_at_once_share_fifty_subnets() {
-    let etcd = Etcd::start();
-    let config = r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.50.0"}"#;
-    let mut nodes = JoinSet::new();
-    for node in 1..=51 {
-        let store = etcd.store();
-        nodes.spawn(async move { acquire(&store, config, &record(node), &BTreeMap::new()).await });
-    }
-    let results = tokio::time::timeout(LIMIT, nodes.join_all()).await.unwrap();
-    let keys: BTreeSet<_> = results.iter().flatten().map(|held| held.key).collect();
-    let refused = results.iter().filter(|result| matches!(result, Err(AcquireError::NoFreeSubnet { .. })));
-    assert_eq!((keys.len(), refused.count()), (50, 1));
-    let leases = etcd.ctl(&["lease", "list"]);
-    assert!(leases.starts_with("found 50 leases"), "an orphan: {leases}");
-}
-
-#[tokio::test]
-async fn a_role_for_the_prefix_is_enough_and_less_is_explained() {
-    let etcd = Etcd::start();
+async fn a_role_for_the_prefix_is_enough_and_less_is_explained(release: Release) {
+    let etcd = Etcd::start(release);
     etcd.ctl(&["role", "add", "node"]);
     etcd.ctl(&["role", "grant-permission", "node", "read", "/coreos.com/network/config"]);
     etcd.ctl(&["role", "grant-permission", "--prefix=true", "node", "readwrite", "/coreos.com/network/subnets/"]);
@@ -400,3 +371,19 @@ async fn a_role_for_the_prefix_is_enough_and_less_is_explained() {
     let error = etcd.store().config().await.unwrap_err();
     assert!(error.to_string().contains("user name is empty"), "{error}");
 }
+
+on_each_etcd!(
+    reads_in_pages_then_hears_of_each_change,
+    a_change_is_heard_wherever_it_falls_between_read_and_watch,
+    an_answer_too_large_is_asked_for_in_parts,
+    a_restart_loses_no_change_and_reads_nothing_again,
+    a_compaction_beyond_what_was_heard_starts_the_read_over,
+    an_etcd_that_lost_its_data_is_read_again,
+    a_hung_server_is_noticed_and_heard_again,
+    a_server_that_comes_late_is_waited_for,
+    one_dead_endpoint_of_two_fails_nothing,
+    the_record_is_as_flannel_writes_it_and_hangs_on_a_day,
+    leases_are_renewed_without_an_event_and_end,
+    writes_are_conditional,
+    a_role_for_the_prefix_is_enough_and_less_is_explained,
+);

@@ -54,6 +54,13 @@ packages() {
     needs ip iproute2
     needs bridge iproute2
     needs ping iputils-ping
+    needs /usr/lib/cni/bridge containernetworking-plugins
+    needs podman podman
+    needs runc runc
+    needs /bin/busybox busybox-static
+    needs nm binutils
+    needs nft nftables
+    needs iptables iptables
     if [[ ${#missing[@]} -gt 0 ]]; then
         mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
         install_packages "${missing[@]}"

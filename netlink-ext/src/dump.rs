@@ -46,6 +46,12 @@ pub enum Query {
         /// Of this kind.
         kind: Option<route::Kind>,
     },
+    /// The route that the kernel takes to one address, as `ip route get` asks for it. It refuses with ENETUNREACH and
+    /// the like if there is none.
+    RouteTo {
+        /// The address.
+        target: std::net::IpAddr,
+    },
     /// All links.
     Links,
     /// One link. The kernel refuses with ENODEV if there is none.
@@ -72,7 +78,7 @@ pub enum Row {
     Fdb(fdb::Seen),
     /// Of [`Query::Neigh`].
     Neigh(neigh::Seen),
-    /// Of [`Query::Routes`].
+    /// Of [`Query::Routes`] and [`Query::RouteTo`].
     Route(route::Route),
     /// Of [`Query::Links`] and [`Query::LinkNamed`].
     Link(Box<link::Link>),
@@ -97,13 +103,14 @@ impl Query {
     fn write(&self, datagram: &mut Datagram, sequence: u32) {
         let kind = match self {
             Self::Fdb { .. } | Self::Neigh { .. } => libc::RTM_GETNEIGH,
-            Self::Routes { .. } => libc::RTM_GETROUTE,
+            Self::Routes { .. } | Self::RouteTo { .. } => libc::RTM_GETROUTE,
             Self::Links | Self::LinkNamed { .. } => libc::RTM_GETLINK,
             Self::Addresses { .. } => libc::RTM_GETADDR,
             Self::NeighParams { .. } => libc::RTM_GETNEIGHTBL,
         };
-        // One link is no dump: its end is an acknowledgement.
-        let how = if let Self::LinkNamed { .. } = self { libc::NLM_F_ACK } else { libc::NLM_F_DUMP };
+        // One link or route is no dump: its end is an acknowledgement.
+        let one = matches!(self, Self::LinkNamed { .. } | Self::RouteTo { .. });
+        let how = if one { libc::NLM_F_ACK } else { libc::NLM_F_DUMP };
         datagram.message(kind, (libc::NLM_F_REQUEST | how) as u16, sequence, |body| self.encode(body));
     }
 
@@ -123,6 +130,7 @@ impl Query {
                     body.u32(route::RTA_OIF, *ifindex);
                 }
             }
+            Self::RouteTo { target } => route::encode_lookup(body, *target),
             Self::Links => {
                 body.header(&link::header(0));
                 body.u32(link::IFLA_EXT_MASK, link::RTEXT_FILTER_SKIP_STATS);
@@ -157,6 +165,7 @@ impl Query {
                     && ifindex.is_none_or(|ifindex| route.ifindex == Some(ifindex));
                 fits.then_some(Row::Route(route))
             }
+            Self::RouteTo { .. } => route::Route::parse_answer(message).map(Row::Route),
             Self::Links | Self::LinkNamed { .. } => Some(Row::Link(Box::new(link::Link::parse(message)?))),
             Self::Addresses { ifindex } => {
                 let address = addr::Address::parse(message)?;
@@ -283,6 +292,22 @@ impl Dumper {
     ) -> Result<Vec<route::Route>, Error> {
         let query = Query::Routes { family, ifindex, protocol, kind };
         self.gather(&query, |row| if let Row::Route(route) = row { Some(route) } else { None })
+    }
+
+    /// The route that the kernel would take to an address now; `None` where there is none, or none that a
+    /// [`route::Route`] can say (to an address of this host).
+    pub fn route_to(&mut self, target: std::net::IpAddr) -> Result<Option<route::Route>, Error> {
+        let query = Query::RouteTo { target };
+        match self.gather(&query, |row| if let Row::Route(route) = row { Some(route) } else { None }) {
+            Ok(routes) => Ok(routes.into_iter().next()),
+            // What a route that drops answers, or the lack of any: unreachable, prohibit, blackhole, throw.
+            Err(Error::Refused { refusal, .. })
+                if [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL].contains(&refusal.errno) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// All links.

@@ -124,12 +124,16 @@ impl Route {
     /// `None` for what a [`Route`] can't say: local, broadcast, multicast and policy kinds, cached exceptions. Of a
     /// route with several next hops, neither device nor gateway are told.
     pub(crate) fn parse(message: &Message<'_>) -> Option<Self> {
+        let (header, _) = message.split::<12>()?;
+        let flags = u32::from_ne_bytes([header[8], header[9], header[10], header[11]]);
+        if flags & RTM_F_CLONED != 0 { None } else { Self::parse_answer(message) }
+    }
+
+    /// The same for the answer to a lookup, which the kernel always marks as a cached one in IPv4.
+    pub(crate) fn parse_answer(message: &Message<'_>) -> Option<Self> {
         let (header, attributes) = message.split::<12>()?;
         let family = Family::from_number(header[0])?;
         let flags = u32::from_ne_bytes([header[8], header[9], header[10], header[11]]);
-        if flags & RTM_F_CLONED != 0 {
-            return None;
-        }
         let mut destination = match family {
             Family::V4 => IpAddr::from([0; 4]),
             Family::V6 => IpAddr::from([0; 16]),
@@ -168,4 +172,16 @@ impl Route {
 /// The header of a dump request. The kernel filters by protocol and kind where they are not 0.
 pub(crate) fn query_header(family: Family, protocol: u8, kind: u8) -> [u8; 12] {
     [family.number(), 0, 0, 0, 0, protocol, 0, kind, 0, 0, 0, 0]
+}
+
+/// The header of a lookup of one address, as `ip route get` sends it.
+fn lookup_header(target: IpAddr) -> [u8; 12] {
+    let family = Family::from(target);
+    let bits = if family == Family::V4 { 32 } else { 128 };
+    [family.number(), bits, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+}
+
+pub(crate) fn encode_lookup(body: &mut Body<'_>, target: IpAddr) {
+    body.header(&lookup_header(target));
+    body.address(RTA_DST, target);
 }

@@ -124,9 +124,10 @@ impl Lab {
         for node in &self.nodes {
             let mut new = node.twilld(args);
             new.wait_ready();
-            let subnet = node.as_peer().subnet.to_string();
-            for earlier in &mut daemons {
-                earlier.wait_log(&["peer joined", &subnet], KNOWN);
+            for subnet in node.leased() {
+                for earlier in &mut daemons {
+                    earlier.wait_log(&["peer joined", &subnet], KNOWN);
+                }
             }
             daemons.push(new);
         }

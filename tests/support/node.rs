@@ -155,6 +155,15 @@ impl Node {
         parse_subnet_env(&text).with_context(|| format!("in {}", path.display()))
     }
 
+    /// Its subnets of both families as the log writes them: `10.5.52.0/24`. It must have its lease.
+    #[track_caller]
+    pub fn leased(&self) -> Vec<String> {
+        let env = self.read("subnet.env", self.subnet_env());
+        let v4 = env.subnet.map(|own| format!("{}/{}", own.network(), own.prefix()));
+        let v6 = env.ipv6_subnet.map(|own| format!("{}/{}", own.network(), own.prefix()));
+        v4.into_iter().chain(v6).collect()
+    }
+
     /// This node as its peers see it. It must have its lease and flannel.1.
     #[track_caller]
     pub fn as_peer(&self) -> Peer {

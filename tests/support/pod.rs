@@ -3,8 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use ipnetwork::Ipv4Network;
+use anyhow::{Result, ensure};
 
 use crate::netns::Namespace;
 use crate::node::{Node, SubnetEnv};
@@ -15,7 +14,7 @@ use crate::ping::{self, Ping};
 pub struct Pod {
     // Before the node: a pod's namespace goes first.
     netns: Namespace,
-    addr: Ipv4Addr,
+    addr: Option<Ipv4Addr>,
     addr6: Option<Ipv6Addr>,
     node: Node,
 }
@@ -23,22 +22,22 @@ pub struct Pod {
 impl Pod {
     pub(crate) fn new(node: &Node, n: u8) -> Result<Pod> {
         let env = node.subnet_env()?;
-        let gateway = env.subnet.context("subnet.env has no FLANNEL_SUBNET")?;
-        bridge(node, &env, gateway)?;
+        ensure!(env.subnet.is_some() || env.ipv6_subnet.is_some(), "subnet.env has no subnet");
+        bridge(node, &env)?;
         let netns = Namespace::new(format!("{}-pod{n}", node.netns().name()))?;
         // host-local begins behind the gateway, which has the subnet's first address + 1.
-        let addr = Ipv4Addr::from(u32::from(gateway.ip()) + u32::from(n));
+        let addr = env.subnet.map(|own| Ipv4Addr::from(u32::from(own.ip()) + u32::from(n)));
         let addr6 = env.ipv6_subnet.map(|own| Ipv6Addr::from(u128::from(own.ip()) + u128::from(n)));
         let mtu = env.mtu;
         node.netns().ip_batch([
             format!("link add veth{n} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}", netns.name()),
             format!("link set veth{n} master cni0 up"),
         ])?;
-        let mut lines = vec![
-            format!("addr add {addr}/{} dev eth0", gateway.prefix()),
-            "link set eth0 up".to_string(),
-            format!("route add default via {}", gateway.ip()),
-        ];
+        let mut lines = vec!["link set eth0 up".to_string()];
+        if let (Some(addr), Some(gateway)) = (addr, env.subnet) {
+            lines.push(format!("addr add {addr}/{} dev eth0", gateway.prefix()));
+            lines.push(format!("route add default via {}", gateway.ip()));
+        }
         if let (Some(addr6), Some(gateway6)) = (addr6, env.ipv6_subnet) {
             lines.push(format!("addr add {addr6}/{} dev eth0 nodad", gateway6.prefix()));
             lines.push(format!("route add default via {} dev eth0", gateway6.ip()));
@@ -47,9 +46,18 @@ impl Pod {
         Ok(Pod { netns, addr, addr6, node: node.clone() })
     }
 
-    /// Its IPv4 address.
+    /// Its IPv4 address, which it has where the network has IPv4.
+    #[track_caller]
     pub fn addr(&self) -> Ipv4Addr {
-        self.addr
+        match self.addr {
+            Some(addr) => addr,
+            None => panic!("{} has no IPv4 address", self.netns.name()),
+        }
+    }
+
+    /// Its addresses of both families, as far as the network has them.
+    pub fn addrs(&self) -> Vec<IpAddr> {
+        self.addr.map(IpAddr::V4).into_iter().chain(self.addr6.map(IpAddr::V6)).collect()
     }
 
     /// Its IPv6 address, where the network has IPv6.
@@ -94,20 +102,17 @@ impl Pod {
 }
 
 /// The node's `cni0`, made with its first pod.
-fn bridge(node: &Node, env: &SubnetEnv, gateway: Ipv4Network) -> Result<()> {
+fn bridge(node: &Node, env: &SubnetEnv) -> Result<()> {
     if node.link("cni0").is_ok() {
         return Ok(());
     }
     // A bridge takes the lowest MAC of its ports unless it has been given one, and pods that had learned the old one
     // are cut off when a port joins. The bridge plugin gives it one of this form for the same reason.
-    let [a, b, c, d] = gateway.ip().octets();
-    let mut lines = vec![
-        format!("link add cni0 mtu {} address 0a:58:{a:02x}:{b:02x}:{c:02x}:{d:02x} type bridge", env.mtu),
-        format!("addr add {gateway} dev cni0"),
-        "link set cni0 up".to_string(),
-    ];
-    if let Some(own) = env.ipv6_subnet {
-        lines.push(format!("addr add {own} dev cni0 nodad"));
-    }
+    let [a, b, c, d] = env.subnet.map_or([0, 0, 0, 1], |gateway| gateway.ip().octets());
+    let mut lines =
+        vec![format!("link add cni0 mtu {} address 0a:58:{a:02x}:{b:02x}:{c:02x}:{d:02x} type bridge", env.mtu)];
+    lines.extend(env.subnet.map(|own| format!("addr add {own} dev cni0")));
+    lines.push("link set cni0 up".to_string());
+    lines.extend(env.ipv6_subnet.map(|own| format!("addr add {own} dev cni0 nodad")));
     node.netns().ip_batch(lines)
 }

@@ -1,10 +1,13 @@
 //! The operator's command.
 
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use twill_agent::cli::{self, EtcdFlags};
-use twill_agent::{leases, log};
+use twill_agent::reserve::{self, Whom};
+use twill_agent::{install, leases, log, nodeid};
 
 /// Looks at a Twill (or flannel) network.
 #[derive(Debug, Parser)]
@@ -20,14 +23,71 @@ struct Flags {
 enum Command {
     /// List the subnets that nodes hold, as etcd has them.
     Leases,
+    /// Set a subnet aside for a node, which needs not be there yet; without a flag, for the one that holds it now.
+    ///
+    /// A reservation never ends by itself. flannel knows a node by its public IP, a node id is known to Twill only.
+    Reserve {
+        /// As in 10.5.7.0/24; with two families as in 10.5.7.0/24,fc00:0:0:7::/64.
+        subnet: String,
+        /// The node's public IP.
+        #[arg(long, value_name = "IP", conflicts_with = "node")]
+        public_ip: Option<IpAddr>,
+        /// The node's id: its machine-id, or what it has as --node-id.
+        #[arg(long, value_name = "ID", value_parser = nodeid::parse)]
+        node: Option<String>,
+    },
+    /// Put the CNI plugin and its configuration where the container runtime looks for them.
+    InstallCni {
+        /// Where plugins are.
+        #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+        bin_dir: PathBuf,
+        /// Where network configurations are.
+        #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+        conf_dir: PathBuf,
+    },
+    /// End a reservation. One in use becomes an ordinary lease.
+    Release {
+        /// As in 10.5.7.0/24.
+        subnet: String,
+        /// Delete whatever record the subnet has, a lease too: for a node that is gone for good.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+impl Command {
+    async fn run(self, etcd: &EtcdFlags) -> anyhow::Result<()> {
+        match self {
+            Command::Leases => leases::print(etcd).await,
+            Command::Reserve { subnet, public_ip, node } => {
+                let whom = match (public_ip, node) {
+                    (Some(ip), _) => Whom::Address(ip),
+                    (None, Some(node)) => Whom::Node(node),
+                    (None, None) => Whom::Holder,
+                };
+                let (store, listing) = leases::open(etcd).await?;
+                println!("{}", reserve::reserve(&store, &listing, &subnet, &whom).await?);
+                Ok(())
+            }
+            Command::InstallCni { bin_dir, conf_dir } => {
+                println!("{}", install::install_cni(&bin_dir, &conf_dir)?);
+                Ok(())
+            }
+            Command::Release { subnet, force } => {
+                let (store, listing) = leases::open(etcd).await?;
+                println!("{}", reserve::release(&store, &listing, &subnet, force).await?);
+                Ok(())
+            }
+        }
+    }
 }
 
 fn main() -> ExitCode {
-    let flags = Flags::parse_from(cli::args());
+    let flags: Flags = cli::read();
     log::to_stderr(0);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match (runtime, flags.command) {
-        (Ok(runtime), Command::Leases) => runtime.block_on(leases::print(&flags.etcd)),
+        (Ok(runtime), command) => runtime.block_on(command.run(&flags.etcd)),
         (Err(source), _) => Err(source.into()),
     };
     match result {

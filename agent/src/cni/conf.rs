@@ -78,10 +78,10 @@ impl NetConf {
             data_dir: path("dataDir", DATA_DIR)?,
             delegate: field(&object, "delegate")?.unwrap_or_default(),
             ipam: field(&object, "ipam")?.unwrap_or_default(),
-            runtime_config: given(&object, "runtimeConfig").cloned(),
-            prev_result: given(&object, "prevResult").cloned(),
+            runtime_config: given(&object, "runtimeConfig").map(ToOwned::to_owned),
+            prev_result: given(&object, "prevResult").map(ToOwned::to_owned),
             // Not by `given`: null is Go's empty list, and that is another thing than no list.
-            valid_attachments: find(&object, "cni.dev/valid-attachments").cloned(),
+            valid_attachments: find(&object, "cni.dev/valid-attachments").map(ToOwned::to_owned),
             delegate_timeout: field(&object, "delegateTimeoutSeconds")?.map_or(DELEGATE_TIMEOUT, Duration::from_secs),
         })
     }
@@ -118,12 +118,13 @@ pub fn spoken_version(json: &[u8]) -> &'static str {
 }
 
 /// A value by its key, exactly written or in another case.
-pub(crate) fn find<'a>(object: &'a Object, key: &str) -> Option<&'a Box<RawValue>> {
-    object.get(key).or_else(|| object.iter().find(|(k, _)| k.eq_ignore_ascii_case(key)).map(|(_, value)| value))
+pub(crate) fn find<'a>(object: &'a Object, key: &str) -> Option<&'a RawValue> {
+    let other_case = || object.iter().find(|(k, _)| k.eq_ignore_ascii_case(key)).map(|(_, value)| value);
+    object.get(key).or_else(other_case).map(|value| &**value)
 }
 
 /// A value that is given and not null.
-fn given<'a>(object: &'a Object, key: &str) -> Option<&'a Box<RawValue>> {
+fn given<'a>(object: &'a Object, key: &str) -> Option<&'a RawValue> {
     find(object, key).filter(|value| value.get() != "null")
 }
 

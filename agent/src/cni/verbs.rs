@@ -8,6 +8,7 @@ use super::conf::{NetConf, Object, find};
 use super::delegate::{self, Delegate};
 use super::error::{Error, code, os_text};
 use super::render::{plugin_type, render, set, to_bytes};
+use super::result::with_gateways;
 use super::stored::{Key, Store};
 use super::subnet::{self, SubnetEnv};
 
@@ -96,7 +97,7 @@ impl Job<'_> {
             self.same_subnet(&config, &env)?;
         }
         // The runtime gives both in the version of today's configuration.
-        set(&mut config, "prevResult", prev_result)?;
+        set(&mut config, "prevResult", &with_gateways(prev_result))?;
         if let Some(version) = &self.conf.cni_version {
             set(&mut config, "cniVersion", version)?;
         }

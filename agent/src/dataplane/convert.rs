@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use netlink_ext::{Request, fdb, neigh, route};
 
 use crate::overlay::MacAddr;
-use crate::overlay::kernel::{Fdb, NeighState, Op, PROTOCOL, Route, Row, SeenFdb, SeenNeigh, SeenRoute, Via};
+use crate::overlay::kernel::{Fdb, NeighState, Op, PROTOCOL, Route, Row, SeenFdb, SeenNeigh, Via};
 
 /// The request that carries out an operation on the device of this index.
 pub(super) fn request(ifindex: u32, op: &Op) -> Request {
@@ -33,25 +33,29 @@ fn fdb_row(ifindex: u32, row: Fdb) -> fdb::Row {
 fn route_row(ifindex: u32, row: Route) -> route::Route {
     let (kind, gateway, source) = match row.via {
         Via::Link { source } => (route::Kind::Unicast, None, Some(source)),
-        Via::Gateway(gateway) => (route::Kind::Unicast, Some(gateway), None),
-        Via::Unreachable => (route::Kind::Unreachable, None, None),
+        Via::Gateway(gateway) | Via::Direct(gateway) => (route::Kind::Unicast, Some(gateway), None),
+        Via::Blackhole => (route::Kind::Blackhole, None, None),
+        Via::Unreachable | Via::Elsewhere => (route::Kind::Unreachable, None, None),
     };
+    // To a host of the underlay's own link, the kernel finds the device.
+    let ours = matches!(row.via, Via::Link { .. } | Via::Gateway(_));
     route::Route {
         destination: row.destination,
         kind,
-        ifindex: (kind == route::Kind::Unicast).then_some(ifindex),
+        ifindex: ours.then_some(ifindex),
         gateway,
-        onlink: gateway.is_some(),
+        onlink: ours && gateway.is_some(),
         source,
-        protocol: PROTOCOL,
+        protocol: row.protocol,
         metric: row.metric,
         table: route::TABLE_MAIN,
     }
 }
 
-/// An FDB row as the overlay sees it.
-pub(super) fn seen_fdb(seen: &fdb::Seen) -> SeenFdb {
-    SeenFdb { row: Fdb { mac: MacAddr(seen.row.mac), remote: seen.row.remote }, idle: seen.used }
+/// An FDB row as the overlay sees it, if somebody put it: what the kernel learned ages by itself.
+pub(super) fn seen_fdb(seen: &fdb::Seen) -> Option<SeenFdb> {
+    let row = Fdb { mac: MacAddr(seen.row.mac), remote: seen.row.remote };
+    seen.is_permanent().then_some(SeenFdb { row, idle: seen.used })
 }
 
 /// A neighbour as the overlay sees it.
@@ -64,20 +68,20 @@ pub(super) fn seen_neigh(seen: &neigh::Seen) -> SeenNeigh {
     SeenNeigh { address: seen.address, mac: seen.mac.map(MacAddr), state, protocol: seen.protocol }
 }
 
-/// A route as the overlay sees it, if it is one through our device, or an unreachable one with our protocol.
-pub(super) fn seen_route(ifindex: u32, seen: &route::Route) -> Option<SeenRoute> {
-    if seen.table != route::TABLE_MAIN {
-        return None;
-    }
+/// A route of the main table as the overlay sees it.
+pub(super) fn seen_route(ifindex: u32, seen: &route::Route) -> Option<Route> {
     let via = match (seen.kind, seen.gateway) {
-        (route::Kind::Unreachable, _) if seen.protocol == PROTOCOL => Via::Unreachable,
-        (route::Kind::Unicast, _) if seen.ifindex != Some(ifindex) => return None,
-        (route::Kind::Unicast, Some(gateway)) => Via::Gateway(gateway),
-        (route::Kind::Unicast, None) => Via::Link { source: seen.source.unwrap_or(unspecified(seen)) },
-        _ => return None,
+        (route::Kind::Unreachable, _) => Via::Unreachable,
+        (route::Kind::Blackhole, _) => Via::Blackhole,
+        (route::Kind::Unicast, Some(gateway)) if seen.ifindex == Some(ifindex) => Via::Gateway(gateway),
+        (route::Kind::Unicast, None) if seen.ifindex == Some(ifindex) => {
+            Via::Link { source: seen.source.unwrap_or(unspecified(seen)) }
+        }
+        (route::Kind::Unicast, Some(host)) => Via::Direct(host),
+        _ => Via::Elsewhere,
     };
-    let route = Route { destination: seen.destination, via, metric: seen.metric };
-    Some(SeenRoute { route, protocol: seen.protocol })
+    let route = Route { destination: seen.destination, via, metric: seen.metric, protocol: seen.protocol };
+    (seen.table == route::TABLE_MAIN).then_some(route)
 }
 
 fn unspecified(route: &route::Route) -> IpAddr {

@@ -1,6 +1,6 @@
 //! A kernel in memory: holds rows as the real one does, and fails when it is told to.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use super::{Dataplane, Device, Error, Event, Made, Refused};
 use crate::overlay::MacAddr;
 use crate::overlay::iface::Interface;
-use crate::overlay::kernel::{Fdb, NeighState, Observed, Op, PROTOCOL, Route, Row, SeenFdb, SeenNeigh, SeenRoute, Via};
+use crate::overlay::kernel::{Fdb, NeighState, Observed, Op, PROTOCOL, Route, Row, SeenFdb, SeenNeigh, Via};
 
 /// A model of the tables that Twill writes to.
 #[derive(Debug, Default)]
@@ -24,6 +24,8 @@ pub struct FakeKernel {
     pub routes: BTreeMap<(IpNetwork, u32), (Via, u8)>,
     /// The host's interfaces.
     pub interfaces: Vec<Interface>,
+    /// Addresses that are reached without a gateway.
+    pub direct: BTreeSet<IpAddr>,
     /// Events to hand out.
     pub events: VecDeque<Event>,
     /// How many operations were applied, failed ones too.
@@ -46,8 +48,8 @@ impl FakeKernel {
             Op::PutNeigh(neigh) => {
                 self.neighbours.insert(neigh.address, (Some(neigh.mac), NeighState::Permanent, PROTOCOL));
             }
-            Op::PutRoute(Route { destination, via, metric }) => {
-                self.routes.insert((destination, metric), (via, PROTOCOL));
+            Op::PutRoute(Route { destination, via, metric, protocol }) => {
+                self.routes.insert((destination, metric), (via, protocol));
             }
             Op::Delete(Row::Fdb(Fdb { mac, remote })) => {
                 if self.fdb.get(&mac).is_some_and(|(there, _)| *there == remote) {
@@ -57,8 +59,14 @@ impl FakeKernel {
             Op::Delete(Row::Neigh(address)) => {
                 self.neighbours.remove(&address);
             }
-            Op::Delete(Row::Route(Route { destination, metric, .. })) => {
-                self.routes.remove(&(destination, metric));
+            // Like the kernel: the protocol has to be the same, and metric 0 stands for any.
+            Op::Delete(Row::Route(Route { destination, via, metric, protocol })) => {
+                let fits = |((to, its_metric), there): &(&(IpNetwork, u32), &(Via, u8))| {
+                    *to == destination && **there == (via, protocol) && (metric == 0 || *its_metric == metric)
+                };
+                if let Some(key) = self.routes.iter().find(fits).map(|(key, _)| *key) {
+                    self.routes.remove(&key);
+                }
             }
         }
         Ok(())
@@ -76,8 +84,10 @@ impl FakeKernel {
             state: *state,
             protocol: *protocol,
         });
-        let routes = self.routes.iter().map(|((destination, metric), (via, protocol))| SeenRoute {
-            route: Route { destination: *destination, via: *via, metric: *metric },
+        let routes = self.routes.iter().map(|((destination, metric), (via, protocol))| Route {
+            destination: *destination,
+            via: *via,
+            metric: *metric,
             protocol: *protocol,
         });
         Observed { fdb: fdb.collect(), neighbours: neighbours.collect(), routes: routes.collect() }
@@ -92,6 +102,10 @@ impl Dataplane for FakeKernel {
 
     fn interfaces(&mut self) -> Result<Vec<Interface>, Error> {
         Ok(self.interfaces.clone())
+    }
+
+    fn is_direct(&mut self, host: IpAddr) -> Result<bool, Error> {
+        Ok(self.direct.contains(&host))
     }
 
     fn apply(&mut self, ops: &[Op]) -> Result<Vec<Refused>, Error> {

@@ -1,5 +1,7 @@
 //! The real kernel: the VXLAN device through rtnetlink, everything of which there are many through netlink-ext.
 
+use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
@@ -7,9 +9,10 @@ use netlink_ext::change::{Change, ChangeScope, ChangeSocket};
 use netlink_ext::dump::{Query, Row as Dumped, Step, TRIES};
 use netlink_ext::link::{Difference, Link, VxlanSpec};
 use netlink_ext::{
-    BatchSocket, Dumper, Family, Miss as KernelMiss, MissSocket, Request, addr::Address, neightbl::Params, route,
+    BatchSocket, Dumper, Family, Miss as KernelMiss, MissSocket, Request, addr::Address, neightbl::Params,
+    pending_misses, route,
 };
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::{Dataplane, Device, Error, Event, Made, Refused, convert, underlay};
 use crate::overlay::MacAddr;
@@ -23,6 +26,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 const MISS_BUFFER: usize = 8 << 20;
 /// Room for as many changes by others between two turns of the event loop.
 const CHANGE_BUFFER: usize = 8 << 20;
+/// Changes that concern nobody here are looked at in one go up to this many.
+const CHANGES: usize = 64;
 /// Questions to user space per unresolved address, a second apart; nobody else is asked.
 const APP_PROBES: u32 = 3;
 
@@ -30,10 +35,22 @@ const APP_PROBES: u32 = 3;
 pub struct Kernel {
     links: rtnetlink::LinkHandle,
     batch: BatchSocket,
+    /// For the tables of the device, a step at a time.
     dumper: Dumper,
+    /// For links and addresses, which are looked at while such a dump is under way.
+    looker: Dumper,
     requests: Vec<Request>,
     live: Option<Live>,
+    /// Addresses that wait for an answer, found after events were lost.
+    waiting: VecDeque<IpAddr>,
     dump: Option<Dump>,
+    /// `--iface-can-reach`: which interface leads there is part of the answer of [`Dataplane::interfaces`].
+    pub reach: Option<IpAddr>,
+    /// We put routes on other devices too, or such that drop: dumps show them. The first one always does, since an
+    /// earlier daemon may have.
+    pub elsewhere: bool,
+    /// A dump was completed.
+    dumped: bool,
 }
 
 /// The device as it was made, and what listens to it.
@@ -60,40 +77,54 @@ impl Kernel {
     pub fn open() -> Result<Self, Error> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
-        let (batch, dumper) = (BatchSocket::open()?, Dumper::open()?);
-        Ok(Self { links: handle.link(), batch, dumper, requests: Vec::new(), live: None, dump: None })
+        let (batch, dumper, looker) = (BatchSocket::open()?, Dumper::open()?, Dumper::open()?);
+        let links = handle.link();
+        Ok(Self {
+            links,
+            batch,
+            dumper,
+            looker,
+            requests: Vec::new(),
+            live: None,
+            waiting: VecDeque::new(),
+            dump: None,
+            reach: None,
+            elsewhere: false,
+            dumped: false,
+        })
     }
 
     /// The MAC of the VXLAN device of this name, if there is one.
     pub fn mac_of(&mut self, name: &str) -> Result<Option<MacAddr>, Error> {
-        let link = self.dumper.link_named(name)?.filter(|link| link.vxlan.is_some());
+        let link = self.looker.link_named(name)?.filter(|link| link.vxlan.is_some());
         Ok(link.and_then(|link| link.mac).map(MacAddr))
     }
 
     /// Brings the link to what is wanted; what it came to, and the link's index.
-    async fn link(&mut self, spec: &VxlanSpec) -> Result<(Made, Link, Vec<Difference>), Error> {
+    async fn link(&mut self, spec: &VxlanSpec) -> Result<(Made, Link), Error> {
         let mut reasons = Vec::new();
-        if let Some(link) = self.dumper.link_named(&spec.name)? {
+        if let Some(link) = self.looker.link_named(&spec.name)? {
             let differences = spec.differences(&link);
             if let Some(Difference::NotVxlan { seen }) = differences.first() {
                 let kind = seen.clone().unwrap_or_else(|| "physical".to_owned());
                 return Err(Error::Foreign { name: spec.name.clone(), kind });
             }
-            let (mend, accept): (Vec<_>, Vec<_>) = differences.into_iter().partition(|d| !is_tolerable(d));
+            let tolerated = self.live.as_ref().map_or(&[][..], |live| &live.tolerated);
+            let mend: Vec<_> = differences.into_iter().filter(|d| !is_tolerable(d) && !tolerated.contains(d)).collect();
             if mend.is_empty() {
-                return Ok((Made::AsWanted, link, accept));
+                return Ok((Made::AsWanted, link));
             }
             reasons = mend.iter().map(Difference::to_string).collect();
             if mend.iter().all(Difference::live_change) {
                 match self.change(spec, link.index, &mend).await {
-                    Ok(()) => return Ok((Made::Changed(reasons), self.look(spec)?, accept)),
+                    Ok(()) => return Ok((Made::Changed(reasons), self.look(spec)?)),
                     Err(error) => info!(device = %spec.name, %error, "cannot change the living device, making it anew"),
                 }
             }
             self.request("delete", spec, self.links.del(link.index).execute()).await?;
         }
         self.request("create", spec, self.links.add(spec.message()).execute()).await?;
-        Ok((Made::Created(reasons), self.look(spec)?, Vec::new()))
+        Ok((Made::Created(reasons), self.look(spec)?))
     }
 
     async fn change(&self, spec: &VxlanSpec, ifindex: u32, differences: &[Difference]) -> Result<(), Error> {
@@ -118,7 +149,7 @@ impl Kernel {
     }
 
     fn look(&mut self, spec: &VxlanSpec) -> Result<Link, Error> {
-        self.dumper.link_named(&spec.name)?.ok_or_else(|| Error::Vanished { name: spec.name.clone() })
+        self.looker.link_named(&spec.name)?.ok_or_else(|| Error::Vanished { name: spec.name.clone() })
     }
 
     /// Opens what listens to the device, where nothing does yet.
@@ -146,7 +177,7 @@ impl Kernel {
     /// The device's address and how its neighbours are resolved; other addresses of the family go.
     fn furnish(&mut self, ifindex: u32, device: &Device) -> Result<bool, Error> {
         let family = Family::from(device.address.ip());
-        let there = self.dumper.addresses(Some(ifindex))?;
+        let there = self.looker.addresses(Some(ifindex))?;
         let of_family = there.iter().filter(|a| Family::from(a.address.ip()) == family && !is_link_local(a.address));
         let others = of_family.filter(|a| a.address != device.address);
         let mut requests: Vec<Request> = others.map(|other| Request::DelAddress(*other)).collect();
@@ -196,7 +227,14 @@ fn spec(device: &Device) -> VxlanSpec {
 impl Dataplane for Kernel {
     async fn make(&mut self, device: &Device) -> Result<Made, Error> {
         let spec = spec(device);
-        let (mut made, link, tolerated) = self.link(&spec).await?;
+        let (mut made, link) = self.link(&spec).await?;
+        let tolerated: Vec<Difference> =
+            spec.differences(&link).into_iter().filter(|difference| *difference != Difference::Down).collect();
+        if made != Made::AsWanted {
+            for difference in &tolerated {
+                warn!(device = %device.name, %difference, "the kernel does not make the device as wanted, going on with it");
+            }
+        }
         // Misses are heard from before the device can have any: its parameters come after, and it is up last.
         self.listen(link.index, device, spec.clone(), tolerated)?;
         let furnished = self.furnish(link.index, device)?;
@@ -213,14 +251,21 @@ impl Dataplane for Kernel {
     }
 
     fn interfaces(&mut self) -> Result<Vec<Interface>, Error> {
-        underlay::interfaces(&mut self.dumper)
+        underlay::interfaces(&mut self.looker, self.reach)
+    }
+
+    fn is_direct(&mut self, host: IpAddr) -> Result<bool, Error> {
+        let route = self.looker.route_to(host)?;
+        Ok(route.is_some_and(|route| route.kind == route::Kind::Unicast && route.gateway.is_none()))
     }
 
     fn apply(&mut self, ops: &[Op]) -> Result<Vec<Refused>, Error> {
         let ifindex = self.live.as_ref().map_or(0, |live| live.ifindex);
         self.requests.clear();
         self.requests.extend(ops.iter().map(|op| convert::request(ifindex, op)));
-        let failures = self.batch.send(&self.requests)?;
+        let mut failures = self.batch.send(&self.requests)?;
+        // What is to be deleted and not there is deleted.
+        failures.retain(|failure| !(failure.refusal.is_gone() && matches!(ops[failure.index], Op::Delete(_))));
         Ok(failures.into_iter().map(|f| Refused { index: f.index, reason: f.refusal.to_string() }).collect())
     }
 
@@ -230,14 +275,17 @@ impl Dataplane for Kernel {
         let dump = match &mut self.dump {
             Some(dump) => dump,
             none => {
-                let dump = none.insert(Dump::new(ifindex, family));
+                let dump = none.insert(Dump::new(ifindex, family, self.elsewhere || !self.dumped));
                 dump.start(&mut self.dumper)?;
                 dump
             }
         };
         match dump.step(&mut self.dumper, ifindex) {
             Ok(false) => Ok(None),
-            Ok(true) => Ok(self.dump.take().map(|dump| dump.observed)),
+            Ok(true) => {
+                self.dumped = true;
+                Ok(self.dump.take().map(|dump| dump.observed))
+            }
             Err(error) => {
                 self.dump = None;
                 Err(error)
@@ -251,15 +299,23 @@ impl Dataplane for Kernel {
             return Ok(Some(match miss {
                 KernelMiss::L3 { address, .. } => Event::Miss(Miss::Address(address)),
                 KernelMiss::L2 { mac, .. } => Event::Miss(Miss::Mac(MacAddr(mac))),
-                KernelMiss::Overrun => Event::Overrun,
+                KernelMiss::Overrun => {
+                    self.waiting.extend(pending_misses(&mut self.looker, live.ifindex)?);
+                    Event::Overrun
+                }
             }));
         }
-        while let Some(change) = live.changes.try_next()? {
+        if let Some(address) = self.waiting.pop_front() {
+            return Ok(Some(Event::Miss(Miss::Address(address))));
+        }
+        // Bounded, since routes of others may come by the hundred thousand and misses go before them.
+        for _ in 0..CHANGES {
+            let Some(change) = live.changes.try_next()? else { return Ok(None) };
             if let Some(event) = live.event(change) {
                 return Ok(Some(event));
             }
         }
-        Ok(None)
+        Ok(Some(Event::Nothing))
     }
 
     async fn readable(&self) {
@@ -298,7 +354,7 @@ impl Live {
             Change::Neigh { entry, gone: true } => Some(Event::Row(Seen::Gone(Row::Neigh(entry.address)))),
             Change::Neigh { entry, gone: false } => Some(Event::Row(Seen::Neigh(convert::seen_neigh(&entry)))),
             Change::Fdb { row, gone } => {
-                let seen = convert::seen_fdb(&row);
+                let seen = convert::seen_fdb(&row)?;
                 Some(Event::Row(if gone { Seen::Gone(Row::Fdb(seen.row)) } else { Seen::Fdb(seen) }))
             }
             Change::Overrun => Some(Event::Overrun),
@@ -310,17 +366,24 @@ impl Live {
             return Some(Event::Underlay);
         }
         let seen = convert::seen_route(self.ifindex, route)?;
-        Some(Event::Row(if gone { Seen::Gone(Row::Route(seen.route)) } else { Seen::Route(seen) }))
+        Some(Event::Row(if gone { Seen::Gone(Row::Route(seen)) } else { Seen::Route(seen) }))
     }
 }
 
 impl Dump {
-    fn new(ifindex: u32, family: Family) -> Self {
-        let of_device = Query::Routes { family, ifindex: Some(ifindex), protocol: None, kind: None };
-        let refusals =
-            Query::Routes { family, ifindex: None, protocol: Some(PROTOCOL), kind: Some(route::Kind::Unreachable) };
+    fn new(ifindex: u32, family: Family, elsewhere: bool) -> Self {
+        let routes = |ifindex: Option<u32>, kind| {
+            let protocol = ifindex.is_none().then_some(PROTOCOL).filter(|_| kind != Some(route::Kind::Unicast));
+            Query::Routes { family, ifindex, protocol, kind }
+        };
         // Taken from the end.
-        let queries = vec![refusals, of_device, Query::Neigh { ifindex, family }, Query::Fdb { ifindex }];
+        let mut queries = vec![routes(None, Some(route::Kind::Unreachable))];
+        if elsewhere {
+            queries.extend([routes(None, Some(route::Kind::Blackhole)), routes(None, Some(route::Kind::Unicast))]);
+        } else {
+            queries.push(routes(Some(ifindex), None));
+        }
+        queries.extend([Query::Neigh { ifindex, family }, Query::Fdb { ifindex }]);
         Self { observed: Observed::default(), queries, tries: 0 }
     }
 
@@ -335,7 +398,7 @@ impl Dump {
     fn step(&mut self, dumper: &mut Dumper, ifindex: u32) -> Result<bool, Error> {
         let observed = &mut self.observed;
         let step = dumper.step(&mut |row| match row {
-            Dumped::Fdb(seen) => observed.fdb.push(convert::seen_fdb(&seen)),
+            Dumped::Fdb(seen) => observed.fdb.extend(convert::seen_fdb(&seen)),
             Dumped::Neigh(seen) => observed.neighbours.push(convert::seen_neigh(&seen)),
             Dumped::Route(seen) => observed.routes.extend(convert::seen_route(ifindex, &seen)),
             Dumped::Link(_) | Dumped::Address(_) | Dumped::NeighParams(_) => {}

@@ -67,8 +67,10 @@ pub enum Event {
     Device,
     /// Links, addresses or default routes changed that the choice of the underlay rests on.
     Underlay,
-    /// Events were lost: look at everything.
+    /// Events were lost: look at everything. Misses that were lost come right after.
     Overrun,
+    /// Things that concern nobody here; there may be more.
+    Nothing,
 }
 
 /// An operation that the kernel refused.
@@ -90,6 +92,9 @@ pub trait Dataplane {
 
     /// This host's interfaces, with their addresses and default routes.
     fn interfaces(&mut self) -> Result<Vec<Interface>, Error>;
+
+    /// Whether this host sends to an address without a gateway in between.
+    fn is_direct(&mut self, host: IpAddr) -> Result<bool, Error>;
 
     /// Applies operations in order; those that the kernel refuses don't keep the others from being done.
     fn apply(&mut self, ops: &[Op]) -> Result<Vec<Refused>, Error>;

@@ -13,6 +13,10 @@ const CHECK_EVERY: Duration = Duration::from_secs(60);
 const CHECK_LEAST: Duration = Duration::from_secs(1);
 /// The pause before a check that could not be made is tried again.
 const CHECK_AGAIN: Duration = Duration::from_secs(1);
+/// The least time between two times that the device is mended.
+const MEND_LEAST: Duration = Duration::from_millis(100);
+/// The most operations in one chunk while more misses wait to be heard.
+const CHUNK_IN_A_FLOOD: usize = 32;
 /// The most operations in one chunk: about half a millisecond of the kernel's time.
 const CHUNK: usize = 256;
 /// The most kernel events that are looked at before operations are sent.
@@ -37,6 +41,12 @@ pub struct Half<D> {
     made: bool,
     /// A dump is under way.
     observing: bool,
+    /// The next turn goes on with the dump rather than with what is due.
+    observe_next: bool,
+    /// Events were lost: another comparison is due after the one under way.
+    again: bool,
+    /// When the device was last mended.
+    mended_at: Option<Instant>,
     /// A comparison has been made. Before the first one nothing but answers is written.
     adopted: bool,
     /// The last operations failed, and that was said.
@@ -54,15 +64,19 @@ impl<D: Dataplane> Half<D> {
             check_at: now,
             made: true,
             observing: false,
+            observe_next: true,
+            again: false,
+            mended_at: None,
             adopted: false,
             failing: false,
-            underlay_changed: false,
+            // It may have changed while nobody listened.
+            underlay_changed: true,
         }
     }
 
-    /// Looks at everything as soon as possible.
+    /// Looks at everything as soon as possible. Where somebody changes the device again and again, not as fast as he does.
     pub(super) fn check(&mut self, now: Instant) {
-        self.check_at = now;
+        self.check_at = self.mended_at.map_or(now, |at| now.max(at + MEND_LEAST));
         self.observing = false;
     }
 
@@ -80,12 +94,16 @@ impl<D: Dataplane> Half<D> {
                     trace!(?miss, ?answer, "miss");
                 }
                 Ok(Some(Event::Row(seen))) => self.plane.saw(&seen),
+                Ok(Some(Event::Nothing)) => {}
                 Ok(Some(Event::Device)) => self.check(now),
-                Ok(Some(Event::Underlay)) => self.underlay_changed = true,
+                Ok(Some(Event::Underlay)) => {
+                    self.underlay_changed = true;
+                    self.plane.redecide(None);
+                }
                 Ok(Some(Event::Overrun)) => {
                     debug!(device = %self.device.name, "kernel events were lost, comparing everything");
                     self.underlay_changed = true;
-                    self.check(now);
+                    self.again = true;
                 }
                 Ok(None) => return false,
                 Err(source) => {
@@ -100,21 +118,33 @@ impl<D: Dataplane> Half<D> {
 
     /// Sends what waiting packets wait for.
     pub(super) fn answer(&mut self, now: Instant) {
-        if self.made && self.plane.is_urgent() {
+        if self.plane.is_urgent() {
             let chunk = self.plane.urgent_chunk();
             self.apply(chunk, now);
         }
     }
 
-    /// Does one unit of what is due; returns whether there was any.
-    pub(super) async fn work(&mut self, now: Instant) -> bool {
+    /// Does one unit of what is due, a smaller one in a `flood` of misses; returns whether there was any.
+    pub(super) async fn work(&mut self, now: Instant, flood: bool) -> bool {
         self.plane.wake(now);
+        if std::mem::take(&mut self.again) {
+            if self.observing {
+                self.again = true;
+            } else {
+                self.check(now);
+            }
+        }
+        let due = self.made && self.adopted && self.plane.is_due();
         if self.check_at <= now {
             self.make(now).await;
-        } else if self.observing {
+        } else if self.observing && (self.observe_next || !due) {
+            self.observe_next = false;
             self.observe(now);
-        } else if self.made && self.adopted && self.plane.is_due() {
-            let chunk = self.plane.next_chunk(CHUNK);
+        } else if self.plane.has_undecided() {
+            self.decide();
+        } else if due {
+            self.observe_next = true;
+            let chunk = self.plane.next_chunk(if flood { CHUNK_IN_A_FLOOD } else { CHUNK });
             self.apply(chunk, now);
         } else {
             return false;
@@ -122,9 +152,21 @@ impl<D: Dataplane> Half<D> {
         true
     }
 
+    /// DirectRouting: finds out for some peers whether their hosts are on a link of ours.
+    fn decide(&mut self) {
+        for _ in 0..CHUNK {
+            let Some((subnet, host)) = self.plane.undecided() else { return };
+            match self.dataplane.is_direct(host) {
+                Ok(direct) => self.plane.decide(subnet, host, direct),
+                // A tunnel works in either case.
+                Err(source) => debug!(%subnet, %host, error = %source, "cannot look up the route to a peer's host"),
+            }
+        }
+    }
+
     /// Does all that is due at once, until `deadline`.
     pub(super) fn finish(&mut self, deadline: Instant) {
-        while self.plane.is_due() && now() < deadline {
+        while self.made && self.plane.is_due() && now() < deadline {
             let chunk = self.plane.next_chunk(CHUNK);
             self.apply(chunk, now());
         }
@@ -135,7 +177,10 @@ impl<D: Dataplane> Half<D> {
     async fn make(&mut self, now: Instant) {
         match self.dataplane.make(&self.device).await {
             Ok(made) => {
+                // Looked at with everything else; whatever made the device anew may have been told of nowhere.
+                self.underlay_changed = true;
                 if made != Made::AsWanted {
+                    self.mended_at = Some(now);
                     warn!(device = %self.device.name, ?made, "the device was not as it should be, mended");
                 }
                 self.made = true;

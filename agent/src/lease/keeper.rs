@@ -3,6 +3,7 @@
 //! A task of its own, so that a hanging store never delays a packet. It hears of changes to its key through
 //! [`KeeperHandle::seen`] and tells what happened in [`LeaseEvent`]s; logging them is the listener's.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -124,14 +125,17 @@ impl From<Error> for Stop {
     }
 }
 
+/// What a record says of where its node is.
+type Addresses = (Ipv4Addr, Option<Ipv6Addr>);
+
 /// The task that keeps a record.
 #[derive(Debug)]
 pub struct Keeper<S> {
     store: S,
     held: Held,
     key: String,
-    /// The record as the store has it, if not as `held` has it: what a write of ours is to replace.
-    published: Record,
+    /// The addresses of ours that the store may have: the one last written, and those asked for since.
+    addresses: Vec<Addresses>,
     ttl: Duration,
     margin: Duration,
     commands: mpsc::UnboundedReceiver<Command>,
@@ -165,7 +169,7 @@ impl<S: Store> Keeper<S> {
         let mut keeper = Self {
             store,
             key: held.key.to_string(),
-            published: held.record.clone(),
+            addresses: vec![addresses(&held.record)],
             ttl,
             margin: renew_margin,
             commands,
@@ -230,6 +234,7 @@ impl<S: Store> Keeper<S> {
             Command::Publish(record) => {
                 let extra = std::mem::take(&mut self.held.record.extra);
                 self.held.record = Record { extra, ..*record };
+                self.addresses.push(addresses(&self.held.record));
                 if self.todo != Some(Todo::Create) {
                     self.todo = Some(Todo::Write(Cause::Publish));
                 }
@@ -324,16 +329,31 @@ impl<S: Store> Keeper<S> {
 
     /// After a conflict: what stands under our key?
     async fn look(&mut self) -> Result<(), Stop> {
-        match self.store.record(&self.key).await? {
-            Some(raw) => Ok(self.judge(raw).await?),
+        match self.store.in_the_way(&self.key).await? {
+            Some(raw) if raw.key == self.key => Ok(self.judge(raw).await?),
+            Some(raw) if self.todo == Some(Todo::Create) => Ok(self.judge_overlap(&raw).await?),
             None if self.todo == Some(Todo::Create) => {
-                // The key is free, yet it could not be made: it came and went, or another key has our IPv4 subnet.
-                let reason = "another record stands in the way".to_owned();
+                let reason = "a record came and went".to_owned();
                 Err(Stop::Failed(Error { step: format!("create {}", self.key), reason, transient: true }))
             }
-            None => {
+            _ => {
                 self.todo = Some(Todo::Create);
                 Ok(())
+            }
+        }
+    }
+
+    /// Another key has our IPv4 subnet, and ours is gone.
+    async fn judge_overlap(&mut self, raw: &RawRecord) -> Result<(), Stop> {
+        match Record::parse(&raw.value) {
+            Ok(other) if !self.is_ours(&other) => {
+                let holder = format!("{}, under the key {}", other.holder(), raw.key);
+                Err(self.lost(holder, raw.lease).await.into())
+            }
+            // Nobody's, or ours from another life: it is for the operator to say, and may be gone the next time.
+            _ => {
+                let reason = format!("{} stands in the way", raw.key);
+                Err(Stop::Failed(Error { step: format!("create {}", self.key), reason, transient: true }))
             }
         }
     }
@@ -342,7 +362,7 @@ impl<S: Store> Keeper<S> {
     async fn judge(&mut self, raw: RawRecord) -> Result<(), Over> {
         let parsed = Record::parse(&raw.value).ok();
         if let Some(other) = parsed.as_ref().filter(|record| !self.is_ours(record)) {
-            return Err(self.lost(other, raw.lease).await);
+            return Err(self.lost(other.holder(), raw.lease).await);
         }
         self.held.revision = raw.revision;
         // Who wrote what nobody can read meant nothing by leaving the lease out.
@@ -361,20 +381,20 @@ impl<S: Store> Keeper<S> {
         }
     }
 
-    /// The node ids decide where both are known, else the public IP, the one we have or the one we had.
+    /// It has a public IP that we have or had, and no other node's id. The id alone says nothing: cloned machines share it.
     fn is_ours(&self, record: &Record) -> bool {
-        match (&record.node, &self.held.record.node) {
-            (Some(other), Some(ours)) => other == ours,
-            _ => [&self.held.record, &self.published].iter().any(|ours| {
-                let v6_only = ours.public_ip.is_unspecified();
-                record.public_ip == ours.public_ip && (!v6_only || record.public_ipv6 == ours.public_ipv6)
-            }),
-        }
+        let is_others = matches!((&record.node, &self.held.record.node), (Some(other), Some(ours)) if other != ours);
+        let has_ours = self
+            .addresses
+            .iter()
+            .any(|(ipv4, ipv6)| record.public_ip == *ipv4 && (!ipv4.is_unspecified() || record.public_ipv6 == *ipv6));
+        has_ours && !is_others
     }
 
     /// Follows the lease that somebody, in our name, hung the record on.
     async fn rehang(&mut self, lease: i64) -> Result<(), Over> {
-        if let Some(unused) = self.unused.take().filter(|unused| unused.0 != lease) {
+        // Nothing hangs on the one before any more.
+        for unused in [self.unused.take(), self.held.lease].into_iter().flatten().filter(|unused| unused.0 != lease) {
             revoke(&self.store, unused).await;
         }
         self.held.lease = (lease != 0).then_some(LeaseId(lease));
@@ -398,14 +418,14 @@ impl<S: Store> Keeper<S> {
 
     fn settled(&mut self, revision: i64) {
         self.held.revision = revision;
-        self.published = self.held.record.clone();
+        self.addresses = vec![addresses(&self.held.record)];
         self.todo = None;
         self.unused = None;
     }
 
-    async fn lost(&mut self, other: &Record, its_lease: i64) -> Over {
+    async fn lost(&mut self, holder: String, its_lease: i64) -> Over {
         // Over either way.
-        let _ = self.tell(LeaseEvent::Lost { holder: other.holder() }).await;
+        let _ = self.tell(LeaseEvent::Lost { holder }).await;
         if let Some(lease) = self.unused.filter(|lease| lease.0 != its_lease) {
             revoke(&self.store, lease).await;
         }
@@ -415,6 +435,10 @@ impl<S: Store> Keeper<S> {
     async fn tell(&self, event: LeaseEvent) -> Result<(), Over> {
         self.events.send(event).await.map_err(|_| Over)
     }
+}
+
+fn addresses(record: &Record) -> Addresses {
+    (record.public_ip, record.public_ipv6)
 }
 
 async fn until(due: Option<Instant>) {

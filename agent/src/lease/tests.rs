@@ -10,6 +10,8 @@ use crate::overlay::NetworkConfig;
 use crate::store::Change;
 use crate::store::fake::{FakeStore, Op};
 
+mod doubled;
+
 const MARGIN: Duration = Duration::from_secs(3_600);
 
 fn config(subnets: u8) -> NetworkConfig {
@@ -178,17 +180,6 @@ async fn an_own_record_that_does_not_fit_is_deleted() {
     store.put("10.6.7.0-24", br#"{"PublicIP":"10.99.0.1"}"#, 0);
     let held = acquire_as(&store, &config(9), 1).await.unwrap();
     assert_eq!(store.records().into_keys().collect::<Vec<_>>(), [held.key.to_string()]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn two_nodes_with_one_address_are_both_named() {
-    let store = FakeStore::new();
-    let other = Record { node: Some("node-2".to_owned()), ..record(1) };
-    store.put("10.5.7.0-24", &other.to_json(), 0);
-    let error = acquire_as(&store, &config(9), 1).await.unwrap_err();
-    let expected =
-        "two nodes have the public IP 10.99.0.1: this one is node-1, the other one, node-2, holds 10.5.7.0-24";
-    assert_eq!(error.to_string(), expected);
 }
 
 #[tokio::test(start_paused = true)]

@@ -78,7 +78,7 @@ pub enum Decision {
         /// The network.
         network: IpNetwork,
     },
-    /// A record has our public IP but another node's id: two nodes with one address.
+    /// A record has our public IP but another node's id: two nodes with one address, or the earlier life of one.
     Doubled {
         /// The other node's subnet.
         key: SubnetKey,
@@ -89,9 +89,13 @@ pub enum Decision {
 
 impl Wanted<'_> {
     /// Whether a record has our public IP: the IPv4 one or, in an IPv6-only network, where flannel's nodes all have
-    /// `0.0.0.0`, the IPv6 one.
+    /// `0.0.0.0`, the IPv6 one. A record without any address is ours if it has our node id: a reservation made for it.
+    ///
+    /// An id alone, beside another address, says nothing: machines that were cloned have the same one.
     pub fn is_own(&self, record: &Record) -> bool {
-        if self.config.ipv4.is_some() {
+        if !record.has_address() {
+            self.node.is_some() && self.node == record.node.as_deref()
+        } else if self.config.ipv4.is_some() {
             self.public_ip.is_some_and(|ip| ip == record.public_ip)
         } else {
             self.public_ipv6.is_some() && self.public_ipv6 == record.public_ipv6

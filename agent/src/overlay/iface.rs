@@ -1,11 +1,14 @@
 //! Which interface carries the overlay's packets, and which of its addresses peers are told.
 //!
-//! Flannel's order: each `--iface` (an address or a name) until one matches, else the interface of the default route
-//! with the lowest metric.
+//! Flannel's order: each `--iface` (an address or a name), each `--iface-regex`, `--iface-can-reach`; the first that
+//! leads to an interface with an address of the family is taken. Where none of them is given: the interface that has
+//! `--public-ip`, else that of the default route with the lowest metric. See
+//! <https://github.com/flannel-io/flannel/blob/v0.28.9/pkg/ipmatch/match.go>.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
+use regex::Regex;
 
 /// An interface as the kernel shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -24,6 +27,8 @@ pub struct Interface {
     pub default_v4: Option<u32>,
     /// The same for IPv6.
     pub default_v6: Option<u32>,
+    /// The address that the kernel sends from to `--iface-can-reach`, where it would send through this interface.
+    pub reaches_from: Option<IpAddr>,
 }
 
 /// What the operator asked for.
@@ -31,8 +36,14 @@ pub struct Interface {
 pub struct Wish {
     /// `--iface`, in order: names or addresses.
     pub iface: Vec<String>,
+    /// `--iface-regex`, in order.
+    pub regex: Vec<Regex>,
+    /// `--iface-can-reach`. The kernel's answer is in [`Interface::reaches_from`].
+    pub can_reach: Option<IpAddr>,
     /// `--public-ip`.
-    pub public_ip: Option<IpAddr>,
+    pub public_ip: Option<Ipv4Addr>,
+    /// `--public-ipv6`.
+    pub public_ipv6: Option<Ipv6Addr>,
 }
 
 /// The interface that carries the overlay, for one family.
@@ -51,19 +62,23 @@ pub struct Chosen {
 /// Why none was chosen.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChooseError {
-    /// No `--iface` named one that is there.
-    #[error("--iface {wanted}: no such interface or address; this host has {present}")]
+    /// Nothing that was asked for led to an interface.
+    #[error("no interface for {family}: {}; this host has {present}", tried.join("; "))]
     NoMatch {
-        /// What was asked for.
-        wanted: String,
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
+        /// Each flag, and why it led to none.
+        tried: Vec<String>,
         /// What there is.
         present: String,
     },
     /// Nothing was named and there is no default route.
     #[error(
-        "no default route and no --iface: name the interface that reaches the other nodes; this host has {present}"
+        "no {family} default route and no --iface: name the interface that reaches the other nodes; this host has {present}"
     )]
     NoDefault {
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
         /// What there is.
         present: String,
     },
@@ -89,47 +104,99 @@ impl Interface {
         let global = of_family.clone().find(|ip| !is_link_local(*ip) && !ip.is_loopback());
         global.or_else(|| of_family.next())
     }
+
+    fn has(&self, ip: IpAddr) -> bool {
+        self.addresses.iter().any(|net| net.ip() == ip)
+    }
+}
+
+impl Wish {
+    /// The public address of a family, where one was given.
+    fn public(&self, v6: bool) -> Option<IpAddr> {
+        if v6 { self.public_ipv6.map(IpAddr::V6) } else { self.public_ip.map(IpAddr::V4) }
+    }
 }
 
 /// Chooses the interface for a family.
 pub fn choose(interfaces: &[Interface], wish: &Wish, v6: bool) -> Result<Chosen, ChooseError> {
-    let (interface, local, why) = match wish.iface.as_slice() {
-        [] => by_default_route(interfaces, v6)?,
-        wanted => by_name(interfaces, wanted, v6)?,
-    };
-    let public = wish.public_ip.filter(|ip| ip.is_ipv6() == v6).unwrap_or(local);
-    Ok(Chosen { interface: interface.clone(), local, public, why })
+    let nothing_named = wish.iface.is_empty() && wish.regex.is_empty() && wish.can_reach.is_none();
+    let found = if nothing_named { by_default(interfaces, wish, v6)? } else { by_wish(interfaces, wish, v6)? };
+    let public = wish.public(v6).unwrap_or(found.local);
+    Ok(Chosen { interface: found.interface.clone(), local: found.local, public, why: found.why })
 }
 
-type Found<'a> = (&'a Interface, IpAddr, String);
+struct Found<'a> {
+    interface: &'a Interface,
+    local: IpAddr,
+    why: String,
+}
 
-fn by_default_route(interfaces: &[Interface], v6: bool) -> Result<Found<'_>, ChooseError> {
-    let with_default = interfaces.iter().filter(|i| i.default_metric(v6).is_some());
-    let interface = with_default
-        .min_by_key(|i| i.default_metric(v6))
-        .ok_or_else(|| ChooseError::NoDefault { present: present(interfaces) })?;
+fn by_default<'a>(interfaces: &'a [Interface], wish: &Wish, v6: bool) -> Result<Found<'a>, ChooseError> {
+    if let Some(public) = wish.public(v6)
+        && let Some(interface) = interfaces.iter().find(|interface| interface.has(public))
+    {
+        let flag = if v6 { "--public-ipv6" } else { "--public-ip" };
+        return Ok(Found { interface, local: public, why: format!("it has {flag} {public}") });
+    }
+    let with_default = interfaces.iter().filter_map(|i| Some((i, i.default_metric(v6)?)));
+    let (interface, metric) = with_default
+        .min_by_key(|(_, metric)| *metric)
+        .ok_or_else(|| ChooseError::NoDefault { family: family(v6), present: present(interfaces) })?;
     let local = interface.address(v6).ok_or_else(|| no_address(interface, v6))?;
-    Ok((interface, local, "default route".to_owned()))
+    Ok(Found { interface, local, why: format!("default route, metric {metric}") })
 }
 
-fn by_name<'a>(interfaces: &'a [Interface], wanted: &[String], v6: bool) -> Result<Found<'a>, ChooseError> {
-    for name in wanted {
-        let why = format!("--iface {name}");
-        if let Ok(ip) = name.parse::<IpAddr>() {
-            if let Some(interface) = interfaces.iter().find(|i| i.addresses.iter().any(|net| net.ip() == ip)) {
-                let local = if ip.is_ipv6() == v6 { Some(ip) } else { interface.address(v6) };
-                return Ok((interface, local.ok_or_else(|| no_address(interface, v6))?, why));
-            }
-        } else if let Some(interface) = interfaces.iter().find(|i| i.name == *name) {
-            let local = interface.address(v6).ok_or_else(|| no_address(interface, v6))?;
-            return Ok((interface, local, why));
+/// The first of what was asked for that leads to an interface with an address of the family.
+fn by_wish<'a>(interfaces: &'a [Interface], wish: &Wish, v6: bool) -> Result<Found<'a>, ChooseError> {
+    let named = wish.iface.iter().map(|name| (format!("--iface {name}"), by_name(interfaces, name)));
+    let patterns = wish.regex.iter().map(|regex| (format!("--iface-regex {regex}"), by_regex(interfaces, regex, v6)));
+    let reach = wish.can_reach.iter().map(|target| (format!("--iface-can-reach {target}"), by_reach(interfaces)));
+    let mut tried = Vec::new();
+    for (flag, hit) in named.chain(patterns).chain(reach) {
+        let Some((interface, address)) = hit else {
+            tried.push(format!("{flag}: no such interface or address"));
+            continue;
+        };
+        let matched = address.filter(|ip| ip.is_ipv6() == v6);
+        match matched.or_else(|| interface.address(v6)) {
+            Some(local) => return Ok(Found { interface, local, why: flag }),
+            None => tried.push(format!("{flag}: {}", no_address(interface, v6))),
         }
     }
-    Err(ChooseError::NoMatch { wanted: wanted.join(", "), present: present(interfaces) })
+    Err(ChooseError::NoMatch { family: family(v6), tried, present: present(interfaces) })
+}
+
+/// What a flag led to: an interface, and the address by which it was found.
+type Hit<'a> = Option<(&'a Interface, Option<IpAddr>)>;
+
+fn by_name<'a>(interfaces: &'a [Interface], name: &str) -> Hit<'a> {
+    match name.parse::<IpAddr>() {
+        Ok(ip) => interfaces.iter().find(|interface| interface.has(ip)).map(|interface| (interface, Some(ip))),
+        Err(_) => interfaces.iter().find(|interface| interface.name == *name).map(|interface| (interface, None)),
+    }
+}
+
+/// Addresses of the family first, then those of the other one (in a dual-stack network a pattern rarely fits both), then
+/// names.
+fn by_regex<'a>(interfaces: &'a [Interface], regex: &Regex, v6: bool) -> Hit<'a> {
+    let by_address = |of_v6: bool| {
+        let mut all = interfaces.iter().flat_map(|i| i.addresses.iter().map(move |net| (i, net.ip())));
+        all.find(|(_, ip)| ip.is_ipv6() == of_v6 && regex.is_match(&ip.to_string())).map(|(i, ip)| (i, Some(ip)))
+    };
+    let by_name = || interfaces.iter().find(|i| regex.is_match(&i.name)).map(|i| (i, None));
+    by_address(v6).or_else(|| by_address(!v6)).or_else(by_name)
+}
+
+fn by_reach(interfaces: &[Interface]) -> Hit<'_> {
+    interfaces.iter().find_map(|interface| Some((interface, Some(interface.reaches_from?))))
+}
+
+fn family(v6: bool) -> &'static str {
+    if v6 { "IPv6" } else { "IPv4" }
 }
 
 fn no_address(interface: &Interface, v6: bool) -> ChooseError {
-    ChooseError::NoAddress { name: interface.name.clone(), family: if v6 { "IPv6" } else { "IPv4" } }
+    ChooseError::NoAddress { name: interface.name.clone(), family: family(v6) }
 }
 
 fn present(interfaces: &[Interface]) -> String {
@@ -153,48 +220,88 @@ mod tests {
 
     fn interface(index: u32, name: &str, addresses: &[&str], default_v4: Option<u32>) -> Interface {
         let addresses = addresses.iter().map(|a| a.parse().unwrap()).collect();
-        Interface { index, name: name.into(), mtu: 1500, up: true, addresses, default_v4, default_v6: None }
+        Interface { index, name: name.into(), mtu: 1500, up: true, addresses, default_v4, ..Interface::default() }
     }
 
     fn host() -> Vec<Interface> {
         vec![
-            interface(1, "lo", &["127.0.0.1/8"], None),
-            interface(2, "eth0", &["169.254.7.7/16", "10.99.0.10/16"], Some(100)),
+            interface(1, "lo", &["127.0.0.1/8", "::1/128"], None),
+            interface(2, "eth0", &["169.254.7.7/16", "10.99.0.10/16", "fe80::7/64", "fd99::10/64"], Some(100)),
             interface(3, "eth1", &["192.168.1.5/24"], Some(50)),
         ]
     }
 
     fn wish(names: &[&str]) -> Wish {
-        Wish { iface: names.iter().map(|n| n.to_string()).collect(), public_ip: None }
+        Wish { iface: names.iter().map(|n| n.to_string()).collect(), ..Wish::default() }
+    }
+
+    fn patterns(patterns: &[&str]) -> Wish {
+        Wish { regex: patterns.iter().map(|p| Regex::new(p).unwrap()).collect(), ..Wish::default() }
+    }
+
+    #[track_caller]
+    fn chosen(wish: &Wish, v6: bool) -> (String, String, String) {
+        let chosen = choose(&host(), wish, v6).unwrap();
+        (chosen.interface.name, chosen.local.to_string(), chosen.why)
+    }
+
+    fn is(name: &str, local: &str, why: &str) -> (String, String, String) {
+        (name.to_owned(), local.to_owned(), why.to_owned())
     }
 
     #[test]
     fn the_default_route_with_the_lowest_metric_wins() {
-        let chosen = choose(&host(), &wish(&[]), false).unwrap();
-        assert_eq!((chosen.interface.name.as_str(), chosen.local.to_string()), ("eth1", "192.168.1.5".into()));
+        assert_eq!(chosen(&wish(&[]), false), is("eth1", "192.168.1.5", "default route, metric 50"));
     }
 
     #[test]
     fn the_first_named_interface_that_is_there_wins_and_link_local_addresses_are_passed_over() {
-        let chosen = choose(&host(), &wish(&["wlan0", "eth0", "eth1"]), false).unwrap();
-        assert_eq!((chosen.interface.index, chosen.local.to_string()), (2, "10.99.0.10".into()));
-        let chosen = choose(&host(), &wish(&["192.168.1.5"]), false).unwrap();
-        assert_eq!(chosen.interface.name, "eth1");
+        assert_eq!(chosen(&wish(&["wlan0", "eth0", "eth1"]), false), is("eth0", "10.99.0.10", "--iface eth0"));
+        assert_eq!(chosen(&wish(&["eth1", "eth0"]), true), is("eth0", "fd99::10", "--iface eth0"));
     }
 
     #[test]
-    fn the_public_address_may_be_another() {
-        let wish = Wish { iface: vec!["eth0".into()], public_ip: Some("203.0.113.9".parse().unwrap()) };
-        let chosen = choose(&host(), &wish, false).unwrap();
-        assert_eq!((chosen.local.to_string(), chosen.public.to_string()), ("10.99.0.10".into(), "203.0.113.9".into()));
+    fn an_address_names_its_interface_for_both_families() {
+        assert_eq!(chosen(&wish(&["169.254.7.7"]), false), is("eth0", "169.254.7.7", "--iface 169.254.7.7"));
+        assert_eq!(chosen(&wish(&["10.99.0.10"]), true), is("eth0", "fd99::10", "--iface 10.99.0.10"));
     }
 
     #[test]
-    fn an_interface_that_is_not_there_is_named_beside_those_that_are() {
-        let error = choose(&host(), &wish(&["wlan0"]), false).unwrap_err().to_string();
-        assert!(error.contains("--iface wlan0") && error.contains("eth1 (192.168.1.5)"), "{error}");
-        let error = choose(&host(), &wish(&["eth0"]), true).unwrap_err().to_string();
-        assert_eq!(error, "eth0 has no IPv6 address");
+    fn patterns_come_after_names_and_look_at_addresses_first() {
+        assert_eq!(chosen(&patterns(&["^wl", r"^192\.168\."]), false).0, "eth1");
+        assert_eq!(chosen(&patterns(&["^eth"]), false), is("eth0", "10.99.0.10", "--iface-regex ^eth"));
+        assert_eq!(chosen(&patterns(&["^fd99"]), true).1, "fd99::10");
+        assert_eq!(chosen(&patterns(&["^fd99"]), false).1, "10.99.0.10", "by the other family's address");
+        let both = Wish { iface: vec!["eth1".into()], ..patterns(&["eth0"]) };
+        assert_eq!(chosen(&both, false).0, "eth1");
+    }
+
+    #[test]
+    fn what_the_kernel_would_take_comes_last() {
+        let mut host = host();
+        host[1].reaches_from = Some("10.99.0.10".parse().unwrap());
+        let asked = Wish { can_reach: Some("10.99.0.1".parse().unwrap()), ..wish(&["wlan0"]) };
+        let chosen = choose(&host, &asked, false).unwrap();
+        assert_eq!((chosen.interface.index, chosen.why.as_str()), (2, "--iface-can-reach 10.99.0.1"));
+    }
+
+    #[test]
+    fn a_public_address_of_this_host_chooses_and_another_is_only_told() {
+        let here = Wish { public_ip: Some("10.99.0.10".parse().unwrap()), ..Wish::default() };
+        assert_eq!(chosen(&here, false), is("eth0", "10.99.0.10", "it has --public-ip 10.99.0.10"));
+        let nat = Wish { public_ip: Some("203.0.113.7".parse().unwrap()), ..Wish::default() };
+        let chosen = choose(&host(), &nat, false).unwrap();
+        assert_eq!((chosen.local.to_string(), chosen.public.to_string()), ("192.168.1.5".into(), "203.0.113.7".into()));
+    }
+
+    #[test]
+    fn errors_say_what_was_tried_and_what_there_is() {
+        let error = choose(&host(), &wish(&["wlan0", "eth1"]), true).unwrap_err().to_string();
+        assert!(error.contains("IPv6: --iface wlan0: no such interface"), "{error}");
+        assert!(
+            error.contains("--iface eth1: eth1 has no IPv6 address") && error.contains("eth1 (192.168.1.5)"),
+            "{error}"
+        );
         assert!(matches!(choose(&host()[..1], &wish(&[]), false), Err(ChooseError::NoDefault { .. })));
     }
 }

@@ -44,7 +44,7 @@ pub struct Neigh {
     pub mac: MacAddr,
 }
 
-/// A route of ours in the main table.
+/// A route in the main table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
     /// The prefix.
@@ -53,6 +53,9 @@ pub struct Route {
     pub via: Via,
     /// The metric (priority); 0 is the kernel's default.
     pub metric: u32,
+    /// Who wrote it (`rtm_protocol`): [`PROTOCOL`], unless it is somebody else's that we look at. A deletion has to name
+    /// it: the kernel takes metric 0 for any metric, and would delete the wrong one of two.
+    pub protocol: u8,
 }
 
 /// Where a route leads.
@@ -65,8 +68,14 @@ pub enum Via {
     },
     /// Through a gateway on our VXLAN device, on-link.
     Gateway(IpAddr),
+    /// Through a host on a link of the underlay, without a tunnel.
+    Direct(IpAddr),
     /// Nowhere: senders get an error at once.
     Unreachable,
+    /// Nowhere, without a word.
+    Blackhole,
+    /// Not through our device: somebody else's.
+    Elsewhere,
 }
 
 impl Route {
@@ -74,25 +83,37 @@ impl Route {
     pub fn base(network: IpNetwork, source: IpAddr) -> Self {
         // The kernel's own defaults. IPv6 has no 0: it would show 1024 for it (IP6_RT_PRIO_USER, include/net/ip6_route.h).
         let metric = if network.is_ipv6() { 1024 } else { 0 };
-        Self { destination: network, via: Via::Link { source }, metric }
+        Self { destination: network, via: Via::Link { source }, metric, protocol: PROTOCOL }
     }
 
     /// The route of a peer's subnet, which is the `index`th of its network.
     pub fn peer(subnet: IpNetwork, index: u64) -> Self {
         let offset = u32::try_from(index % PEER_METRICS).unwrap_or(0);
-        Self { destination: subnet, via: Via::Gateway(subnet.network()), metric: PEER_METRIC + offset }
+        let (via, metric) = (Via::Gateway(subnet.network()), PEER_METRIC + offset);
+        Self { destination: subnet, via, metric, protocol: PROTOCOL }
+    }
+
+    /// The route of such a peer whose host needs no tunnel.
+    pub fn direct(subnet: IpNetwork, index: u64, host: IpAddr) -> Self {
+        // The same metric, so that the one takes the other's place in one step.
+        Self { via: Via::Direct(host), ..Self::peer(subnet, index) }
+    }
+
+    /// The route that drops what nothing else of our own subnet takes (`--ip-blackhole-route`).
+    pub fn blackhole(own: IpNetwork) -> Self {
+        Self { destination: own, via: Via::Blackhole, metric: REFUSAL_METRIC, protocol: PROTOCOL }
     }
 
     /// The route that refuses a block nobody has leased.
     pub fn refusal(block: IpNetwork) -> Self {
-        Self { destination: block, via: Via::Unreachable, metric: REFUSAL_METRIC }
+        Self { destination: block, via: Via::Unreachable, metric: REFUSAL_METRIC, protocol: PROTOCOL }
     }
 }
 
 /// A row that can be deleted, in the order in which the rows of one peer are: route, neighbour, FDB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Row {
-    /// A route, known by its prefix, metric and type.
+    /// A route, known by its prefix, metric, protocol and where it leads.
     Route(Route),
     /// The neighbour of this address.
     Neigh(IpAddr),
@@ -130,7 +151,7 @@ pub struct Observed {
     /// The neighbours on our device.
     pub neighbours: Vec<SeenNeigh>,
     /// The routes through our device, and the unreachable ones that carry our protocol.
-    pub routes: Vec<SeenRoute>,
+    pub routes: Vec<Route>,
 }
 
 /// An FDB row as dumped.
@@ -164,13 +185,4 @@ pub enum NeighState {
     Permanent,
     /// Any other.
     Other,
-}
-
-/// A route as dumped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SeenRoute {
-    /// The route.
-    pub route: Route,
-    /// `rtm_protocol`.
-    pub protocol: u8,
 }

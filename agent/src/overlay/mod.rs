@@ -5,6 +5,7 @@
 
 pub mod alloc;
 pub mod config;
+pub mod direct;
 pub mod iface;
 mod json;
 pub mod kernel;

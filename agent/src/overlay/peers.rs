@@ -1,7 +1,8 @@
 //! The peers of one network, by subnet and by MAC: what the records say, and what of it is in the kernel.
 //!
-//! Two records may not share a MAC, since an FDB row leads to one host: the one written last holds it, the other is
-//! kept aside ("shadowed") until the MAC is free.
+//! Two records may not share a MAC, since an FDB row leads to one host, nor a subnet, as the keys `10.5.52.0-24` and
+//! `10.5.52.0-24&fc00::-64` of a node that went dual-stack do: the one written last counts, the other is kept aside
+//! ("shadowed") until that is gone.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -27,6 +28,10 @@ impl Vtep {
     }
 }
 
+/// Which key a record stands under: a number that no other key of the same subnet has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Source(pub u64);
+
 /// One peer.
 #[derive(Debug, Clone)]
 pub struct Peer {
@@ -34,10 +39,14 @@ pub struct Peer {
     pub vtep: Vtep,
     /// The revision of that record.
     pub revision: i64,
+    /// The key of that record.
+    pub source: Source,
     /// All that its record says is in the kernel, as far as is known.
     pub installed: bool,
     /// On demand: traffic asked for it.
     pub active: bool,
+    /// Its host is reached without a gateway, and DirectRouting is on: no tunnel.
+    pub direct: bool,
     /// Which of its rows the dump under way has shown.
     pub(super) seen: u8,
     /// Named by the complete read under way.
@@ -62,6 +71,8 @@ pub enum Delta {
         subnet: IpNetwork,
         /// What was known of it.
         peer: Peer,
+        /// The subnet whose newer record has its MAC, if that is why.
+        displaced_by: Option<IpNetwork>,
     },
 }
 
@@ -70,7 +81,7 @@ pub enum Delta {
 pub struct Peers {
     by_subnet: BTreeMap<IpNetwork, Peer>,
     by_mac: HashMap<MacAddr, IpNetwork>,
-    shadowed: BTreeMap<IpNetwork, (Vtep, i64)>,
+    shadowed: BTreeMap<(IpNetwork, Source), (Vtep, i64)>,
 }
 
 impl Peers {
@@ -99,9 +110,15 @@ impl Peers {
         self.by_subnet.iter_mut()
     }
 
-    /// The shadowed ones: subnet, endpoint, and the subnet whose peer holds the MAC.
-    pub fn shadowed(&self) -> impl Iterator<Item = (&IpNetwork, Vtep, Option<IpNetwork>)> {
-        self.shadowed.iter().map(|(subnet, (vtep, _))| (subnet, *vtep, self.of_mac(vtep.mac)))
+    /// How many records are kept aside.
+    pub fn shadowed(&self) -> usize {
+        self.shadowed.len()
+    }
+
+    /// Why the record of this key is kept aside, if it is: the subnet whose peer has its MAC, or its own.
+    pub fn shadow_of(&self, subnet: IpNetwork, source: Source) -> Option<(MacAddr, IpNetwork)> {
+        let (vtep, _) = self.shadowed.get(&(subnet, source))?;
+        Some((vtep.mac, self.of_mac(vtep.mac).unwrap_or(subnet)))
     }
 
     /// How many there are.
@@ -114,67 +131,103 @@ impl Peers {
         self.by_subnet.is_empty()
     }
 
-    /// Takes in a record. The newer of two records with one MAC holds it.
-    pub fn put(&mut self, subnet: IpNetwork, vtep: Vtep, revision: i64) -> Vec<Delta> {
-        self.shadowed.remove(&subnet);
+    /// Takes in a record. The newer of two with one MAC or one subnet counts.
+    pub fn put(&mut self, subnet: IpNetwork, vtep: Vtep, revision: i64, source: Source) -> Vec<Delta> {
+        self.shadowed.remove(&(subnet, source));
         let mut deltas = Vec::new();
-        if let Some(holder) = self.of_mac(vtep.mac).filter(|holder| *holder != subnet) {
-            if self.by_subnet.get(&holder).is_some_and(|peer| peer.revision > revision) {
-                self.take(subnet, &mut deltas);
-                self.shadowed.insert(subnet, (vtep, revision));
-                return deltas;
-            }
-            if let Some(peer) = self.by_subnet.remove(&holder) {
-                self.shadowed.insert(holder, (peer.vtep, peer.revision));
-                deltas.push(Delta::Left { subnet: holder, peer });
-            }
+        if self.has_newer_rival(subnet, source, vtep.mac, revision) {
+            self.shadowed.insert((subnet, source), (vtep, revision));
+            self.take(subnet, Some(source), &mut deltas);
+        } else {
+            self.place(subnet, source, (vtep, revision), &mut deltas);
         }
-        self.by_mac.insert(vtep.mac, subnet);
+        self.promote(&mut deltas);
+        deltas
+    }
+
+    /// Drops the record of a key.
+    pub fn remove(&mut self, subnet: IpNetwork, source: Source) -> Vec<Delta> {
+        self.shadowed.remove(&(subnet, source));
+        let mut deltas = Vec::new();
+        self.take(subnet, Some(source), &mut deltas);
+        self.promote(&mut deltas);
+        deltas
+    }
+
+    /// Drops the peer of a subnet, and what is kept aside for it.
+    pub fn evict(&mut self, subnet: IpNetwork) -> Vec<Delta> {
+        self.shadowed.retain(|(shadowed, _), _| *shadowed != subnet);
+        let mut deltas = Vec::new();
+        self.take(subnet, None, &mut deltas);
+        self.promote(&mut deltas);
+        deltas
+    }
+
+    fn has_newer_rival(&self, subnet: IpNetwork, source: Source, mac: MacAddr, revision: i64) -> bool {
+        let newer = |peer: &Peer| peer.revision > revision;
+        let holder = self.of_mac(mac).filter(|holder| *holder != subnet).and_then(|holder| self.by_subnet.get(&holder));
+        let same = self.by_subnet.get(&subnet).filter(|peer| peer.source != source);
+        holder.is_some_and(newer) || same.is_some_and(newer)
+    }
+
+    /// Makes a record the one that counts for its subnet and its MAC; older rivals are kept aside.
+    fn place(&mut self, subnet: IpNetwork, source: Source, record: (Vtep, i64), deltas: &mut Vec<Delta>) {
+        let (vtep, revision) = record;
+        let holder = self.of_mac(vtep.mac).filter(|holder| *holder != subnet);
+        if let Some((holder, peer)) = holder.and_then(|holder| Some((holder, self.by_subnet.remove(&holder)?))) {
+            self.shadowed.insert((holder, peer.source), (peer.vtep, peer.revision));
+            deltas.push(Delta::Left { subnet: holder, peer, displaced_by: Some(subnet) });
+        }
         match self.by_subnet.get_mut(&subnet) {
             Some(peer) => {
+                if peer.source != source {
+                    self.shadowed.insert((subnet, peer.source), (peer.vtep, peer.revision));
+                }
                 let old = std::mem::replace(&mut peer.vtep, vtep);
-                peer.revision = revision;
-                peer.listed = true;
+                (peer.revision, peer.source, peer.listed) = (revision, source, true);
                 if old != vtep {
                     deltas.push(Delta::Changed { subnet, old });
-                }
-                if old.mac != vtep.mac {
-                    self.free(old.mac, &mut deltas);
+                    self.by_mac.remove(&old.mac);
                 }
             }
             None => {
-                let peer = Peer { vtep, revision, installed: false, active: false, seen: 0, listed: true };
+                let peer = Peer {
+                    vtep,
+                    revision,
+                    source,
+                    installed: false,
+                    active: false,
+                    direct: false,
+                    seen: 0,
+                    listed: true,
+                };
                 self.by_subnet.insert(subnet, peer);
                 deltas.push(Delta::Joined(subnet));
             }
         }
-        deltas
+        self.by_mac.insert(vtep.mac, subnet);
     }
 
-    /// Drops the record of a subnet.
-    pub fn remove(&mut self, subnet: IpNetwork) -> Vec<Delta> {
-        self.shadowed.remove(&subnet);
-        let mut deltas = Vec::new();
-        self.take(subnet, &mut deltas);
-        deltas
-    }
-
-    fn take(&mut self, subnet: IpNetwork, deltas: &mut Vec<Delta>) {
-        if let Some(peer) = self.by_subnet.remove(&subnet) {
-            let mac = peer.vtep.mac;
-            deltas.push(Delta::Left { subnet, peer });
-            self.free(mac, deltas);
+    fn take(&mut self, subnet: IpNetwork, source: Option<Source>, deltas: &mut Vec<Delta>) {
+        let counts = |peer: &Peer| source.is_none_or(|source| source == peer.source);
+        if self.by_subnet.get(&subnet).is_some_and(counts)
+            && let Some(peer) = self.by_subnet.remove(&subnet)
+        {
+            self.by_mac.remove(&peer.vtep.mac);
+            deltas.push(Delta::Left { subnet, peer, displaced_by: None });
         }
     }
 
-    /// Nobody holds this MAC any more: the newest shadowed record with it takes its place.
-    fn free(&mut self, mac: MacAddr, deltas: &mut Vec<Delta>) {
-        self.by_mac.remove(&mac);
-        let with_mac = self.shadowed.iter().filter(|(_, (vtep, _))| vtep.mac == mac);
-        let heir =
-            with_mac.max_by_key(|(_, (_, revision))| *revision).map(|(subnet, (vtep, rev))| (*subnet, *vtep, *rev));
-        if let Some((subnet, vtep, revision)) = heir {
-            deltas.extend(self.put(subnet, vtep, revision));
+    /// Records kept aside come into their own, the newest first, once no newer rival counts. There are few.
+    fn promote(&mut self, deltas: &mut Vec<Delta>) {
+        while !self.shadowed.is_empty() {
+            let free = |((subnet, source), (vtep, revision)): &(&(IpNetwork, Source), &(Vtep, i64))| {
+                !self.has_newer_rival(*subnet, *source, vtep.mac, *revision)
+            };
+            let heir = self.shadowed.iter().filter(free).max_by_key(|(_, (_, revision))| *revision);
+            let Some((key, record)) = heir.map(|(key, record)| (*key, *record)) else { return };
+            self.shadowed.remove(&key);
+            self.place(key.0, key.1, record, deltas);
         }
     }
 
@@ -184,8 +237,8 @@ impl Peers {
         self.by_subnet.values_mut().for_each(|peer| peer.listed = false);
     }
 
-    /// The complete read is done: the subnets that it did not name.
-    pub fn unlisted(&self) -> Vec<IpNetwork> {
-        self.by_subnet.iter().filter(|(_, peer)| !peer.listed).map(|(subnet, _)| *subnet).collect()
+    /// The complete read is done: the peers that it did not name.
+    pub fn unlisted(&self) -> Vec<(IpNetwork, Source)> {
+        self.by_subnet.iter().filter(|(_, peer)| !peer.listed).map(|(subnet, peer)| (*subnet, peer.source)).collect()
     }
 }

@@ -14,7 +14,7 @@ use ipnetwork::IpNetwork;
 use super::config::FamilyConfig;
 use super::kernel::{Fdb, Neigh, Op, Route, Row};
 use super::miss::Refusals;
-use super::peers::{Delta, Peer, Peers, Vtep};
+use super::peers::{Delta, Peer, Peers, Source, Vtep};
 
 /// When a peer is put into the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +47,14 @@ pub struct Plane {
     pub(super) due: BTreeSet<IpNetwork>,
     /// Rows to delete, unless they are wanted when their turn comes.
     pub(super) strays: BTreeSet<Row>,
+    /// The routes that are there whatever the peers are.
     pub(super) base_due: bool,
+    /// `DirectRouting`.
+    pub(super) direct_routing: bool,
+    /// With DirectRouting: peers that may have to be routed another way.
+    pub(super) undecided: BTreeSet<IpNetwork>,
+    /// `--ip-blackhole-route`.
+    pub(super) blackhole: bool,
     /// What waiting packets wait for: goes before everything else.
     pub(super) urgent: Vec<(Op, Owner)>,
     /// Addresses of peers answered with a neighbour of their own until the peer's route serves.
@@ -121,6 +128,9 @@ impl Plane {
             due: BTreeSet::new(),
             strays: BTreeSet::new(),
             base_due,
+            direct_routing: false,
+            undecided: BTreeSet::new(),
+            blackhole: false,
             urgent: Vec::new(),
             guests: BTreeSet::new(),
             refusals: Refusals::default(),
@@ -138,6 +148,18 @@ impl Plane {
     /// We hold this subnet now. To be called before the first chunk is taken.
     pub fn settle_in(&mut self, subnet: IpNetwork) {
         self.setup.subnet = subnet;
+        let deltas = self.peers.evict(subnet);
+        deltas.iter().for_each(|delta| self.take_in(delta));
+    }
+
+    /// What nothing else of our own subnet takes is dropped (`--ip-blackhole-route`).
+    pub fn drop_own(&mut self) {
+        (self.blackhole, self.base_due) = (true, true);
+    }
+
+    /// Whether it puts routes that don't go through its device.
+    pub fn routes_elsewhere(&self) -> bool {
+        self.direct_routing || self.blackhole
     }
 
     /// The peers.
@@ -151,15 +173,15 @@ impl Plane {
     }
 
     /// Takes in a checked record. Says what it changed.
-    pub fn put(&mut self, subnet: IpNetwork, vtep: Vtep, revision: i64) -> Vec<Delta> {
-        let deltas = self.peers.put(subnet, vtep, revision);
+    pub fn put(&mut self, subnet: IpNetwork, vtep: Vtep, revision: i64, source: Source) -> Vec<Delta> {
+        let deltas = self.peers.put(subnet, vtep, revision, source);
         deltas.iter().for_each(|delta| self.take_in(delta));
         deltas
     }
 
-    /// The record of this subnet is gone or unusable. Says what that changed.
-    pub fn remove(&mut self, subnet: IpNetwork) -> Vec<Delta> {
-        let deltas = self.peers.remove(subnet);
+    /// The record of this key is gone or unusable. Says what that changed.
+    pub fn remove(&mut self, subnet: IpNetwork, source: Source) -> Vec<Delta> {
+        let deltas = self.peers.remove(subnet, source);
         deltas.iter().for_each(|delta| self.take_in(delta));
         deltas
     }
@@ -171,7 +193,7 @@ impl Plane {
 
     /// It is done: peers that it did not name are gone. Says which.
     pub fn listed(&mut self) -> Vec<Delta> {
-        self.peers.unlisted().into_iter().flat_map(|subnet| self.remove(subnet)).collect()
+        self.peers.unlisted().into_iter().flat_map(|(subnet, source)| self.remove(subnet, source)).collect()
     }
 
     /// From now on every known peer is wanted in the kernel: what a clean stop asks for.
@@ -190,21 +212,29 @@ impl Plane {
                 if self.setup.mode == PeerMode::All || self.everyone {
                     self.due.insert(subnet);
                 }
+                if self.direct_routing {
+                    self.undecided.insert(subnet);
+                }
             }
             Delta::Changed { subnet, old } => {
-                self.strays.insert(Row::Fdb(old.fdb()));
+                self.host_changed(subnet, old.remote);
+                if self.target(&subnet).is_some() {
+                    self.strays.insert(Row::Fdb(old.fdb()));
+                    self.due.insert(subnet);
+                }
                 if let Some(peer) = self.peers.get_mut(&subnet) {
                     peer.installed = false;
                 }
                 self.reanswer(subnet);
-                self.due.insert(subnet);
             }
-            Delta::Left { subnet, ref peer } => {
+            Delta::Left { subnet, ref peer, .. } => {
                 self.due.remove(&subnet);
                 self.retry.peers.remove(&subnet);
                 let guests = self.take_guests(subnet);
                 self.strays.extend(guests);
-                if self.wants(peer) || peer.installed {
+                if peer.direct {
+                    self.strays.insert(Row::Route(self.direct_route(subnet, peer.vtep.remote)));
+                } else if self.wants(peer) || peer.installed {
                     self.strays.extend(self.rows(subnet, peer.vtep));
                 }
             }
@@ -213,22 +243,33 @@ impl Plane {
 
     /// Whether a peer's rows should be in the kernel now.
     pub(super) fn wants(&self, peer: &Peer) -> bool {
-        peer.active || self.everyone || self.setup.mode == PeerMode::All
+        peer.active || peer.direct || self.everyone || self.setup.mode == PeerMode::All
     }
 
-    /// The peer of a subnet, if its rows should be in the kernel.
+    /// The peer of a subnet, if the rows of its tunnel should be in the kernel.
     pub(super) fn target(&self, subnet: &IpNetwork) -> Option<Vtep> {
-        self.peers.get(subnet).filter(|peer| self.wants(peer)).map(|peer| peer.vtep)
+        self.peers.get(subnet).filter(|peer| self.wants(peer) && !peer.direct).map(|peer| peer.vtep)
     }
 
-    /// The base route, where the mode has one.
-    pub(super) fn base(&self) -> Option<Route> {
+    /// The base route, where the mode has one, and the one that drops what is left of our own subnet.
+    pub(super) fn base(&self) -> impl Iterator<Item = Route> {
         let on_demand = self.setup.mode == PeerMode::OnDemand;
-        on_demand.then(|| Route::base(self.setup.net.network, self.setup.subnet.network()))
+        let base = on_demand.then(|| Route::base(self.setup.net.network, self.setup.subnet.network()));
+        base.into_iter().chain(self.blackhole.then(|| Route::blackhole(self.setup.subnet)))
     }
 
+    /// The route of a peer's subnet as it should be, whether or not it should be there.
     pub(super) fn peer_route(&self, subnet: IpNetwork) -> Route {
-        Route::peer(subnet, self.setup.net.index(&subnet))
+        match self.peers.get(&subnet) {
+            Some(peer) if peer.direct => self.direct_route(subnet, peer.vtep.remote),
+            _ => Route::peer(subnet, self.setup.net.index(&subnet)),
+        }
+    }
+
+    /// The same, if it should be there.
+    pub(super) fn wanted_route(&self, subnet: IpNetwork) -> Option<Route> {
+        let peer = self.peers.get(&subnet).filter(|peer| self.wants(peer));
+        peer.map(|_| self.peer_route(subnet))
     }
 
     /// The three rows of a peer, in the order of their deletion.
@@ -240,9 +281,9 @@ impl Plane {
     pub(super) fn is_wanted(&self, row: &Row) -> bool {
         match row {
             Row::Route(route) => {
-                self.base() == Some(*route)
+                self.base().any(|base| base == *route)
                     || self.refusals.contains(&route.destination) && *route == Route::refusal(route.destination)
-                    || self.target(&route.destination).is_some() && *route == self.peer_route(route.destination)
+                    || self.wanted_route(route.destination) == Some(*route)
             }
             Row::Neigh(address) => self.guests.contains(address) || self.gateway_of(*address).is_some(),
             Row::Fdb(fdb) => self.wanted_fdb(fdb),
@@ -272,7 +313,7 @@ impl Plane {
 
     /// Whether the kernel has all that is wanted, as far as is known.
     pub fn is_settled(&self) -> bool {
-        !self.is_due() && self.retry.at.is_none()
+        !self.is_due() && self.undecided.is_empty() && self.retry.at.is_none()
     }
 
     /// What waiting packets wait for.
@@ -287,10 +328,8 @@ impl Plane {
     /// What is put comes before what is deleted, so that a peer that changes is never without its new rows.
     pub fn next_chunk(&mut self, limit: usize) -> Chunk {
         let mut chunk = self.urgent_chunk();
-        if std::mem::take(&mut self.base_due)
-            && let Some(base) = self.base()
-        {
-            chunk.push(Op::PutRoute(base), Owner::Base);
+        if std::mem::take(&mut self.base_due) {
+            self.base().for_each(|route| chunk.push(Op::PutRoute(route), Owner::Base));
         }
         while chunk.ops.len() < limit
             && let Some(subnet) = self.due.pop_first()
@@ -307,12 +346,14 @@ impl Plane {
         chunk
     }
 
-    /// Programs a peer: FDB row, neighbour, route.
+    /// Programs a peer: FDB row, neighbour, route; of one that is routed directly the route alone.
     fn program(&self, subnet: IpNetwork, chunk: &mut Chunk) {
         let Some(peer) = self.peers.get(&subnet).filter(|peer| self.wants(peer) && !peer.installed) else { return };
         let owner = Owner::Peer(subnet);
-        chunk.push(Op::PutFdb(peer.vtep.fdb()), owner);
-        chunk.push(Op::PutNeigh(Neigh { address: subnet.network(), mac: peer.vtep.mac }), owner);
+        if !peer.direct {
+            chunk.push(Op::PutFdb(peer.vtep.fdb()), owner);
+            chunk.push(Op::PutNeigh(Neigh { address: subnet.network(), mac: peer.vtep.mac }), owner);
+        }
         chunk.push(Op::PutRoute(self.peer_route(subnet)), owner);
     }
 

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use ipnetwork::IpNetwork;
 
-use super::kernel::{Miss, NeighState, Observed, Op, PROTOCOL, Route, Row, SeenFdb, SeenNeigh, SeenRoute, Via};
+use super::kernel::{Miss, NeighState, Observed, Op, PROTOCOL, Route, Row, SeenFdb, SeenNeigh, Via};
 use super::plane::{Owner, PeerMode, Plane};
 
 const FDB: u8 = 1;
@@ -41,8 +41,8 @@ pub enum Seen {
     Fdb(SeenFdb),
     /// A neighbour on our device.
     Neigh(SeenNeigh),
-    /// A route through our device, or an unreachable one with our protocol.
-    Route(SeenRoute),
+    /// A route that is there now, of whomever: putting one replaces another with its prefix and metric without a word.
+    Route(Route),
     /// A row that is no longer there.
     Gone(Row),
 }
@@ -56,17 +56,18 @@ impl Plane {
         self.peers.iter_mut().for_each(|(_, peer)| peer.seen = 0);
         observed.fdb.iter().for_each(|row| self.mark_fdb(row));
         observed.neighbours.iter().for_each(|row| self.mark_neigh(row));
-        self.base_due = self.base().is_some();
+        let mut base_missing = self.base().count();
         let mut refused = BTreeSet::new();
-        for seen in &observed.routes {
-            match self.mark_route(seen) {
-                Known::Base => self.base_due = false,
+        for route in &observed.routes {
+            match self.mark_route(*route) {
+                Known::Base => base_missing = base_missing.saturating_sub(1),
                 Known::Refusal => {
-                    refused.insert(seen.route.destination);
+                    refused.insert(route.destination);
                 }
                 Known::Peer | Known::No => {}
             }
         }
+        self.base_due = base_missing > 0;
         self.restore_refusals(&refused);
         let mut found = self.judge(adopt);
         found.strays = self.strays.len().saturating_sub(strays);
@@ -99,12 +100,42 @@ impl Plane {
                 }
                 None => {}
             },
-            Seen::Route(seen) if self.owns_route(seen) && !self.is_wanted(&Row::Route(seen.route)) => {
-                self.strays.insert(Row::Route(seen.route));
+            Seen::Route(route) if self.is_wanted(&Row::Route(*route)) => {}
+            Seen::Route(route) => {
+                self.others_route(route);
+                if let Some(replaced) = self.wanted_in_place_of(route) {
+                    self.lost(&Row::Route(replaced));
+                }
+                if self.owns_route(route) {
+                    self.strays.insert(Row::Route(*route));
+                }
             }
-            Seen::Route(_) => {}
-            Seen::Gone(row) => self.lost(row),
+            Seen::Gone(row) => {
+                if let Row::Route(route) = row {
+                    self.others_route(route);
+                }
+                self.lost(row);
+            }
         }
+    }
+
+    /// Somebody else's route came or went: with DirectRouting, peers may be behind it.
+    fn others_route(&mut self, route: &Route) {
+        if route.protocol != PROTOCOL {
+            self.redecide(Some(route.destination));
+        }
+    }
+
+    /// The wanted route whose prefix and metric this one has, if it is another one.
+    fn wanted_in_place_of(&self, route: &Route) -> Option<Route> {
+        let subnet = route.destination;
+        let is_subnet = self.setup.net.contains_subnet(&subnet);
+        let peer = || self.wanted_route(subnet).filter(|_| is_subnet);
+        let refusal = || self.refusals.contains(&subnet).then(|| Route::refusal(subnet));
+        self.base()
+            .chain(peer())
+            .chain(refusal())
+            .find(|wanted| (wanted.destination, wanted.metric) == (subnet, route.metric) && wanted != route)
     }
 
     /// A row is gone, by whomever: put it back if it is wanted.
@@ -113,12 +144,11 @@ impl Plane {
             return;
         }
         match row {
-            Row::Route(route) if self.base() == Some(*route) => self.base_due = true,
-            Row::Route(route) => {
-                if !self.refusals.forget(&route.destination) {
-                    self.drifted(route.destination);
-                }
+            Row::Route(route) if self.base().any(|base| base == *route) => self.base_due = true,
+            Row::Route(route) if route.via == Via::Unreachable => {
+                self.urgent.push((Op::PutRoute(*route), Owner::Refusal(route.destination)));
             }
+            Row::Route(route) => self.drifted(route.destination),
             Row::Neigh(address) => {
                 if let Some((subnet, _)) = self.gateway_of(*address) {
                     self.drifted(subnet);
@@ -145,7 +175,7 @@ impl Plane {
         let idle = self.setup.idle;
         let holder = self.peers.of_mac(seen.row.mac).and_then(|subnet| self.peers.get_mut(&subnet));
         match holder {
-            Some(peer) if peer.vtep.fdb() == seen.row => {
+            Some(peer) if peer.vtep.fdb() == seen.row && !peer.direct => {
                 peer.seen |= if seen.idle >= idle { FDB | IDLE } else { FDB };
             }
             _ => {
@@ -156,22 +186,24 @@ impl Plane {
 
     fn mark_neigh(&mut self, seen: &SeenNeigh) {
         let gateway = self.setup.net.subnet_of(seen.address).filter(|subnet| subnet.network() == seen.address);
-        if let Some(peer) = gateway.and_then(|subnet| self.peers.get_mut(&subnet)) {
+        if let Some(peer) = gateway.and_then(|subnet| self.peers.get_mut(&subnet)).filter(|peer| !peer.direct) {
             if seen.mac == Some(peer.vtep.mac) && seen.state == NeighState::Permanent {
                 peer.seen |= NEIGH;
+            } else if self.owns_neigh(seen) {
+                // Deleted only if the peer is not wanted, and else overwritten.
+                self.strays.insert(Row::Neigh(seen.address));
             }
         } else if self.owns_neigh(seen) && !self.guests.contains(&seen.address) {
             self.strays.insert(Row::Neigh(seen.address));
         }
     }
 
-    fn mark_route(&mut self, seen: &SeenRoute) -> Known {
-        let route = seen.route;
-        if !self.owns_route(seen) {
+    fn mark_route(&mut self, route: Route) -> Known {
+        if !self.owns_route(&route) {
             return Known::No;
         }
-        if seen.protocol == PROTOCOL {
-            if self.base() == Some(route) {
+        if route.protocol == PROTOCOL {
+            if self.base().any(|base| base == route) {
                 return Known::Base;
             }
             if self.refusals.contains(&route.destination) && route == Route::refusal(route.destination) {
@@ -202,7 +234,8 @@ impl Plane {
         let keep = self.setup.mode == PeerMode::All || self.everyone;
         for (subnet, peer) in self.peers.iter_mut() {
             let seen = peer.seen & ALL;
-            if adopt && seen != 0 {
+            let complete = if peer.direct { ROUTE } else { ALL };
+            if adopt && seen != 0 && !peer.direct {
                 peer.active = true;
             }
             let idle = peer.seen & IDLE != 0 && !keep && !adopt;
@@ -210,12 +243,13 @@ impl Plane {
                 peer.active = false;
                 found.idle += 1;
             }
-            if !keep && !peer.active {
+            if !keep && !peer.active && !peer.direct {
                 if seen != 0 {
                     strays.push((*subnet, peer.vtep));
                 }
                 peer.installed = false;
-            } else if seen == ALL {
+            } else if seen == complete && (adopt || !self.due.contains(subnet)) {
+                // What became due while the dump ran is not as the dump shows it.
                 found.right += 1;
                 peer.installed = true;
             } else {
@@ -237,14 +271,19 @@ impl Plane {
     }
 
     /// Whether a route is ours: our protocol and within our network, or flannel's shape.
-    fn owns_route(&self, seen: &SeenRoute) -> bool {
-        let Route { destination, via, .. } = seen.route;
+    fn owns_route(&self, route: &Route) -> bool {
+        let Route { destination, via, protocol, .. } = *route;
         let inside = self.setup.net.network.contains(destination.network());
         match via {
-            Via::Unreachable | Via::Link { .. } => seen.protocol == PROTOCOL && inside,
+            Via::Unreachable | Via::Blackhole | Via::Link { .. } => protocol == PROTOCOL && inside,
+            // flannel's own: through the very host of the peer's record.
+            Via::Direct(host) => {
+                let is_host = || self.peers.get(&destination).is_some_and(|peer| peer.vtep.remote == host);
+                inside && (protocol == PROTOCOL || self.direct_routing && is_host())
+            }
+            Via::Elsewhere => false,
             Via::Gateway(gateway) => {
-                seen.protocol == PROTOCOL
-                    || gateway == destination.network() && self.setup.net.contains_subnet(&destination)
+                protocol == PROTOCOL || gateway == destination.network() && self.setup.net.contains_subnet(&destination)
             }
         }
     }

@@ -166,6 +166,17 @@ impl Record {
         Some(PeerRecord { subnet: key.side(family)?, remote, mac: vtep.mac, vni: vtep.vni })
     }
 
+    /// Whether it says where its node is. A reservation for a node id doesn't until that node fills it in.
+    pub fn has_address(&self) -> bool {
+        !self.public_ip.is_unspecified() || self.public_ipv6.is_some()
+    }
+
+    /// Whether nobody has filled it in: a reservation made ahead of its node, which names no backend and no VTEP. Flannel
+    /// passes over such a record.
+    pub fn is_unused(&self) -> bool {
+        self.backend_type.is_empty() && self.ipv4.is_none() && self.ipv6.is_none()
+    }
+
     /// Who wrote this record, for people: the public IP and, where known, the node id.
     pub fn holder(&self) -> String {
         let address = match self.public_ipv6 {
@@ -173,6 +184,7 @@ impl Record {
             _ => IpAddr::V4(self.public_ip),
         };
         match &self.node {
+            Some(node) if !self.has_address() => format!("node {node}"),
             Some(node) => format!("{address} (node {node})"),
             None => address.to_string(),
         }

@@ -1,8 +1,9 @@
 //! Every record but our own: read, checked, and given to the planes; the bad ones are kept aside with the reason.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::peers::{Delta, Vtep};
+use super::peers::{Delta, Source, Vtep};
 use super::plane::Plane;
 use super::record::{BadRecord, Own, Record, SubnetKey, check};
 
@@ -13,6 +14,8 @@ pub struct Records {
     /// Ourselves, for each plane.
     own: Vec<Own>,
     bad: BTreeMap<String, BadRecord>,
+    /// What was bad before the complete read under way.
+    bad_before: BTreeMap<String, BadRecord>,
 }
 
 /// What a record came to.
@@ -29,7 +32,7 @@ pub struct Taken {
 impl Records {
     /// For a network of this VNI; `own` says who we are in each plane, in the order in which the planes are given.
     pub fn new(vni: u32, own: Vec<Own>) -> Self {
-        Self { vni, own, bad: BTreeMap::new() }
+        Self { vni, own, bad: BTreeMap::new(), bad_before: BTreeMap::new() }
     }
 
     /// The record of this key is ours, and this is who we are now.
@@ -55,7 +58,7 @@ impl Records {
         let record = match Record::parse(value) {
             Ok(record) => record,
             Err(error) => {
-                let (deltas, bad) = (self.drop_peer(planes, &subnets), self.keep_out(key, error.into()));
+                let (deltas, bad) = (self.drop_peer(planes, key, &subnets), self.keep_out(key, error.into()));
                 return Taken { deltas, bad, peer: None };
             }
         };
@@ -63,12 +66,16 @@ impl Records {
         for (plane, own) in planes.iter_mut().zip(&self.own) {
             match check(&record, &subnets, &plane.setup().net, self.vni, own) {
                 Ok(peer) => {
-                    let vtep = Vtep { mac: peer.mac, remote: peer.remote };
-                    taken.deltas.extend(plane.put(peer.subnet, vtep, revision));
+                    let (vtep, source) = (Vtep { mac: peer.mac, remote: peer.remote }, source(key));
+                    taken.deltas.extend(plane.put(peer.subnet, vtep, revision, source));
+                    let shadow = plane.peers().shadow_of(peer.subnet, source);
+                    taken.bad = taken.bad.or(shadow.map(|(mac, other)| BadRecord::MacOfAnother { mac, other }));
                 }
                 Err(bad) => {
                     let family = super::record::Family::of(&plane.setup().net.network);
-                    taken.deltas.extend(subnets.side(family).into_iter().flat_map(|subnet| plane.remove(subnet)));
+                    taken
+                        .deltas
+                        .extend(subnets.side(family).into_iter().flat_map(|subnet| plane.remove(subnet, source(key))));
                     taken.bad = Some(bad);
                 }
             }
@@ -87,26 +94,34 @@ impl Records {
     /// The record of this key is gone.
     pub fn remove(&mut self, planes: &mut [&mut Plane], key: &str) -> Vec<Delta> {
         self.bad.remove(key);
-        key.parse().map(|subnets| self.drop_peer(planes, &subnets)).unwrap_or_default()
+        key.parse().map(|subnets| self.drop_peer(planes, key, &subnets)).unwrap_or_default()
     }
 
     /// A complete read begins.
     pub fn listing(&mut self) {
-        self.bad.clear();
+        self.bad_before = std::mem::take(&mut self.bad);
     }
 
-    fn drop_peer(&self, planes: &mut [&mut Plane], subnets: &SubnetKey) -> Vec<Delta> {
+    fn drop_peer(&self, planes: &mut [&mut Plane], key: &str, subnets: &SubnetKey) -> Vec<Delta> {
         let mut deltas = Vec::new();
         for plane in planes {
             let family = super::record::Family::of(&plane.setup().net.network);
-            deltas.extend(subnets.side(family).into_iter().flat_map(|subnet| plane.remove(subnet)));
+            deltas.extend(subnets.side(family).into_iter().flat_map(|subnet| plane.remove(subnet, source(key))));
         }
         deltas
     }
 
     /// Remembers a bad record; says so only if it is news.
     fn keep_out(&mut self, key: &str, reason: BadRecord) -> Option<BadRecord> {
-        let before = self.bad.insert(key.to_owned(), reason.clone());
+        let before = self.bad.insert(key.to_owned(), reason.clone()).or_else(|| self.bad_before.remove(key));
         (before.as_ref() != Some(&reason)).then_some(reason)
     }
+}
+
+/// Tells the keys of one subnet apart.
+fn source(key: &str) -> Source {
+    // Not a hash for ever: it only has to be the same within one process.
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    Source(hasher.finish())
 }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use etcd_client::{Client, Compare, CompareOp, KeyValue, LeaseGrantOptions, PutOptions, Txn, TxnOp};
+use etcd_client::{Client, Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, Txn, TxnOp};
 use tokio::sync::mpsc;
 
 use self::connection::{Access, Connection, Failure, Kind};
@@ -83,6 +83,12 @@ impl Keys {
         format!("{}{record}", self.subnets)
     }
 
+    /// From where to where the keys are that have this one's IPv4 side, with no IPv6 side or with any ('&' is followed by
+    /// '\'').
+    fn with_ipv4_side_of(&self, record: &str) -> Option<(String, String)> {
+        super::ipv4_side(record).map(|side| (self.of(side), self.of(&format!("{side}'"))))
+    }
+
     /// The record under a key; `None` where the key is none of a record.
     fn record(&self, kv: &KeyValue) -> Option<RawRecord> {
         let key = kv.key().strip_prefix(self.subnets.as_bytes())?;
@@ -141,10 +147,19 @@ impl EtcdStore {
     }
 
     async fn get(&self, key: &str) -> Result<Option<KeyValue>, Error> {
+        Ok(self.range(key, None).await?.pop())
+    }
+
+    /// A key, or all from it up to `end`.
+    async fn range(&self, key: &str, end: Option<String>) -> Result<Vec<KeyValue>, Error> {
         let access = Access { verb: "read", key, permission: "read" };
-        let call = |client: Client| async move { client.kv_client().get(key, None).await };
+        let options = end.map(|end| GetOptions::new().with_range(end));
+        let call = |client: Client| {
+            let options = options.clone();
+            async move { client.kv_client().get(key, options).await }
+        };
         let answer = self.connection.retried(access, call).await;
-        Ok(answer.map_err(|failure| failure.error)?.take_kvs().pop())
+        Ok(answer.map_err(|failure| failure.error)?.take_kvs())
     }
 
     /// Grants a lease under an id of our choice, which makes the call safe to repeat.
@@ -168,6 +183,15 @@ impl Store for EtcdStore {
 
     async fn record(&self, key: &str) -> Result<Option<RawRecord>, Error> {
         Ok(self.get(&self.keys.of(key)).await?.and_then(|kv| self.keys.record(&kv)))
+    }
+
+    async fn in_the_way(&self, key: &str) -> Result<Option<RawRecord>, Error> {
+        let (from, end) = match self.keys.with_ipv4_side_of(key) {
+            Some((from, end)) => (from, Some(end)),
+            None => (self.keys.of(key), None),
+        };
+        let found: Vec<_> = self.range(&from, end).await?.iter().filter_map(|kv| self.keys.record(kv)).collect();
+        Ok(found.iter().find(|record| record.key == key).or(found.first()).cloned())
     }
 
     fn follow(&self) -> mpsc::Receiver<Event> {
@@ -235,10 +259,8 @@ impl Store for EtcdStore {
     async fn create(&self, key: &str, value: &[u8], lease: Option<LeaseId>) -> Result<Written, Error> {
         let full = self.keys.of(key);
         let mut absent = vec![Compare::version(full.clone(), CompareOp::Equal, 0)];
-        if let Some(side) = super::ipv4_side(key) {
-            // The key with no IPv6 side, and with any ('&' is followed by '\''): a comparison of a range holds if it
-            // does for each key in it.
-            let (side, end) = (self.keys.of(side), self.keys.of(&format!("{side}'")));
+        if let Some((side, end)) = self.keys.with_ipv4_side_of(key) {
+            // A comparison of a range holds if it does for each key in it.
             absent.push(Compare::version(side, CompareOp::Equal, 0).with_range(end));
         }
         let put = TxnOp::put(full.clone(), value, Some(put_options(lease)));

@@ -271,6 +271,16 @@ impl Store for FakeStore {
         self.request(Op::Record, |model| Ok(model.records.get(key).cloned())).await
     }
 
+    async fn in_the_way(&self, key: &str) -> Result<Option<RawRecord>, Error> {
+        let side = super::ipv4_side(key);
+        let blocks = |other: &str| other == key || (side.is_some() && super::ipv4_side(other) == side);
+        let find = |model: &mut Model| {
+            let exact = model.records.get(key);
+            Ok(exact.or_else(|| model.records.values().find(|record| blocks(&record.key))).cloned())
+        };
+        self.request(Op::Record, find).await
+    }
+
     fn follow(&self) -> mpsc::Receiver<Event> {
         let (follower, events) = mpsc::channel(UNREAD);
         let mut model = self.model();

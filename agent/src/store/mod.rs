@@ -92,6 +92,10 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// One record, read now.
     fn record(&self, key: &str) -> impl Future<Output = Result<Option<RawRecord>, Error>> + Send;
 
+    /// What keeps [`Self::create`] from making this key, read now: a record under it or another one with the same IPv4
+    /// side.
+    fn in_the_way(&self, key: &str) -> impl Future<Output = Result<Option<RawRecord>, Error>> + Send;
+
     /// Follows the records and the config's key for as long as the receiver lives. Never ends by itself.
     fn follow(&self) -> mpsc::Receiver<Event>;
 

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::json;
 
-use crate::support::{Node, RESULT, wait_dead, wait_for};
+use crate::support::{Node, wait_dead, wait_for};
 
 #[test]
 fn a_killed_add_takes_its_delegate_along_and_del_cleans_up() {
@@ -130,10 +130,4 @@ fn it_links_nothing_that_it_does_not_need() {
         let own = format!("{crate_name}::");
         assert!(!symbols.lines().any(|line| line.contains(&own)), "{crate_name} is in the plugin");
     }
-}
-
-#[test]
-fn the_result_is_not_rewritten() {
-    let node = Node::new();
-    assert_eq!(node.call("ADD").ok(), RESULT);
 }

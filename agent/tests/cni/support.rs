@@ -137,16 +137,19 @@ impl Call {
         self
     }
 
+    /// Runs another plugin with the same variables.
+    pub(crate) fn program(mut self, path: &str) -> Call {
+        let mut command = Command::new(path);
+        hand_on(&self.command, &mut command);
+        self.command = command;
+        self
+    }
+
     /// Runs the plugin by another program, as `["nsenter", "--net=..."]`.
     pub(crate) fn under(mut self, words: &[&str]) -> Call {
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).arg(self.command.get_program());
-        for (name, value) in self.command.get_envs() {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
+        hand_on(&self.command, &mut command);
         self.command = command;
         self
     }
@@ -214,6 +217,15 @@ pub(crate) fn wait_dead(pid: &str) {
         let ended = stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']));
         ended.then_some(())
     });
+}
+
+fn hand_on(from: &Command, to: &mut Command) {
+    for (name, value) in from.get_envs() {
+        match value {
+            Some(value) => to.env(name, value),
+            None => to.env_remove(name),
+        };
+    }
 }
 
 fn merge(into: &mut Value, from: Value) {

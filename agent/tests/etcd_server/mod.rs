@@ -11,6 +11,15 @@ use tokio::sync::mpsc;
 use twill_agent::store::Event;
 use twill_agent::store::etcd::{EtcdOptions, EtcdStore};
 
+pub(crate) mod agents;
+pub(crate) mod cluster;
+pub(crate) mod mirror;
+pub(crate) mod pki;
+mod release;
+
+#[allow(unused_imports, reason = "the chaos test runs on one etcd")]
+pub(crate) use release::{Release, on_each_etcd};
+
 /// Longer than anything here takes on a busy machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 /// The prefix of the network under test.
@@ -18,6 +27,7 @@ pub(crate) const PREFIX: &str = "/coreos.com/network";
 
 /// A running (or killed) etcd with one member.
 pub(crate) struct Etcd {
+    release: Release,
     dir: tempfile::TempDir,
     child: Option<Child>,
     client_port: u16,
@@ -28,13 +38,14 @@ pub(crate) struct Etcd {
 
 impl Etcd {
     /// A new, empty etcd.
-    pub(crate) fn start() -> Self {
-        Self::start_with(Vec::new())
+    pub(crate) fn start(release: Release) -> Self {
+        Self::start_with(release, Vec::new())
     }
 
     /// The same, behind TLS.
-    pub(crate) fn start_with(tls: Vec<String>) -> Self {
-        let mut etcd = Self { dir: tempfile::tempdir().unwrap(), child: None, client_port: 0, peer_port: 0, tls };
+    pub(crate) fn start_with(release: Release, tls: Vec<String>) -> Self {
+        let mut etcd =
+            Self { release, dir: tempfile::tempdir().unwrap(), child: None, client_port: 0, peer_port: 0, tls };
         // A free port may be taken by the time it is used: another try has another.
         for _ in 0..5 {
             (etcd.client_port, etcd.peer_port) = (free_port(), free_port());
@@ -80,7 +91,7 @@ impl Etcd {
 
     /// What `etcdctl` prints.
     pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
-        let output = Command::new("etcdctl")
+        let output = Command::new(self.release.program("etcdctl"))
             .env("ETCDCTL_API", "3")
             .args(["--endpoints", &self.url(), "--command-timeout", "20s"])
             .args(arguments)
@@ -128,7 +139,9 @@ impl Etcd {
         let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
         // setpriv: etcd goes when the test's thread does, however that ends.
         let mut child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "etcd", "--name", "test", "--data-dir"])
+            .args(["--pdeathsig", "KILL"])
+            .arg(self.release.program("etcd"))
+            .args(["--name", "test", "--data-dir"])
             .arg(self.dir.path().join("data"))
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
@@ -160,7 +173,7 @@ impl Etcd {
     /// Behind TLS, what the log says has to do.
     fn listens(&self, port: u16) -> bool {
         let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
-        log.contains("serving client requests") && TcpStream::connect(("127.0.0.1", port)).is_ok()
+        log.contains("serving client") && TcpStream::connect(("127.0.0.1", port)).is_ok()
     }
 }
 

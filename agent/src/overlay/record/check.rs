@@ -42,6 +42,9 @@ pub enum BadRecord {
     /// The record has no side of this family, or no VTEP or public IP for it.
     #[error("the record has no {}", .0)]
     Incomplete(&'static str),
+    /// It is a reservation that its node has not used yet.
+    #[error("reserved for {0}, which has not come yet")]
+    Reserved(String),
     /// It belongs to another backend.
     #[error("the record is of the backend {0:?}, not \"vxlan\"")]
     OtherBackend(String),
@@ -103,6 +106,7 @@ impl BadRecord {
             Self::Key(error) => error.reason(),
             Self::Value(_) => "value",
             Self::Incomplete(_) => "incomplete",
+            Self::Reserved(_) => "reserved",
             Self::OtherBackend(_) => "other_backend",
             Self::WrongLength { .. } => "wrong_length",
             Self::OutsideNetwork { .. } => "outside_network",
@@ -127,6 +131,9 @@ pub fn check(
     vni: u32,
     own: &Own,
 ) -> Result<PeerRecord, BadRecord> {
+    if record.is_unused() {
+        return Err(BadRecord::Reserved(record.holder()));
+    }
     if record.backend_type != VXLAN {
         return Err(BadRecord::OtherBackend(record.backend_type.clone()));
     }
@@ -219,6 +226,7 @@ mod tests {
             ("junk", good.clone(), "key_form"),
             ("0.0.0.0-0&fc00::-64", good.clone(), "incomplete"),
             ("10.5.52.0-24", value("10.99.0.3", "vxlan", "null"), "incomplete"),
+            ("10.5.52.0-24", r#"{"PublicIP":"10.99.0.3","PublicIPv6":null}"#.to_owned(), "reserved"),
             ("10.5.52.0-24", value("10.99.0.3", "host-gw", "{}"), "other_backend"),
             ("10.5.52.0-25", good.clone(), "wrong_length"),
             ("10.6.52.0-24", good.clone(), "outside_network"),

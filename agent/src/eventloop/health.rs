@@ -1,0 +1,100 @@
+//! Whether this node is ready, and who is told: the log, `/readyz`, systemd.
+//!
+//! Ready is: lease held, peers in sync with etcd and kernel, `subnet.env` and nftables rules in place. It falls back when
+//! that ends.
+
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::http::Readiness;
+
+/// How often files are looked at, and systemd's status is brought up to date.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// What readiness rests on beside the planes.
+#[derive(Default)]
+pub(super) struct Health {
+    /// Why etcd does not answer, if it doesn't.
+    pub etcd: Option<String>,
+    /// A complete read is under way.
+    pub listing: bool,
+    /// Why the lease cannot be renewed, if it can't.
+    pub lease: Option<String>,
+    /// Why `subnet.env` cannot be written, if it can't.
+    pub file: Option<String>,
+    /// What is wrong with the nftables rules, where there are any to be.
+    pub rules: Option<watch::Receiver<Option<String>>>,
+    /// Who answers `/readyz`.
+    pub http: Option<watch::Sender<Readiness>>,
+    said: Option<Vec<String>>,
+    /// systemd has been told that we are up.
+    up: bool,
+    status: String,
+}
+
+impl Health {
+    /// How often [`Health::alive`] is to be called.
+    pub(super) fn every() -> Duration {
+        // Twice as often as systemd asks for, as sd_watchdog_enabled(3) recommends.
+        sd_notify::watchdog_enabled()
+            .map_or(LOOK_EVERY, |watchdog| (watchdog / 2).clamp(Duration::from_millis(1), LOOK_EVERY))
+    }
+
+    /// Waits until the nftables rules are in another state.
+    pub(super) async fn rules_changed(&mut self) {
+        if let Some(rules) = &mut self.rules
+            && rules.changed().await.is_ok()
+        {
+            return;
+        }
+        std::future::pending().await
+    }
+
+    /// Works out what is missing; `planes` is what is missing in the kernel. Tells everyone where that is news.
+    pub(super) fn update(&mut self, planes: Vec<String>, peers: usize, programmed: usize) {
+        let mut missing = Vec::new();
+        missing.extend(self.lease.as_ref().map(|reason| format!("lease: cannot be renewed: {reason}")));
+        missing.extend(self.etcd.as_ref().map(|reason| format!("etcd: {reason}")));
+        if self.listing {
+            missing.push("etcd: reading all records".to_owned());
+        }
+        missing.extend(planes);
+        missing.extend(self.file.as_ref().map(|reason| format!("subnet.env: {reason}")));
+        let rules = self.rules.as_ref().and_then(|rules| rules.borrow().clone());
+        missing.extend(rules.map(|reason| format!("nftables: {reason}")));
+        if self.said.as_ref() == Some(&missing) {
+            return;
+        }
+        if missing.is_empty() {
+            info!(peers, programmed, "ready");
+            self.status = format!("ready; {peers} peers");
+        } else if self.up {
+            warn!(missing = %missing.join("; "), "not ready");
+            self.status = format!("not ready: {}", missing.join("; "));
+        } else {
+            self.status = format!("starting: {}", missing.join("; "));
+        }
+        if let Some(http) = &self.http {
+            http.send_replace(Readiness { missing: missing.clone() });
+        }
+        let first = missing.is_empty() && !self.up;
+        self.up |= first;
+        self.said = Some(missing);
+        let news = [NotifyState::Status(&self.status), NotifyState::Ready];
+        tell(if first { &news } else { &news[..1] });
+    }
+
+    /// Tells systemd that the loop turns.
+    pub(super) fn alive(&self) {
+        tell(&[NotifyState::Watchdog]);
+    }
+}
+
+fn tell(news: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(news) {
+        warn!(%error, "cannot tell systemd");
+    }
+}

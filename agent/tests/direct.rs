@@ -1,0 +1,97 @@
+//! DirectRouting in a plane: which routes it asks for, when it asks again, what a comparison makes of them.
+
+use std::time::{Duration, Instant};
+
+use twill_agent::overlay::NetworkConfig;
+use twill_agent::overlay::kernel::{Observed, Op, Route, Row, Via};
+use twill_agent::overlay::peers::{Source, Vtep};
+use twill_agent::overlay::plane::{PeerMode, Plane, Setup};
+use twill_agent::overlay::reconcile::Seen;
+
+const PEER: &str = "10.5.7.0/24";
+const HOST: &str = "10.99.0.7";
+
+fn plane() -> Plane {
+    let config = NetworkConfig::parse(br#"{"Network":"10.5.0.0/16"}"#).unwrap();
+    let setup = Setup {
+        net: config.ipv4.unwrap(),
+        subnet: "10.5.1.0/24".parse().unwrap(),
+        mode: PeerMode::OnDemand,
+        idle: Duration::from_secs(600),
+    };
+    let mut plane = Plane::new(setup);
+    plane.route_directly();
+    work(&mut plane);
+    plane
+}
+
+fn joined(plane: &mut Plane, direct: bool) -> Vec<Op> {
+    let vtep = Vtep { mac: "02:00:00:00:00:07".parse().unwrap(), remote: HOST.parse().unwrap() };
+    plane.put(PEER.parse().unwrap(), vtep, 1, Source(0));
+    decide(plane, direct)
+}
+
+/// Answers what is asked, and does what is due then.
+fn decide(plane: &mut Plane, direct: bool) -> Vec<Op> {
+    while let Some((subnet, host)) = plane.undecided() {
+        plane.decide(subnet, host, direct);
+    }
+    work(plane)
+}
+
+fn work(plane: &mut Plane) -> Vec<Op> {
+    let mut done = Vec::new();
+    while plane.is_due() {
+        let chunk = plane.next_chunk(100);
+        done.extend_from_slice(chunk.ops());
+        plane.settle(chunk, &[], Instant::now());
+    }
+    done
+}
+
+fn direct_route() -> Route {
+    Route::direct(PEER.parse().unwrap(), 7, HOST.parse().unwrap())
+}
+
+#[test]
+fn a_direct_peer_is_one_route_from_the_start() {
+    let mut plane = plane();
+    assert_eq!(joined(&mut plane, true), [Op::PutRoute(direct_route())]);
+    assert!(plane.is_settled());
+}
+
+#[test]
+fn another_is_left_to_its_first_packet() {
+    assert_eq!(joined(&mut plane(), false), []);
+}
+
+#[test]
+fn a_stranger_s_route_asks_again_about_the_hosts_behind_it_only() {
+    let mut plane = plane();
+    joined(&mut plane, true);
+    let strange = |to: &str| {
+        let via = Via::Direct("10.99.0.1".parse().unwrap());
+        Route { destination: to.parse().unwrap(), via, metric: 0, protocol: 3 }
+    };
+    plane.saw(&Seen::Route(strange("192.0.2.0/24")));
+    assert!(!plane.has_undecided());
+    plane.saw(&Seen::Route(strange("10.99.0.7/32")));
+    assert_eq!(decide(&mut plane, false), [Op::Delete(Row::Route(direct_route()))]);
+    plane.saw(&Seen::Gone(Row::Route(strange("10.99.0.7/32"))));
+    assert_eq!(decide(&mut plane, true), [Op::PutRoute(direct_route())]);
+}
+
+#[test]
+fn a_comparison_finds_nothing_to_do_where_all_is_right() {
+    let mut plane = plane();
+    joined(&mut plane, true);
+    let base = Route::base("10.5.0.0/16".parse().unwrap(), "10.5.1.0".parse().unwrap());
+    let observed = Observed { routes: vec![base, direct_route()], ..Observed::default() };
+    let found = plane.reconcile(&observed, false, Instant::now());
+    assert_eq!((found.right, found.due, found.strays), (1, 0, 0));
+    assert_eq!(work(&mut plane), []);
+    let flannel_s = Route { metric: 0, protocol: 3, ..direct_route() };
+    let observed = Observed { routes: vec![base, direct_route(), flannel_s], ..Observed::default() };
+    plane.reconcile(&observed, false, Instant::now());
+    assert_eq!(work(&mut plane), [Op::Delete(Row::Route(flannel_s))]);
+}

@@ -1,0 +1,250 @@
+//! Nodes against a real etcd: all at once, with reservations, with one address, with a lease of seconds; and what a start
+//! costs.
+
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail as its tests do")]
+#![allow(dead_code, reason = "the server's helpers are shared with other tests")]
+
+mod etcd_server;
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use etcd_server::agents::{join, record};
+use etcd_server::{Etcd, LIMIT, Release, on_each_etcd, until};
+use tokio::sync::mpsc::Receiver;
+use tokio::task::JoinSet;
+use twill_agent::lease::{self, AcquireError, Held, Keeper, KeeperHandle, LeaseEvent};
+use twill_agent::overlay::NetworkConfig;
+use twill_agent::overlay::alloc::Wanted;
+use twill_agent::overlay::record::Record;
+use twill_agent::store::etcd::EtcdStore;
+use twill_agent::store::{Change, Event, LeaseId, Store, Written};
+
+fn config(last: usize) -> NetworkConfig {
+    NetworkConfig::parse(format!(r#"{{"Network":"10.5.0.0/16","SubnetMax":"10.5.{last}.0"}}"#).as_bytes()).unwrap()
+}
+
+/// Says it where it is seen also when the test passes.
+fn say(text: &str) {
+    std::io::stdout().write_all(text.as_bytes()).unwrap();
+}
+
+/// All nodes at the same moment, each with a connection of its own: what each got, and the time it took them all.
+async fn race(etcd: &Etcd, nodes: usize, subnets: usize) -> (Vec<Result<Held, AcquireError>>, Duration) {
+    let mut all = JoinSet::new();
+    let began = Instant::now();
+    for node in 1..=nodes {
+        let store = etcd.store();
+        all.spawn(async move { join(&store, &config(subnets), &record(node)).await.1 });
+    }
+    let results = tokio::time::timeout(LIMIT * 2, all.join_all()).await.unwrap();
+    (results, began.elapsed())
+}
+
+async fn fifty_nodes_at_once_have_fifty_subnets(release: Release) {
+    let etcd = Etcd::start(release);
+    let (results, took) = race(&etcd, 50, 50).await;
+    let keys: BTreeSet<_> = results.into_iter().map(|held| held.unwrap().key).collect();
+    assert_eq!(keys.len(), 50);
+    say(&format!("{release:?}: 50 nodes that start at once on 50 subnets have them after {took:?}\n"));
+    // Three seconds are the promise, on a machine with nothing else to do.
+    assert!(took < LIMIT, "{took:?}");
+    assert!(etcd.ctl(&["lease", "list"]).starts_with("found 50 leases"), "a grant that nobody needed is left");
+}
+
+async fn the_fifty_first_of_fifty_is_told(release: Release) {
+    let etcd = Etcd::start(release);
+    let (results, _) = race(&etcd, 51, 50).await;
+    let keys: BTreeSet<_> = results.iter().flatten().map(|held| held.key).collect();
+    let refused: Vec<_> = results.iter().filter_map(|result| result.as_ref().err()).collect();
+    assert!(matches!(refused[..], [AcquireError::NoFreeSubnet { .. }]), "{refused:?}");
+    assert_eq!(keys.len(), 50);
+    assert!(etcd.ctl(&["lease", "list"]).starts_with("found 50 leases"), "a grant that nobody needed is left");
+}
+
+async fn a_start_costs_a_request_for_a_thousand_records(release: Release) {
+    let etcd = Etcd::start(release);
+    let filler = etcd.store();
+    let mut filled = 0;
+    for (node, number) in [(1, 0), (2, 900), (3, 4_500)] {
+        while filled < number {
+            let key = format!("10.{}.{}.0-24", 6 + filled / 200, filled % 200);
+            assert!(matches!(filler.create(&key, b"{}", None).await.unwrap(), Written::At(_)));
+            filled += 1;
+        }
+        let requests = || etcd.counter("grpc_server_msg_received_total", &[]);
+        let before = requests();
+        let store = etcd.store();
+        let (mut mirror, held) = join(&store, &config(99), &record(node)).await;
+        let held = held.unwrap();
+        let key = held.key.to_string();
+        mirror.until("our own record", LIMIT, |mirror| mirror.table.contains_key(&key)).await;
+        let cost = requests() - before;
+        say(&format!("{release:?}: a start with {number} records costs {cost} requests\n"));
+        assert!(cost <= number / 1_000 + 6, "{cost} requests for {number} records");
+
+        let (before, revision) = (requests(), mirror.revision());
+        assert!(store.keep_alive(held.lease.unwrap()).await.unwrap().is_some());
+        assert_eq!(requests() - before, 1, "a renewal");
+        mirror.settle(Duration::from_millis(300)).await;
+        assert_eq!(mirror.revision(), revision, "a renewal is no event");
+        drop(mirror);
+        let again = etcd.store();
+        let before = requests();
+        let (_mirror, held) = join(&again, &config(99), &record(node)).await;
+        assert_eq!(held.unwrap().key.to_string(), key);
+        let cost = requests() - before;
+        say(&format!("{release:?}: a restart with {number} records costs {cost} requests\n"));
+        assert!(cost <= number / 1_000 + 6, "{cost} requests for {number} records");
+    }
+}
+
+/// The operator's command: what it printed, or what it complained of.
+fn twill(etcd: &Etcd, arguments: &[&str]) -> Result<String, String> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_twill"));
+    let output = command.args([&format!("--etcd-endpoints={}", etcd.url())]).args(arguments).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap().trim().to_owned();
+    if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+}
+
+/// The line of a subnet in `twill leases`, with single spaces.
+fn line(etcd: &Etcd, subnet: &str) -> String {
+    let text = twill(etcd, &["leases"]).unwrap();
+    let line = text.lines().find(|line| line.starts_with(subnet)).unwrap_or_else(|| panic!("no {subnet} in {text}"));
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Keeps what is held, with the ears that the event loop would be.
+async fn keep(store: &EtcdStore, held: Held, ttl: Duration) -> (KeeperHandle, Receiver<LeaseEvent>) {
+    let mut events = store.follow();
+    until(&mut events, |event| matches!(event, Event::Listed { .. })).await;
+    let (keeper, lease) = Keeper::spawn(store.clone(), held, ttl, ttl / 2);
+    let told = keeper.clone();
+    tokio::spawn(async move {
+        while let Some(event) = events.recv().await {
+            if let Event::Changes(changes) = event {
+                changes.into_iter().for_each(|change| told.seen(change));
+            }
+        }
+    });
+    (keeper, lease)
+}
+
+async fn heard(lease: &mut Receiver<LeaseEvent>) -> LeaseEvent {
+    tokio::time::timeout(LIMIT, lease.recv()).await.unwrap().unwrap()
+}
+
+async fn a_reservation_waits_for_its_node_and_stays_one(release: Release) {
+    let etcd = Etcd::start(release);
+    etcd.ctl(&["put", "/coreos.com/network/config", r#"{"Network":"10.5.0.0/16"}"#]);
+    let said = twill(&etcd, &["reserve", "10.5.200.0/24", "--public-ip=10.99.0.1"]).unwrap();
+    assert_eq!(said, "10.5.200.0-24 is reserved for 10.99.0.1");
+    twill(&etcd, &["reserve", "10.5.201.0/24", "--node", "node-2"]).unwrap();
+    assert_eq!(line(&etcd, "10.5.200.0/24"), "10.5.200.0/24 10.99.0.1 not used yet reservation -");
+    assert_eq!(line(&etcd, "10.5.201.0/24"), "10.5.201.0/24 - not used yet reservation node-2");
+
+    let store = etcd.store();
+    for (node, subnet) in [(1, "10.5.200.0-24"), (2, "10.5.201.0-24")] {
+        let held = join(&store, &config(250), &record(node)).await.1.unwrap();
+        assert_eq!((held.key.to_string().as_str(), held.lease), (subnet, None));
+        let raw = store.record(subnet).await.unwrap().unwrap();
+        assert_eq!((raw.value, raw.lease), (record(node).to_json(), 0));
+    }
+    assert_eq!(line(&etcd, "10.5.200.0/24"), "10.5.200.0/24 10.99.0.1 02:00:00:00:00:01 reservation node-1");
+
+    let held = join(&store, &config(250), &record(3)).await.1.unwrap();
+    let (_keeper, mut lease) = keep(&store, held.clone(), lease::TTL).await;
+    let subnet = held.key.ipv4.unwrap().to_string();
+    let refused = twill(&etcd, &["reserve", &subnet, "--public-ip=10.99.0.9"]).unwrap_err();
+    assert_eq!(refused, format!("twill: {} is held by 10.99.0.3 (node node-3)", held.key));
+    let refused = twill(&etcd, &["release", &subnet]).unwrap_err();
+    assert!(refused.contains("is not reserved: 10.99.0.3 (node node-3) holds it"), "{refused}");
+    // Reserved and released under a running node, which never loses it.
+    twill(&etcd, &["reserve", &subnet]).unwrap();
+    assert_eq!(heard(&mut lease).await, LeaseEvent::Rehung { lease: None });
+    twill(&etcd, &["release", &subnet]).unwrap();
+    let LeaseEvent::Rehung { lease: Some(LeaseId(id)) } = heard(&mut lease).await else { panic!() };
+    assert!(matches!(heard(&mut lease).await, LeaseEvent::Renewed { left } if left == lease::TTL));
+    assert_eq!(store.record(&held.key.to_string()).await.unwrap().unwrap().lease, id);
+    assert!(etcd.ctl(&["lease", "list"]).starts_with("found 1 leases"), "the lease of before is gone");
+
+    twill(&etcd, &["reserve", "10.5.210.0/24", "--public-ip=10.99.0.10"]).unwrap();
+    twill(&etcd, &["release", "10.5.210.0/24"]).unwrap();
+    assert_eq!(store.record("10.5.210.0-24").await.unwrap(), None);
+    let refused = twill(&etcd, &["reserve", "10.6.1.0/24", "--public-ip=10.99.0.10"]).unwrap_err();
+    assert_eq!(refused, "twill: 10.6.1.0/24 is outside the network 10.5.0.0/16");
+}
+
+async fn two_living_nodes_with_one_address_are_both_named(release: Release) {
+    let etcd = Etcd::start(release);
+    let store = etcd.store();
+    let held = join(&store, &config(99), &record(1)).await.1.unwrap();
+    let (_keeper, mut lease) = keep(&store, held.clone(), lease::TTL).await;
+    let stranger = Record { node: Some("stranger".to_owned()), ..record(1) };
+    let error = join(&etcd.store(), &config(99), &stranger).await.1.unwrap_err();
+    let expected = format!(
+        "two nodes have the public IP 10.99.0.1: this one is stranger, the other one, node-1, is alive and holds {}",
+        held.key
+    );
+    assert_eq!(error.to_string(), expected);
+    assert!(matches!(heard(&mut lease).await, LeaseEvent::Recreated { .. }));
+    assert_eq!(store.record(&held.key.to_string()).await.unwrap().unwrap().value, held.record.to_json());
+}
+
+async fn a_lease_of_seconds_is_kept_and_ends_without_its_keeper(release: Release) {
+    let (etcd, ttl) = (Etcd::start(release), Duration::from_secs(4));
+    let (store, record, config) = (etcd.store(), record(1), config(99));
+    let wanted = Wanted {
+        config: &config,
+        public_ip: Some(record.public_ip),
+        public_ipv6: None,
+        previous: None,
+        node: record.node.as_deref(),
+    };
+    let held = lease::acquire(&store, &wanted, &lease::Known::default(), &record, ttl).await.unwrap();
+    let key = held.key.to_string();
+    let mut watch = etcd_server::mirror::Mirror::new(store.follow()).await;
+    let (keeper, mut lease) = keep(&store, held, ttl).await;
+    for _ in 0..4 {
+        assert_eq!(heard(&mut lease).await, LeaseEvent::Renewed { left: ttl });
+    }
+    let kept = store.record(&key).await.unwrap().unwrap();
+    assert_eq!(kept.revision, watch.table[&key].revision, "a renewal writes nothing");
+    // It ends under a living node, as after an outage longer than itself.
+    etcd.ctl(&["lease", "revoke", &format!("{:x}", kept.lease)]);
+    loop {
+        match heard(&mut lease).await {
+            LeaseEvent::Recreated { .. } => break,
+            event => assert!(matches!(event, LeaseEvent::Renewed { .. }), "{event:?}"),
+        }
+    }
+    let again = store.record(&key).await.unwrap().unwrap();
+    assert_ne!(again.lease, kept.lease);
+    keeper.stop();
+    watch.until("its end", LIMIT, |mirror| mirror.revision() > again.revision && mirror.table.is_empty()).await;
+}
+
+async fn a_subnet_that_another_took_under_another_key_is_lost(release: Release) {
+    let etcd = Etcd::start(release);
+    let store = etcd.store();
+    let held = join(&store, &config(99), &record(1)).await.1.unwrap();
+    let (keeper, mut lease) = Keeper::spawn(store.clone(), held.clone(), lease::TTL, Duration::from_secs(60));
+    let (key, other) = (held.key.to_string(), format!("{}&fc00:0:0:22::-64", held.key));
+    etcd.ctl(&["put", &Etcd::key(&other), std::str::from_utf8(&record(2).to_json()).unwrap()]);
+    etcd.ctl(&["del", &Etcd::key(&key)]);
+    keeper.seen(Change::Deleted { key, revision: held.revision + 2 });
+    let expected = LeaseEvent::Lost { holder: format!("10.99.0.2 (node node-2), under the key {other}") };
+    assert_eq!(heard(&mut lease).await, expected);
+}
+
+on_each_etcd!(
+    fifty_nodes_at_once_have_fifty_subnets,
+    the_fifty_first_of_fifty_is_told,
+    a_start_costs_a_request_for_a_thousand_records,
+    a_reservation_waits_for_its_node_and_stays_one,
+    two_living_nodes_with_one_address_are_both_named,
+    a_lease_of_seconds_is_kept_and_ends_without_its_keeper,
+    a_subnet_that_another_took_under_another_key_is_lost,
+);

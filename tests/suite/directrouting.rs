@@ -1,0 +1,161 @@
+//! DirectRouting: no tunnel to hosts on the same segment, a tunnel across a router, and another decision when routes
+//! change.
+
+use twill_lab::{Lab, Node, Peer, Pod, Twilld, wait_until};
+
+use crate::PATIENCE;
+
+const DIRECT: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
+const DUAL: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
+
+fn cluster(nodes: usize, config: &str, args: &[&str]) -> (Lab, Vec<Twilld>, Vec<Pod>) {
+    let lab = Lab::with_nodes(nodes);
+    lab.put_config(config);
+    let daemons = lab.start_all(args);
+    let pods = lab.nodes().iter().map(|node| node.pod(1)).collect();
+    (lab, daemons, pods)
+}
+
+/// A peer that is only a record; its host would be on the nodes' segment.
+fn recorded(public_ip: &str) -> Peer {
+    Peer::new("10.5.200.0/24", public_ip, "02:00:00:00:00:c8")
+}
+
+/// The routes to a peer's subnet, without their metric.
+fn routes_to(node: &Node, peer: &Peer) -> Vec<String> {
+    let to = peer.subnet.to_string();
+    node.routes().iter().filter(|route| route.dst == to).map(ToString::to_string).collect()
+}
+
+#[track_caller]
+fn await_direct(node: &Node, peer: &Peer) {
+    let expected = [format!("{} via {} dev eth0 proto 116", peer.subnet, peer.public_ip)];
+    wait_until(&format!("node {} routes {} directly", node.index(), peer.subnet), PATIENCE, || {
+        let (routes, fdb) = (routes_to(node, peer), node.fdb());
+        let right = routes == expected && fdb.iter().all(|row| row.mac != peer.mac);
+        if right { Ok(()) } else { Err(format!("{routes:?}, {fdb:?}")) }
+    });
+}
+
+#[track_caller]
+fn await_tunnel(node: &Node, peer: &Peer) {
+    wait_until(&format!("node {} has a tunnel to {}", node.index(), peer.subnet), PATIENCE, || {
+        node.holds(peer).map_err(|e| format!("{e:#}"))?;
+        let routes = routes_to(node, peer);
+        if routes.len() == 1 { Ok(()) } else { Err(format!("{routes:?}")) }
+    });
+}
+
+#[track_caller]
+fn ping_all_to_all(pods: &[Pod]) {
+    for from in pods {
+        for to in pods.iter().flat_map(Pod::addrs) {
+            from.ping(to).unwrap();
+        }
+    }
+}
+
+/// Puts a router between two nodes: the fabric.
+fn part(one: &Node, two: &Node) {
+    one.exec(&format!("ip route add {} via 10.99.0.1", two.addr())).unwrap();
+    two.exec(&format!("ip route add {} via 10.99.0.1", one.addr())).unwrap();
+}
+
+#[test]
+fn on_a_shared_segment_there_is_no_tunnel() {
+    for args in [&["--peer-mode=all"], &["--peer-mode=on-demand"]] {
+        let (lab, _daemons, pods) = cluster(3, DIRECT, args);
+        for node in lab.nodes() {
+            for peer in lab.nodes().iter().filter(|peer| peer.index() != node.index()) {
+                await_direct(node, &peer.as_peer());
+            }
+        }
+        ping_all_to_all(&pods);
+        assert!(lab.nodes().iter().all(|node| node.fdb().is_empty()), "{args:?}: a tunnel was made");
+    }
+}
+
+#[test]
+fn across_a_router_there_is_a_tunnel_until_the_routes_change() {
+    let lab = Lab::with_nodes(3);
+    lab.put_config(DIRECT);
+    let (one, two, three) = (lab.node(1), lab.node(2), lab.node(3));
+    part(&one, &three);
+    let _daemons = lab.start_all(&["--peer-mode=all"]);
+    let pods: Vec<Pod> = lab.nodes().iter().map(|node| node.pod(1)).collect();
+    await_tunnel(&one, &three.as_peer());
+    await_tunnel(&three, &one.as_peer());
+    await_direct(&one, &two.as_peer());
+    ping_all_to_all(&pods);
+
+    one.exec(&format!("ip route del {}", three.addr())).unwrap();
+    await_direct(&one, &three.as_peer());
+    ping_all_to_all(&pods);
+    part_again(&one, &two);
+    await_tunnel(&one, &two.as_peer());
+    ping_all_to_all(&pods);
+}
+
+/// Like [`part`] on the first node alone: each decides for its own way.
+fn part_again(one: &Node, two: &Node) {
+    one.exec(&format!("ip route add {} via 10.99.0.1", two.addr())).unwrap();
+}
+
+#[test]
+fn a_direct_peer_follows_its_record() {
+    for args in [&["--peer-mode=all"], &["--peer-mode=on-demand"]] {
+        let (lab, _daemons, _pods) = cluster(1, DIRECT, args);
+        let node = lab.node(1);
+        let peer = recorded("10.99.1.200");
+        lab.put_peer(&peer);
+        await_direct(&node, &peer);
+        let moved = recorded("10.99.1.201");
+        lab.put_peer(&moved);
+        await_direct(&node, &moved);
+        // Behind the default route's gateway.
+        let far = recorded("192.0.2.1");
+        lab.put_peer(&far);
+        if args[0].ends_with("all") {
+            await_tunnel(&node, &far);
+        } else {
+            wait_until("no route is left", PATIENCE, || routes_to(&node, &far).is_empty());
+        }
+        lab.put_peer(&peer);
+        await_direct(&node, &peer);
+        lab.delete(&peer.key());
+        wait_until("the route is gone", PATIENCE, || routes_to(&node, &peer).is_empty());
+    }
+}
+
+#[test]
+fn flannel_s_own_direct_routes_are_taken_over_and_ours_go_when_it_is_switched_off() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(DIRECT);
+    let node = lab.node(1);
+    let peer = recorded("10.99.1.200");
+    lab.put_peer(&peer);
+    node.exec("ip route add 10.5.200.0/24 via 10.99.1.200").unwrap();
+    // Not flannel's: its gateway is no peer's host.
+    node.exec("ip route add 10.5.201.0/24 via 10.99.1.99").unwrap();
+    let mut daemon = node.twilld(&[]);
+    daemon.wait_ready();
+    await_direct(&node, &peer);
+    assert!(daemon.terminate().status.success());
+    lab.put_config(twill_lab::NODE_CONFIG);
+    let mut daemon = node.twilld(&["--peer-mode=all"]);
+    daemon.wait_ready();
+    await_tunnel(&node, &peer);
+    assert!(node.exec("ip route").unwrap().contains("10.5.201.0/24 via 10.99.1.99"), "a stranger's route is gone");
+}
+
+#[test]
+fn both_families() {
+    let (lab, _daemons, pods) = cluster(2, DUAL, &[]);
+    let (one, two) = (lab.node(1), lab.node(2));
+    await_direct(&one, &two.as_peer());
+    let subnet6 = two.leased().into_iter().find(|subnet| subnet.contains(':')).unwrap();
+    let expected = format!("{subnet6} via {} dev eth0 proto 116", two.addr6());
+    wait_until(&expected, PATIENCE, || one.exec("ip -6 route").is_ok_and(|routes| routes.contains(&expected)));
+    ping_all_to_all(&pods);
+    assert_eq!(one.exec("bridge fdb show dev flannel-v6.1").unwrap().matches(" dst ").count(), 0);
+}

@@ -1,0 +1,177 @@
+//! Masquerade and forwarding: who the far side sees, whose rules are there, and what becomes of others'.
+
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use twill_lab::{Lab, NODE_CONFIG, Namespace, Node, Pod, Twilld, wait_until};
+
+use crate::PATIENCE;
+
+const BOTH: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48"}"#;
+const MASQ: &[&str] = &["--ip-masq"];
+
+/// Two nodes with both families, a daemon and a pod on each.
+fn cluster(args: &[&str]) -> (Lab, Vec<Twilld>, Vec<Pod>) {
+    let lab = Lab::with_nodes(2);
+    lab.put_config(BOTH);
+    let daemons = lab.start_all(args);
+    let pods = lab.nodes().iter().map(|node| node.pod(1)).collect();
+    (lab, daemons, pods)
+}
+
+/// Whom `server` sees when `client` opens a connection to it at `address`.
+#[track_caller]
+fn seen(client: &Namespace, server: &Namespace, address: impl Into<IpAddr>) -> IpAddr {
+    let address: IpAddr = address.into();
+    let listener = server.enter(|| TcpListener::bind(SocketAddr::new(address, 0))).unwrap().unwrap();
+    let to = listener.local_addr().unwrap();
+    let mut stream = client.enter(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap().unwrap();
+    let (mut accepted, peer) = listener.accept().unwrap();
+    accepted.write_all(b"x").unwrap();
+    stream.write_all(b"x").unwrap();
+    peer.ip()
+}
+
+/// The first address of a node's subnet in each family: its VXLAN devices'.
+fn own(node: &Node) -> [IpAddr; 2] {
+    let env = node.subnet_env().unwrap();
+    [env.subnet.unwrap().network().into(), env.ipv6_subnet.unwrap().network().into()]
+}
+
+fn rules(node: &Node, table: &str) -> String {
+    node.exec(&format!("nft list table {table}")).unwrap_or_default()
+}
+
+/// The fabric's addresses: for a node's pods, the outside.
+fn outside() -> [IpAddr; 2] {
+    ["10.99.0.1".parse().unwrap(), "fd99::1".parse().unwrap()]
+}
+
+#[test]
+fn the_far_side_sees_the_right_source() {
+    let (lab, _daemons, pods) = cluster(MASQ);
+    let (one, two) = (lab.node(1), lab.node(2));
+    let nodes: [IpAddr; 2] = [one.addr().into(), one.addr6().into()];
+    for (family, node) in nodes.into_iter().enumerate() {
+        let (pod, far) = (pods[0].addrs()[family], pods[1].addrs()[family]);
+        // To the outside: the node. Within the network: itself.
+        assert_eq!(seen(pods[0].netns(), lab.fabric(), outside()[family]), node);
+        assert_eq!(seen(pods[0].netns(), pods[1].netns(), far), pod);
+        // A node to a pod elsewhere: an address of the network, for the answer to find its way through the tunnel.
+        assert_eq!(seen(one.netns(), pods[1].netns(), far), own(&one)[family]);
+        // From outside to a pod of this node: as it is.
+        lab.fabric().exec(&format!("ip route add {pod} via {node}")).unwrap();
+        assert_eq!(seen(lab.fabric(), pods[0].netns(), pod), outside()[family]);
+        // From outside through this node to a pod elsewhere: this node, so that the answer comes back here.
+        lab.fabric().exec(&format!("ip route add {far} via {node}")).unwrap();
+        assert_eq!(seen(lab.fabric(), pods[1].netns(), far), own(&one)[family]);
+    }
+    assert!(rules(&two, "ip twill.1").contains("masquerade fully-random"));
+}
+
+#[test]
+fn flushed_and_deleted_tables_are_mended() {
+    let (lab, mut daemons, pods) = cluster(MASQ);
+    let node = lab.node(1);
+    let before = [rules(&node, "ip twill.1"), rules(&node, "ip6 twill.1")];
+    assert!(before.iter().all(|table| table.matches("masquerade fully-random").count() == 2), "{before:?}");
+    for wreck in [
+        "nft flush ruleset",
+        "nft delete table ip twill.1",
+        "nft flush chain ip6 twill.1 postrouting",
+        "nft insert rule ip twill.1 postrouting accept",
+    ] {
+        node.exec(wreck).unwrap();
+        wait_until(&format!("mended after {wreck}"), PATIENCE, || {
+            let now = [rules(&node, "ip twill.1"), rules(&node, "ip6 twill.1")];
+            if now == before { Ok(()) } else { Err(now.join("\n")) }
+        });
+    }
+    daemons[0].wait_log(&["nftables rules were changed by somebody", "mended"], PATIENCE);
+    assert_eq!(seen(pods[0].netns(), lab.fabric(), outside()[0]), IpAddr::from(node.addr()));
+}
+
+#[test]
+fn without_the_flags_no_rules_and_those_of_an_earlier_run_go() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(NODE_CONFIG);
+    let node = lab.node(1);
+    let mut daemon = node.twilld(MASQ);
+    daemon.wait_ready();
+    assert!(daemon.terminate().status.success());
+    let kept = rules(&node, "ip twill.1");
+    assert!(kept.contains("masquerade") && kept.contains("chain forward"), "a stop took the rules: {kept}");
+    let mut daemon = node.twilld(&[]);
+    daemon.wait_ready();
+    let forward = rules(&node, "ip twill.1");
+    assert!(!forward.contains("masquerade") && forward.contains("ip daddr 10.5.0.0/16 accept"), "{forward}");
+    assert!(daemon.terminate().status.success());
+    let mut daemon = node.twilld(&["--iptables-forward-rules=false"]);
+    daemon.wait_ready();
+    assert_eq!(node.exec("nft list tables").unwrap(), "");
+}
+
+#[test]
+fn rules_of_an_earlier_flannel_go_once_ours_are_in() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(NODE_CONFIG);
+    let node = lab.node(1);
+    for line in [
+        "iptables-nft -t nat -N FLANNEL-POSTRTG",
+        "iptables-nft -t nat -A POSTROUTING -m comment --comment flanneld -j FLANNEL-POSTRTG",
+        "iptables-nft -t nat -A FLANNEL-POSTRTG -s 10.5.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE --random-fully",
+        "iptables-nft -t nat -A POSTROUTING -s 172.17.0.0/16 -j MASQUERADE",
+        "iptables-nft -N FLANNEL-FWD",
+        "iptables-nft -A FORWARD -j FLANNEL-FWD",
+        "iptables-nft -A FLANNEL-FWD -s 10.5.0.0/16 -j ACCEPT",
+        "nft add table ip6 flannel-ipv6",
+    ] {
+        node.exec(line).unwrap();
+    }
+    let mut daemon = node.twilld(MASQ);
+    daemon.wait_ready();
+    daemon.wait_log(&["earlier flannel removed"], PATIENCE);
+    let all = node.exec("nft list ruleset").unwrap();
+    assert!(!all.to_lowercase().contains("flannel"), "{all}");
+    assert!(all.contains("ip saddr 172.17.0.0/16"), "another's rule is gone: {all}");
+}
+
+#[test]
+fn a_chain_that_drops_our_packets_is_named_and_flannel_s_way_through_it_stays() {
+    let lab = Lab::with_nodes(2);
+    lab.put_config(NODE_CONFIG);
+    let node = lab.node(1);
+    node.exec("iptables-nft -P FORWARD DROP").unwrap();
+    let mut daemon = node.twilld(&[]);
+    daemon.wait_ready();
+    daemon.wait_log(&["dropped by a chain that is not ours", "ip filter FORWARD (policy drop)"], PATIENCE);
+    assert!(daemon.terminate().status.success());
+    // As Docker and flannel leave it.
+    for line in [
+        "iptables-nft -N FLANNEL-FWD",
+        "iptables-nft -A FORWARD -j FLANNEL-FWD",
+        "iptables-nft -A FLANNEL-FWD -s 10.5.0.0/16 -j ACCEPT",
+        "iptables-nft -A FLANNEL-FWD -d 10.5.0.0/16 -j ACCEPT",
+    ] {
+        node.exec(line).unwrap();
+    }
+    let daemons = lab.start_all(&[]);
+    let pods: Vec<Pod> = lab.nodes().iter().map(|node| node.pod(1)).collect();
+    pods[1].ping(pods[0].addr()).unwrap();
+    assert!(rules(&node, "ip filter").contains("FLANNEL-FWD"));
+    assert!(!daemons[0].log().contains("not ours"), "{}", daemons[0].log());
+}
+
+#[test]
+fn the_timer_mends_where_no_notification_comes() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(NODE_CONFIG);
+    let node = lab.node(1);
+    let mut daemon = node.twilld(&["--ip-masq", "--iptables-resync=1"]);
+    daemon.wait_ready();
+    daemon.signal(nix::sys::signal::Signal::SIGSTOP);
+    node.exec("nft flush ruleset").unwrap();
+    daemon.signal(nix::sys::signal::Signal::SIGCONT);
+    wait_until("mended", Duration::from_secs(30), || rules(&node, "ip twill.1").contains("masquerade"));
+}
