@@ -78,7 +78,7 @@ impl Site {
         let end = |net: &FamilyConfig| {
             let family = Family::of(&net.network);
             let chosen = iface::choose(&interfaces, &self.wish, family == Family::V6)?;
-            Ok(End { net: net.clone(), family, chosen })
+            Ok(End { net: *net, family, chosen })
         };
         self.config.families().map(end).collect()
     }

@@ -1,5 +1,7 @@
 //! The real kernel behind the trait `Dataplane`: what `overlay` takes for granted holds there. Needs root.
 
+#![expect(clippy::unwrap_used, reason = "a test that meets an error has failed; so has its helper")]
+
 use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
@@ -12,7 +14,7 @@ use twill_agent::overlay::reconcile::Seen;
 /// Runs a test in a network namespace of its own that has an interface `eth0` with 10.99.0.1/16.
 fn in_namespace<F: AsyncFnOnce(Kernel, Device) + Send + 'static>(test: F) {
     let thread = std::thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace (root?)");
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
         ip("link set lo up");
         ip("link add eth0 type veth peer name eth1");
         ip("link set eth1 up");

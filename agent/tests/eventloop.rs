@@ -1,5 +1,7 @@
 //! The event loop between a store and a kernel in memory, on a clock that the test moves.
 
+#![expect(clippy::unwrap_used, reason = "a test that meets an error has failed; so has its helper")]
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -1,5 +1,7 @@
 //! The pure plane against a kernel in memory: every scenario with each operation failing in turn, and generated ones.
 
+#![expect(clippy::unwrap_used, reason = "a test that meets an error has failed; so has its helper")]
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};

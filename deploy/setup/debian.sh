@@ -53,6 +53,7 @@ packages() {
     needs etcdctl etcd-client
     needs ip iproute2
     needs bridge iproute2
+    needs ss iproute2
     needs ping iputils-ping
     needs /usr/lib/cni/bridge containernetworking-plugins
     needs podman podman

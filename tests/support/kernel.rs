@@ -130,6 +130,22 @@ pub(crate) fn routes(netns: &Namespace, family: &str) -> Result<Vec<Route>> {
     rows(&netns.run(&["ip", "-j", family, "route", "show"])?, |_| true)
 }
 
+/// The IPv4 addresses of a device, as `10.5.52.0/32`.
+pub(crate) fn addresses(netns: &Namespace, dev: &str) -> Result<Vec<String>> {
+    #[derive(Deserialize)]
+    struct Device {
+        addr_info: Vec<Address>,
+    }
+    #[derive(Deserialize)]
+    struct Address {
+        local: IpAddr,
+        prefixlen: u8,
+    }
+    let found: Vec<Device> = rows(&netns.run(&["ip", "-j", "-4", "addr", "show", "dev", dev])?, |_| true)?;
+    let addresses = found.into_iter().flat_map(|device| device.addr_info);
+    Ok(addresses.map(|address| format!("{}/{}", address.local, address.prefixlen)).collect())
+}
+
 /// A device, an error if there is none of that name.
 pub(crate) fn link(netns: &Namespace, dev: &str) -> Result<Link> {
     let found: Vec<Link> = rows(&netns.run(&["ip", "-j", "link", "show", "dev", dev])?, |_| true)?;

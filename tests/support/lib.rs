@@ -33,6 +33,7 @@ mod peer;
 mod ping;
 mod pod;
 mod process;
+mod state;
 mod twilld;
 mod wait;
 
@@ -46,5 +47,6 @@ pub use peer::{Peer, first_address};
 pub use ping::{Ping, PingReport};
 pub use pod::Pod;
 pub use process::Exit;
+pub use state::State;
 pub use twilld::{READY, Twilld};
 pub use wait::{Outcome, wait_for, wait_until};

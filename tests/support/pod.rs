@@ -8,6 +8,10 @@ use anyhow::{Result, ensure};
 use crate::netns::Namespace;
 use crate::node::{Node, SubnetEnv};
 use crate::ping::{self, Ping};
+use crate::wait::wait_for;
+
+/// For a link to come up on a loaded machine.
+const READY: Duration = Duration::from_secs(20);
 
 /// A pod; gone with this value.
 #[derive(Debug)]
@@ -43,6 +47,11 @@ impl Pod {
             lines.push(format!("route add default via {} dev eth0", gateway6.ip()));
         }
         netns.ip_batch(lines)?;
+        // The kernel may take IPv6 on a link whose other end has just come up for unready for a moment, and has no route
+        // to its own address then.
+        if let Some(addr6) = addr6 {
+            wait_for("the pod's IPv6 address serves", READY, || ping::once(&netns, addr6.into(), 1.0))?;
+        }
         Ok(Pod { netns, addr, addr6, node: node.clone() })
     }
 

@@ -37,6 +37,8 @@ impl Twilld {
         };
         command.arg(format!("--etcd-endpoints={etcd_url}"));
         command.arg(format!("--subnet-file={}", node.subnet_file().display()));
+        // All nodes of a lab are one machine.
+        command.arg(format!("--node-id=node{}", node.index()));
         command.args(args);
         // Tests read the log: the daemon's own default level and no colours. And every flag is also a variable, so
         // nothing of what the caller's environment says about flannel or systemd may reach it.

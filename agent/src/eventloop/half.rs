@@ -185,6 +185,8 @@ impl<D: Dataplane> Half<D> {
                 }
                 self.made = true;
                 self.observing = true;
+                // A link that goes down takes routes with it without a word.
+                self.plane.redecide(None);
                 self.check_at = now + self.interval();
             }
             Err(source) => {

@@ -1,0 +1,164 @@
+//! What happens in etcd to a running daemon: its record goes, another takes it, etcd goes away, the config changes, two
+//! nodes have one address.
+
+#![expect(clippy::unwrap_used, reason = "a test that meets an error has failed; so has its helper")]
+
+use std::fs;
+use std::time::Duration;
+
+use twill_lab::{Lab, NODE_CONFIG, Peer, Pod, Twilld, wait_until};
+
+/// For states that take milliseconds on an idle machine, and for retries with a backoff of some seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A lab with the usual config, a ready twilld and a pod on each node.
+fn cluster(nodes: usize, args: &[&str]) -> (Lab, Vec<Twilld>, Vec<Pod>) {
+    let lab = Lab::with_nodes(nodes);
+    lab.put_config(NODE_CONFIG);
+    let daemons = lab.start_all(args);
+    let pods = lab.nodes().iter().map(|node| node.pod(1)).collect();
+    (lab, daemons, pods)
+}
+
+/// The lines of a log with this text.
+fn lines(daemon: &Twilld, text: &str) -> Vec<String> {
+    daemon.log().lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_record_that_is_deleted_comes_back_and_no_packet_is_lost() {
+    let (lab, mut daemons, pods) = cluster(2, &["--peer-mode=all"]);
+    pods[0].ping(pods[1].addr()).unwrap();
+    let (key, subnet) = (lab.node(1).as_peer().key(), lab.node(1).as_peer().subnet.to_string());
+    let before = lab.get(&key).unwrap();
+    lab.delete(&key);
+    let again = wait_until("the record is back", PATIENCE, || lab.get(&key));
+    assert_eq!((again.value, again.lease), (before.value, before.lease));
+    daemons[0].wait_log(&["our record was gone or changed, written again"], PATIENCE);
+    daemons[1].wait_log(&["peer left", &subnet], PATIENCE);
+    wait_until("the peer is back", PATIENCE, || lab.node(2).holds_exactly(&[lab.node(1).as_peer()]));
+    pods[1].ping(pods[0].addr()).unwrap();
+    assert!(daemons.iter_mut().all(Twilld::runs));
+}
+
+#[test]
+fn a_subnet_that_another_node_takes_ends_the_daemon_which_names_it() {
+    let (lab, mut daemons, _pods) = cluster(1, &[]);
+    let own = lab.node(1).as_peer();
+    let thief = Peer { public_ip: "10.99.1.200".parse().unwrap(), mac: "02:00:00:00:00:c8".to_owned(), ..own };
+    lab.put_peer(&thief);
+    assert_eq!(daemons[0].wait_exit(PATIENCE).status.code(), Some(3));
+    let said = lines(&daemons[0], "another node holds our subnet");
+    assert!(!said.is_empty() && said.iter().all(|line| line.contains("10.99.1.200")), "{said:?}");
+    assert_eq!(lab.get(&thief.key()).unwrap().value, thief.record(), "the other's record is left alone");
+}
+
+/// The data plane while etcd is away by `go` until `come`; the daemon's log of it.
+fn outage(go: fn(&Lab), come: fn(&Lab)) -> Vec<String> {
+    let (lab, mut daemons, pods) = cluster(2, &["--peer-mode=all"]);
+    pods[0].ping(pods[1].addr()).unwrap();
+    let ping = pods[0].ping_running(pods[1].addr(), 20);
+    ping.wait_received(5);
+    let before = daemons[0].log().lines().count();
+    go(&lab);
+    daemons[0].wait_log(&["etcd does not answer", "the data plane goes on"], PATIENCE);
+    ping.wait_received(100);
+    come(&lab);
+    daemons[0].wait_log(&["etcd answers again"], PATIENCE);
+    // What comes after it is heard.
+    lab.put_peer(&Peer::new("10.5.200.0/24", "10.99.1.200", "02:00:00:00:00:c8"));
+    daemons[0].wait_log(&["peer joined", "10.5.200.0/24"], PATIENCE);
+    let report = ping.stop();
+    assert_eq!(report.lost, 0, "{report:?}");
+    for (text, count) in [("etcd does not answer", 1), ("etcd answers again", 1), ("reading all records", 0)] {
+        assert_eq!(lines(&daemons[0], text).len(), count, "{text}: {}", daemons[0].log());
+    }
+    daemons[0].log().lines().skip(before).map(str::to_owned).collect()
+}
+
+#[test]
+fn an_etcd_that_is_gone_for_a_while_costs_no_packet_and_two_lines() {
+    let log = outage(|lab| lab.etcd().kill(), |lab| lab.etcd().start());
+    println!("{}", log.join("\n"));
+}
+
+#[test]
+fn an_etcd_that_hangs_for_a_while_costs_no_packet_and_two_lines() {
+    let log = outage(|lab| lab.etcd().pause(), |lab| lab.etcd().resume());
+    println!("{}", log.join("\n"));
+}
+
+#[test]
+fn a_changed_network_config_is_said_and_left_alone_until_the_restart() {
+    let (lab, mut daemons, _pods) = cluster(1, &[]);
+    let node = lab.node(1);
+    let (env, device, record) =
+        (fs::read(node.subnet_file()).unwrap(), node.link("flannel.1").unwrap(), lab.records());
+    for (config, words) in [
+        (r#"{"Network":"10.6.0.0/16","Backend":{"Type":"vxlan"}}"#, ["the network config was changed", "10.6.0.0/16"]),
+        (r#"{"Network":"#, ["the network config was changed", r#"{\"Network\":"#]),
+    ] {
+        lab.put_config(config);
+        daemons[0].wait_log(&words, PATIENCE);
+    }
+    lab.delete("/coreos.com/network/config");
+    daemons[0].wait_log(&["the network config was deleted"], PATIENCE);
+    // A peer that comes now is one of the network that the daemon knows.
+    let peer = Peer::new("10.5.200.0/24", "10.99.1.200", "02:00:00:00:00:c8");
+    lab.put_peer(&peer);
+    daemons[0].wait_log(&["peer joined", "10.5.200.0/24"], PATIENCE);
+    lab.delete(&peer.key());
+    daemons[0].wait_log(&["peer left", "10.5.200.0/24"], PATIENCE);
+    assert_eq!(fs::read(node.subnet_file()).unwrap(), env);
+    assert_eq!((node.link("flannel.1").unwrap(), lab.records()), (device, record));
+
+    lab.put_config(r#"{"Network":"10.6.0.0/16","Backend":{"Type":"vxlan"}}"#);
+    assert!(daemons[0].terminate().status.success());
+    daemons[0] = node.twilld(&[]);
+    daemons[0].wait_ready();
+    let subnet = node.as_peer().subnet.to_string();
+    assert!(subnet.starts_with("10.6."), "{subnet}");
+    assert_eq!(lab.records().len(), 1, "the record that doesn't fit any more is gone");
+}
+
+#[test]
+fn the_second_node_with_one_public_ip_is_refused_with_both_names() {
+    let lab = Lab::with_nodes(2);
+    lab.put_config(NODE_CONFIG);
+    let mut first = lab.node(1).twilld(&["--node-id=rack-1"]);
+    first.wait_ready();
+    let address = format!("--public-ip={}", lab.node(1).addr());
+    let mut second = lab.node(2).twilld(&["--node-id=rack-2", &address]);
+    let exit = second.wait_exit(PATIENCE);
+    assert_eq!(exit.status.code(), Some(1));
+    let said = lines(&second, "two nodes have the public IP");
+    let words = ["10.99.0.11", "this one is rack-2", "the other one, rack-1, is alive"];
+    assert!(said.len() == 1 && words.iter().all(|word| said[0].contains(word)), "{}", second.log());
+    assert!(first.runs());
+    let record = lab.get(&lab.node(1).as_peer().key()).unwrap().value;
+    assert!(record.ends_with(r#","NodeID":"rack-1"}"#), "{record}");
+    assert!(!lab.node(2).subnet_file().exists());
+    assert!(lab.node(2).link("flannel.1").is_err(), "nothing was made for it");
+}
+
+#[test]
+fn a_node_that_was_installed_anew_has_its_subnet_back() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(NODE_CONFIG);
+    let mut daemon = lab.node(1).twilld(&["--node-id=before"]);
+    daemon.wait_ready();
+    let before = lab.node(1).as_peer();
+    daemon.kill();
+    fs::remove_file(lab.node(1).subnet_file()).unwrap();
+    lab.node(1).exec("ip link del flannel.1").unwrap();
+
+    let mut daemon = lab.node(1).twilld(&["--node-id=after"]);
+    daemon.wait_log(&["asking whether that node is alive", "node before"], PATIENCE);
+    // It has half a minute for its answer.
+    let ready = || lab.node(1).subnet_file().exists();
+    wait_until("the silence is long enough", PATIENCE * 2, ready);
+    daemon.wait_ready();
+    assert_eq!(lab.node(1).as_peer(), before, "the subnet, and the MAC");
+    let [record] = lab.records().try_into().unwrap();
+    assert!(record.value.ends_with(r#","NodeID":"after"}"#), "{}", record.value);
+}
