@@ -17,9 +17,11 @@ use crate::store::backoff::Backoff;
 use crate::store::{Error, LeaseId, RawRecord, Store, Written};
 
 mod claim;
+mod handle;
 mod keeper;
 
-pub use keeper::{Keeper, KeeperHandle, LeaseEvent};
+pub use handle::{KeeperHandle, LeaseEvent};
+pub use keeper::Keeper;
 
 /// The TTL of a record, flannel's `subnetTTL`.
 pub const TTL: Duration = Duration::from_secs(86_400);

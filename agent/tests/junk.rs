@@ -1,5 +1,7 @@
 //! What anybody may write into etcd: nothing in it panics, and a record touches only itself.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail as its tests do")]
+
 use std::collections::BTreeMap;
 
 use ipnetwork::IpNetwork;

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use etcd_server::{Etcd, LIMIT, Release, next, on_each_etcd, until};
+use etcd_server::{Etcd, Release, next, on_each_etcd, until};
 use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -337,14 +337,14 @@ async fn writes_are_conditional(release: Release) {
 
 async fn a_role_for_the_prefix_is_enough_and_less_is_explained(release: Release) {
     let etcd = Etcd::start(release);
-    etcd.ctl(&["role", "add", "node"]);
-    etcd.ctl(&["role", "grant-permission", "node", "read", "/coreos.com/network/config"]);
-    etcd.ctl(&["role", "grant-permission", "--prefix=true", "node", "readwrite", "/coreos.com/network/subnets/"]);
-    for user in ["root", "node", "nobody"] {
+    etcd.node_role(&["--user", "node"], "secret\n");
+    // Another network's, from a prefix as twilld takes it.
+    etcd.node_role(&["--prefix", "other//net/", "--role", "other"], "");
+    assert!(etcd.ctl(&["role", "get", "other"]).contains("(prefix /other/net/subnets/)"));
+    for user in ["root", "nobody"] {
         etcd.ctl(&["user", "add", &format!("{user}:secret")]);
     }
     etcd.ctl(&["user", "grant-role", "root", "root"]);
-    etcd.ctl(&["user", "grant-role", "node", "node"]);
     etcd.ctl(&["auth", "enable"]);
     let as_user = |user: &str, password: &str| {
         let mut options = etcd.options();

@@ -79,7 +79,7 @@ pub(crate) fn system_calls() -> Result<Option<String>> {
     let counts = tempfile::NamedTempFile::new()?;
     let own = std::env::current_exe()?;
     let mut command = Command::new("strace");
-    // Not -f's children: those are ip(8), which makes the device.
+    // Ours are sendto and recvfrom; sendmsg and recvmsg are those of ip(8), which makes the device.
     command.args(["-f", "-c", "-e", "trace=network", "-o"]).arg(counts.path()).arg(own).arg(ONCE);
     match command.status() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),

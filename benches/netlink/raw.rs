@@ -12,7 +12,7 @@ use socket2::{SockFilter, SockRef};
 
 use crate::peers::{PREFIX, PROTOCOL, Peer, Work};
 
-/// Messages in a datagram, as netlink-ext has it; more are not faster.
+/// Messages in a datagram, as netlink-ext has it.
 const CHUNK: u32 = 256;
 const PUT: u16 = (libc::NLM_F_REQUEST | libc::NLM_F_CREATE | libc::NLM_F_REPLACE) as u16;
 const ACK: u16 = libc::NLM_F_ACK as u16;

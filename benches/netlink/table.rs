@@ -106,7 +106,7 @@ impl Row {
 /// Prints a heading and its rows; how many targets were missed.
 pub(crate) fn print(heading: &str, rows: &[Row]) -> usize {
     println!("\n{heading}");
-    println!("  {:<48}{:>10}  {:<34}{:>10}{:>9}  {:<11}", "", "ours", "beside", "it takes", "ratio", "target");
+    println!("  {:<44}{:>10}  {:<40}{:>10}{:>9}  {:<11}", "", "ours", "beside", "it takes", "ratio", "target");
     let mut work = "";
     for row in rows {
         // What is compared with several things is named once.
@@ -114,7 +114,7 @@ pub(crate) fn print(heading: &str, rows: &[Row]) -> usize {
         work = &row.work;
         let verdict = row.reached().map_or("", |reached| if reached { "ok" } else { "MISS" });
         let Row { ours, beside, floor, target, .. } = row;
-        println!("  {name:<48}{ours:>10}  {beside:<34}{floor:>10}{:>9}  {target:<11}{verdict}", row.ratio());
+        println!("  {name:<44}{ours:>10}  {beside:<40}{floor:>10}{:>9}  {target:<11}{verdict}", row.ratio());
     }
     rows.iter().filter(|row| row.reached() == Some(false)).count()
 }

@@ -54,6 +54,7 @@ packages() {
     needs ip iproute2
     needs bridge iproute2
     needs ss iproute2
+    needs openssl openssl
     needs ping iputils-ping
     needs /usr/lib/cni/bridge containernetworking-plugins
     needs podman podman

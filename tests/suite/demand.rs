@@ -149,7 +149,8 @@ fn mends_what_failed(inject: &str) {
     let failed = std::fs::read_to_string(trace).unwrap().matches("(INJECTED)").count();
     println!("{inject}: {failed} calls failed");
     assert!(failed > 3, "only {failed} calls failed");
-    assert!(daemon.terminate().status.success());
+    // Killed, not stopped: the runtime tells itself of a signal by a sendto of its own, which may be one that fails.
+    daemon.kill();
 }
 
 #[test]

@@ -21,8 +21,10 @@ fn in_subnet(peer: &Peer) -> std::net::Ipv4Addr {
 
 /// Waits until the kernel holds exactly these, which on demand takes a packet to each.
 fn used(node: &Node, pod: &Pod, peers: &[Peer]) {
-    peers.iter().for_each(|peer| pod.send(in_subnet(peer)));
-    wait_until("the peers are programmed", PATIENCE, || node.holds_exactly(peers));
+    wait_until("the peers are programmed", PATIENCE, || {
+        peers.iter().for_each(|peer| pod.send(in_subnet(peer)));
+        node.holds_exactly(peers)
+    });
 }
 
 /// What others may have on a node, inside our network and outside, on our device and elsewhere: the command, and what
@@ -162,8 +164,10 @@ fn nothing_is_stale_after(mode: &str, stop: fn(&mut Twilld)) {
     }
     node.holds_exactly(&expected).unwrap();
     assert!(!node.exec("ip route").unwrap().contains("unreachable"), "{}", node.exec("ip route").unwrap());
-    pod.send(in_subnet(&comes));
-    wait_until("the new one is there", PATIENCE, || node.holds(&comes));
+    wait_until("the new one is there", PATIENCE, || {
+        pod.send(in_subnet(&comes));
+        node.holds(&comes)
+    });
 }
 
 #[test]

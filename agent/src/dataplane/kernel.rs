@@ -103,7 +103,11 @@ impl Kernel {
     /// Brings the link to what is wanted; what it came to, and the link's index.
     async fn link(&mut self, spec: &VxlanSpec) -> Result<(Made, Link), Error> {
         let mut reasons = Vec::new();
-        if let Some(link) = self.looker.link_named(&spec.name)? {
+        if let Some(renamed) = self.renamed(spec)? {
+            // It holds our VNI and port, so nothing could be made beside it.
+            reasons.push(format!("renamed to {}", renamed.name));
+            self.request("delete", spec, self.links.del(renamed.index).execute()).await?;
+        } else if let Some(link) = self.looker.link_named(&spec.name)? {
             let differences = spec.differences(&link);
             if let Some(Difference::NotVxlan { seen }) = differences.first() {
                 let kind = seen.clone().unwrap_or_else(|| "physical".to_owned());
@@ -125,6 +129,16 @@ impl Kernel {
         }
         self.request("create", spec, self.links.add(spec.message()).execute()).await?;
         Ok((Made::Created(reasons), self.look(spec)?))
+    }
+
+    /// Our device under another name: the index that we made, still with our MAC and VNI.
+    fn renamed(&mut self, spec: &VxlanSpec) -> Result<Option<Link>, Error> {
+        let Some(ifindex) = self.live.as_ref().map(|live| live.ifindex) else { return Ok(None) };
+        let is_ours = |link: &Link| {
+            let vni = link.vxlan.as_ref().map(|vxlan| vxlan.vni);
+            link.index == ifindex && link.name != spec.name && link.mac == Some(spec.mac) && vni == Some(spec.vni)
+        };
+        Ok(self.looker.links()?.into_iter().find(is_ours))
     }
 
     async fn change(&self, spec: &VxlanSpec, ifindex: u32, differences: &[Difference]) -> Result<(), Error> {

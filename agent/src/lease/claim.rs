@@ -27,6 +27,12 @@ pub(super) fn without_claim(extra: &mut Vec<(String, serde_json::Value)>) {
     extra.retain(|(name, _)| name != CLAIM);
 }
 
+/// Who asks in this record of ours.
+pub(super) fn claimant(record: &Record) -> Option<String> {
+    let (_, by) = record.extra.iter().find(|(name, _)| name == CLAIM)?;
+    by.as_str().map(str::to_owned)
+}
+
 impl<S: Store> Search<'_, S> {
     /// Whether the node `other` keeps its record of this key. If not, the record counts as ours from now on, or has
     /// changed: in either case a new decision is due.

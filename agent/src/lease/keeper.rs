@@ -7,9 +7,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::claim::claimant;
+use super::handle::{Command, KeeperHandle, LeaseEvent};
 use super::{Held, revoke};
 use crate::overlay::record::Record;
 use crate::store::backoff::Backoff;
@@ -17,77 +18,6 @@ use crate::store::{Change, Error, LeaseId, RawRecord, Store, Written};
 
 /// Events that may wait for a listener who is busy.
 const UNREAD: usize = 64;
-
-/// What happened to our lease.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LeaseEvent {
-    /// The lease was renewed.
-    Renewed {
-        /// What is left of it now.
-        left: Duration,
-    },
-    /// Our record was deleted, expired or spoilt, and is there again.
-    Recreated {
-        /// Its new revision.
-        revision: i64,
-        /// The lease it hangs on now.
-        lease: Option<LeaseId>,
-    },
-    /// What [`KeeperHandle::publish`] asked for is written.
-    Published {
-        /// The record's new revision.
-        revision: i64,
-    },
-    /// Somebody made our record a reservation (`lease` is `None`), or hung it on another lease. It still is ours.
-    Rehung {
-        /// The lease it hangs on now.
-        lease: Option<LeaseId>,
-    },
-    /// Another node holds our subnet. Final: the keeper has stopped.
-    Lost {
-        /// The other: its public IP and, where known, its node id.
-        holder: String,
-    },
-    /// The store fails; the keeper goes on trying. Sent once per outage.
-    Trouble {
-        /// What it said.
-        reason: String,
-    },
-    /// The store works again. Sent once per outage.
-    Recovered,
-}
-
-/// How to talk to a running [`Keeper`]. Clones share it.
-#[derive(Debug, Clone)]
-pub struct KeeperHandle {
-    commands: mpsc::UnboundedSender<Command>,
-    task: AbortHandle,
-}
-
-#[derive(Debug)]
-enum Command {
-    Seen(Change),
-    Publish(Box<Record>),
-}
-
-impl KeeperHandle {
-    /// What a watch, or a complete read, shows of our own key. After a complete read without our key: a
-    /// [`Change::Deleted`] at its revision. Changes of other keys are ignored, and so are our own echoes.
-    pub fn seen(&self, change: Change) {
-        // A keeper that has stopped doesn't mind.
-        let _ = self.commands.send(Command::Seen(change));
-    }
-
-    /// Writes our record anew, with another public IP or MAC.
-    pub fn publish(&self, record: Record) {
-        let _ = self.commands.send(Command::Publish(Box::new(record)));
-    }
-
-    /// Stops the keeper at once. The record stays as it is.
-    pub fn stop(&self) {
-        self.task.abort();
-    }
-}
 
 /// Has to be done as soon as the store lets us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -361,6 +291,9 @@ impl<S: Store> Keeper<S> {
     /// Ours, spoilt, or another's?
     async fn judge(&mut self, raw: RawRecord) -> Result<(), Over> {
         let parsed = Record::parse(&raw.value).ok();
+        if let Some(by) = parsed.as_ref().and_then(claimant) {
+            self.tell(LeaseEvent::Claimed { by }).await?;
+        }
         if let Some(other) = parsed.as_ref().filter(|record| !self.is_ours(record)) {
             return Err(self.lost(other.holder(), raw.lease).await);
         }

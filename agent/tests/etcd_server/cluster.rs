@@ -2,7 +2,6 @@
 //! `deploy/etcd/node-role.sh` makes.
 
 use std::net::TcpListener;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,7 @@ use nix::unistd::Pid;
 use twill_agent::store::etcd::{EtcdOptions, EtcdStore};
 
 use super::pki::Pki;
-use super::{LIMIT, PREFIX, Release};
+use super::{LIMIT, PREFIX, Release, node_role};
 
 /// How many members.
 pub(crate) const MEMBERS: usize = 3;
@@ -50,19 +49,10 @@ impl Cluster {
 
     /// Runs `deploy/etcd/node-role.sh` as root.
     pub(crate) fn script(&self, arguments: &[&str]) {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/etcd/node-role.sh");
-        let etcdctl = self.release.program("etcdctl");
-        let mut path = std::env::var_os("PATH").unwrap();
-        if let Some(dir) = etcdctl.parent().filter(|dir| dir.is_absolute()) {
-            path = format!("{}:{}", dir.display(), path.to_str().unwrap()).into();
-        }
-        let mut command = Command::new("bash");
-        command.arg(script).args(arguments).env("PATH", path).env("ETCDCTL_ENDPOINTS", self.urls().join(","));
-        for (name, file) in [("CACERT", "ca.crt"), ("CERT", "root.crt"), ("KEY", "root.key")] {
-            command.env(format!("ETCDCTL_{name}"), self.pki.path(file));
-        }
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "node-role.sh {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let [ca, cert, key] = ["ca.crt", "root.crt", "root.key"].map(|name| self.pki.file(name));
+        let endpoints = self.urls().join(",");
+        let env = [("ENDPOINTS", &endpoints), ("CACERT", &ca), ("CERT", &cert), ("KEY", &key)];
+        node_role(self.release, &env, arguments, "");
     }
 
     /// kill -9.

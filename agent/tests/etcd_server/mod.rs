@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -169,7 +170,28 @@ impl Etcd {
     }
 }
 
+/// Runs `deploy/etcd/node-role.sh` with these `ETCDCTL_` variables and this on its standard input.
+pub(crate) fn node_role(release: Release, env: &[(&str, &String)], arguments: &[&str], input: &str) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/etcd/node-role.sh");
+    let mut path = std::env::var("PATH").unwrap();
+    if let Some(dir) = release.program("etcdctl").parent().filter(|dir| dir.is_absolute()) {
+        path = format!("{}:{path}", dir.display());
+    }
+    let mut command = Command::new("bash");
+    command.arg(script).args(arguments).env("PATH", path).stdin(Stdio::piped()).stderr(Stdio::piped());
+    command.envs(env.iter().map(|(name, value)| (format!("ETCDCTL_{name}"), value)));
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "node-role.sh {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
 impl Etcd {
+    /// Runs `deploy/etcd/node-role.sh`, before there is any need to log in.
+    pub(crate) fn node_role(&self, arguments: &[&str], input: &str) {
+        node_role(self.release, &[("ENDPOINTS", &self.url())], arguments, input);
+    }
+
     /// Behind TLS, what the log says has to do.
     fn listens(&self, port: u16) -> bool {
         let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();

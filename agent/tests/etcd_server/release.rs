@@ -27,6 +27,7 @@ impl Release {
 }
 
 /// Makes a test on either etcd of each `async fn(release: Release)`.
+#[allow(unused_macros, reason = "the chaos test is no async fn")]
 macro_rules! on_each_etcd {
     ($($name:ident),* $(,)?) => {
         mod etcd_of_the_distribution {

@@ -32,6 +32,7 @@ async fn two_living_nodes_with_one_address_are_both_named() {
         first.key()
     );
     assert_eq!(error.to_string(), expected);
+    assert_eq!(first.next().await, LeaseEvent::Claimed { by: "stranger".to_owned() });
     assert!(matches!(first.next().await, LeaseEvent::Recreated { .. }));
     assert_eq!(first.stored().unwrap().value, first.held.record.to_json(), "the question is taken out again");
     assert_eq!(store.leases(), [first.held.lease.unwrap()]);

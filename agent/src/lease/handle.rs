@@ -1,0 +1,86 @@
+//! What a [`Keeper`](super::Keeper) is told, and what it tells.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use crate::overlay::record::Record;
+use crate::store::{Change, LeaseId};
+
+/// What happened to our lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LeaseEvent {
+    /// The lease was renewed.
+    Renewed {
+        /// What is left of it now.
+        left: Duration,
+    },
+    /// Our record was deleted, expired or spoilt, and is there again.
+    Recreated {
+        /// Its new revision.
+        revision: i64,
+        /// The lease it hangs on now.
+        lease: Option<LeaseId>,
+    },
+    /// What [`KeeperHandle::publish`] asked for is written.
+    Published {
+        /// The record's new revision.
+        revision: i64,
+    },
+    /// Somebody made our record a reservation (`lease` is `None`), or hung it on another lease. It still is ours.
+    Rehung {
+        /// The lease it hangs on now.
+        lease: Option<LeaseId>,
+    },
+    /// Another node has our public IP and asks in our record whether we are alive. Taking the question out, which follows
+    /// as [`LeaseEvent::Recreated`], is the answer.
+    Claimed {
+        /// The other's node id.
+        by: String,
+    },
+    /// Another node holds our subnet. Final: the keeper has stopped.
+    Lost {
+        /// The other: its public IP and, where known, its node id.
+        holder: String,
+    },
+    /// The store fails; the keeper goes on trying. Sent once per outage.
+    Trouble {
+        /// What it said.
+        reason: String,
+    },
+    /// The store works again. Sent once per outage.
+    Recovered,
+}
+
+/// How to talk to a running [`Keeper`](super::Keeper). Clones share it.
+#[derive(Debug, Clone)]
+pub struct KeeperHandle {
+    pub(super) commands: mpsc::UnboundedSender<Command>,
+    pub(super) task: AbortHandle,
+}
+
+#[derive(Debug)]
+pub(super) enum Command {
+    Seen(Change),
+    Publish(Box<Record>),
+}
+
+impl KeeperHandle {
+    /// What a watch, or a complete read, shows of our own key. After a complete read without our key: a
+    /// [`Change::Deleted`] at its revision. Changes of other keys are ignored, and so are our own echoes.
+    pub fn seen(&self, change: Change) {
+        // A keeper that has stopped doesn't mind.
+        let _ = self.commands.send(Command::Seen(change));
+    }
+
+    /// Writes our record anew, with another public IP or MAC.
+    pub fn publish(&self, record: Record) {
+        let _ = self.commands.send(Command::Publish(Box::new(record)));
+    }
+
+    /// Stops the keeper at once. The record stays as it is.
+    pub fn stop(&self) {
+        self.task.abort();
+    }
+}
