@@ -128,26 +128,26 @@ pub struct Flags {
 #[command(next_help_heading = "etcd")]
 pub struct EtcdFlags {
     /// etcd's endpoints, separated by commas.
-    #[arg(long, value_delimiter = ',', value_name = "URL,...")]
+    #[arg(long, global = true, value_delimiter = ',', value_name = "URL,...")]
     #[arg(default_value = "http://127.0.0.1:4001,http://127.0.0.1:2379")]
     pub etcd_endpoints: Vec<String>,
     /// Where in etcd the network config and the records live.
-    #[arg(long, default_value = "/coreos.com/network", value_name = "KEY")]
+    #[arg(long, global = true, default_value = "/coreos.com/network", value_name = "KEY")]
     pub etcd_prefix: String,
     /// The CA that signed etcd's certificate, PEM.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     pub etcd_cafile: Option<PathBuf>,
     /// Our client certificate for etcd, PEM.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     pub etcd_certfile: Option<PathBuf>,
     /// The key of our client certificate, PEM.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     pub etcd_keyfile: Option<PathBuf>,
     /// The user to log in to etcd as.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, global = true, value_name = "NAME")]
     pub etcd_username: Option<String>,
     /// That user's password; its variable keeps it out of the list of processes.
-    #[arg(long, value_name = "SECRET")]
+    #[arg(long, global = true, value_name = "SECRET")]
     pub etcd_password: Option<String>,
 }
 
