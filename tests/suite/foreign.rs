@@ -87,9 +87,8 @@ fn all_there(node: &Node, when: &str, rows: &[(&str, &str, &str)]) {
     }
 }
 
-/// Waits until a comparison of everything has been made: what it takes out is gone.
+/// Makes the daemon look at everything again, as it does after any change of its device.
 fn compare(node: &Node) {
-    // A second Twill's and flannel's form; nobody tells while the device changes.
     node.exec("ip link set flannel.1 mtu 1300").unwrap();
     wait_until("the device is mended", PATIENCE, || node.link("flannel.1").is_ok_and(|link| link.mtu == 1450));
 }

@@ -128,8 +128,16 @@ async fn live(plan: Plan, number: usize, table: Arc<Mutex<BTreeMap<String, RawRe
     let checker = plan.checker;
     checker.count("lives");
     let store = EtcdStore::connect(plan.options).unwrap();
-    let (mut mirror, held) = join(&store, &plan.config, &record(number)).await;
-    let held = held.unwrap_or_else(|error| panic!("agent {number}: {error}"));
+    let (mut mirror, held) = loop {
+        match join(&store, &plan.config, &record(number)).await {
+            (mirror, Ok(held)) => break (mirror, held),
+            (_, Err(error @ AcquireError::Doubled { .. })) => panic!("agent {number}: {error}"),
+            (_, Err(AcquireError::NoFreeSubnet { .. })) => {
+                checker.count("waits for a free subnet");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    };
     let key = held.key.to_string();
     checker.takes(number, &key);
     let _belief = Belief { checker: Arc::clone(&checker), agent: number, key: key.clone() };
