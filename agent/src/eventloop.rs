@@ -304,6 +304,9 @@ impl<D: Dataplane> EventLoop<D> {
             LeaseEvent::Recreated { revision, .. } => {
                 warn!(revision, subnet = %self.own.text, "our record was gone or changed, written again");
             }
+            LeaseEvent::Claimed { by } => {
+                warn!(node = %by, subnet = %self.own.text, "another node has our public IP and was told that we are here: give one of them another address");
+            }
             event => info!(?event, subnet = %self.own.text, "lease"),
         }
         self.health.lease = None;

@@ -142,7 +142,7 @@ fn mends_what_failed(inject: &str) {
         ["strace", "-D", "-f", "-qq", "-e", "signal=none", "-e", "trace=sendto,sendmsg", "-e", inject, "-o", trace];
     let mut daemon = node.twilld_under(&wrapper, &["--peer-mode=all"]);
     daemon.wait_ready();
-    let peers: Vec<Peer> = (101..=160).map(recorded).collect();
+    let peers: Vec<Peer> = (110..=169).map(recorded).collect();
     peers.iter().for_each(|peer| lab.put_peer(peer));
     peers[..20].iter().for_each(|peer| lab.delete(&peer.key()));
     wait_until("all is programmed in the end", PATIENCE, || node.holds_exactly(&peers[20..]));
