@@ -6,10 +6,10 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 NODES ?= 3
 KEEP ?= 0
 
-.PHONY: help setup etcd-3.5 root build lint test demo bench clean
+.PHONY: help setup etcd-3.5 root build lint test demo bench bench-agent clean
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
 	@echo
 	@echo '  make demo NODES=5   more nodes'
 	@echo '  make demo KEEP=1    stays up until Ctrl-C and says how to look around'
@@ -40,6 +40,10 @@ demo: root setup ## a running network in one command, shown and removed again (r
 bench: root setup ## what netlink-ext and the miss path cost, beside the least that it can cost here (root)
 	@cargo build --release --package twill-agent --bins
 	@cargo bench --quiet --package twill-benches --bench netlink -- $(BENCH)
+
+bench-agent: root setup ## the whole program at 10,000 and 100,000 peers, beside iproute2 (root)
+	@cargo build --release --package twill-agent --bins
+	@cargo bench --quiet --package twill-benches --bench agent -- $(BENCH)
 
 clean: ## remove what was built
 	cargo clean

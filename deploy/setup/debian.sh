@@ -56,6 +56,7 @@ packages() {
     needs ss iproute2
     needs openssl openssl
     needs ping iputils-ping
+    needs strace strace
     needs /usr/lib/cni/bridge containernetworking-plugins
     needs podman podman
     needs runc runc
