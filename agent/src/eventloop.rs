@@ -27,6 +27,7 @@ mod health;
 mod underlay;
 
 pub use half::Half;
+use half::Heard;
 use health::Health;
 
 /// How long a loop with no planes sleeps.
@@ -132,6 +133,8 @@ impl<D: Dataplane> EventLoop<D> {
     pub async fn run(mut self, mut signals: Signals) -> Ended {
         let mut look = tokio::time::interval(Health::every());
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // One timer for all turns: making one anew each time costs more than the rest of a turn.
+        let mut timer = std::pin::pin!(tokio::time::sleep(NOTHING_TO_DO));
         loop {
             let busy = self.turn().await;
             if !busy {
@@ -139,10 +142,14 @@ impl<D: Dataplane> EventLoop<D> {
             }
             let wake = self.halves.iter().map(Half::next_wake).min();
             let wake = wake.into_iter().chain(self.move_at).min().unwrap_or_else(|| half::now() + NOTHING_TO_DO);
+            if timer.deadline() != wake.into() {
+                timer.as_mut().reset(wake.into());
+            }
             tokio::select! {
                 biased;
-                () = signals.recv() => break,
+                // First, since a packet may wait. The others are not starved: a turn that has heard anything is busy.
                 () = readable(&self.halves), if !busy => {}
+                () = signals.recv() => break,
                 Some(event) = self.store.recv() => self.store_events(event),
                 Some(event) = self.own.events.recv() => {
                     if let Some(ended) = self.lease_event(event) {
@@ -155,7 +162,7 @@ impl<D: Dataplane> EventLoop<D> {
                     self.write_env();
                 }
                 () = tokio::task::yield_now(), if busy => {}
-                () = tokio::time::sleep_until(wake.into()), if !busy => {}
+                () = timer.as_mut(), if !busy => {}
             }
         }
         self.stop();
@@ -167,10 +174,10 @@ impl<D: Dataplane> EventLoop<D> {
         let mut busy = false;
         for half in &mut self.halves {
             let now = half::now();
-            let more = half.hear(now);
+            let heard = half.hear(now);
             half.answer(now);
-            let worked = half.work(now, more).await;
-            busy |= more || worked;
+            let worked = half.work(now).await;
+            busy |= heard != Heard::Nothing || worked;
         }
         busy | self.follow_underlay(half::now())
     }
@@ -180,9 +187,7 @@ impl<D: Dataplane> EventLoop<D> {
         let behind = self.halves.iter().filter(|half| !half.in_sync());
         let missing =
             behind.map(|half| format!("kernel: {} is not as the records want it", half.device.name)).collect();
-        let peers: usize = self.halves.iter().map(|half| half.plane.peers().len()).sum();
-        let programmed: usize = self.halves.iter().map(|half| half.plane.installed()).sum();
-        self.health.update(missing, peers, programmed);
+        self.health.update(missing, || peers_of(&self.halves));
     }
 
     /// Takes in a store event and whatever else has arrived by now; it is planned together.
@@ -322,8 +327,7 @@ impl<D: Dataplane> EventLoop<D> {
             }
             half.finish(started + STOP_WITHIN);
         }
-        let peers: usize = self.halves.iter().map(|half| half.plane.peers().len()).sum();
-        let programmed: usize = self.halves.iter().map(|half| half.plane.installed()).sum();
+        let (peers, programmed) = peers_of(&self.halves);
         let took = started.elapsed();
         if self.program_all_on_exit && programmed < peers {
             warn!(peers, programmed, ?took, "stopping, not every peer could be put into the kernel");
@@ -344,6 +348,12 @@ async fn readable<D: Dataplane>(halves: &[Half<D>]) {
             () = Box::pin(readable(rest)) => {}
         },
     }
+}
+
+/// How many peers there are, and how many of them are completely in the kernel. Looks at each.
+fn peers_of<D>(halves: &[Half<D>]) -> (usize, usize) {
+    let of = |half: &Half<D>| (half.plane.peers().len(), half.plane.installed());
+    halves.iter().map(of).fold((0, 0), |sum, half| (sum.0 + half.0, sum.1 + half.1))
 }
 
 /// How many records an event is about.

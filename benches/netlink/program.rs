@@ -50,21 +50,24 @@ pub(crate) fn compare(rounds: usize) -> Result<Vec<Row>> {
     })
 }
 
-/// The cost of a route among 1,000, 10,000 and 100,000.
+/// The cost of a route among 1,000, 10,000 and 100,000, and what the same growth is for a raw batch.
 pub(crate) fn routes(rounds: usize) -> Result<Vec<Row>> {
     in_namespace(move || {
         let counts = [1_000, 10_000, 100_000];
-        let mut best = [Duration::MAX; 3];
+        let mut best = [[Duration::MAX; 3]; 2];
         for _ in 0..rounds {
-            for (best, count) in best.iter_mut().zip(counts) {
-                *best = (send_all(Work::Route, count)? / count).min(*best);
+            for (at, count) in counts.into_iter().enumerate() {
+                best[0][at] = (send_all(Work::Route, count)? / count).min(best[0][at]);
+                best[1][at] = (raw_all(Work::Route, count)? / count).min(best[1][at]);
             }
         }
-        let [of_1_000, of_10_000, of_100_000] = best;
+        let [ours, raw] = best;
         let beside = "each of 1,000";
         Ok(vec![
-            Row::times("a route, of 10,000", of_10_000, beside, of_1_000, Target::Times(1.5)),
-            Row::times("a route, of 100,000", of_100_000, beside, of_1_000, Target::Times(1.5)),
+            Row::times("a route, of 10,000", ours[1], beside, ours[0], Target::Times(1.5)),
+            Row::times("a route, of 100,000", ours[2], beside, ours[0], Target::Times(1.5)),
+            Row::times("a route, of 100,000", ours[2], "a raw batch's, of 100,000", raw[2], Target::Times(1.3)),
+            Row::times("a raw batch's, of 100,000", raw[2], "a raw batch's, of 1,000", raw[0], Target::Shown),
         ])
     })
 }
@@ -105,7 +108,11 @@ fn send_all(work: Work, count: u32) -> Result<Duration> {
 }
 
 fn raw(work: Work) -> Result<Duration> {
-    let datagrams = datagrams(work, COUNT, fresh_device()?, REMOTE);
+    raw_all(work, COUNT)
+}
+
+fn raw_all(work: Work, count: u32) -> Result<Duration> {
+    let datagrams = datagrams(work, count, fresh_device()?, REMOTE);
     let socket = Requests::open()?;
     let start = Instant::now();
     datagrams.iter().try_for_each(|datagram| socket.exchange(datagram))?;

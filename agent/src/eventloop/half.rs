@@ -15,12 +15,26 @@ const CHECK_LEAST: Duration = Duration::from_secs(1);
 const CHECK_AGAIN: Duration = Duration::from_secs(1);
 /// The least time between two times that the device is mended.
 const MEND_LEAST: Duration = Duration::from_millis(100);
-/// The most operations in one chunk while more misses wait to be heard.
+/// The most operations in one chunk while more misses are expected.
 const CHUNK_IN_A_FLOOD: usize = 32;
 /// The most operations in one chunk: about half a millisecond of the kernel's time.
 const CHUNK: usize = 256;
 /// The most kernel events that are looked at before operations are sent.
 const EVENTS: usize = 64;
+
+/// How long after a turn that could not hear all the pieces of work stay small: misses come in waves.
+const FLOOD: Duration = Duration::from_millis(2);
+
+/// What hearing came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// The kernel had nothing to tell.
+    Nothing,
+    /// It had, and that was all.
+    All,
+    /// There may be more.
+    More,
+}
 
 /// tokio's clock, which a test can move.
 pub(super) fn now() -> Instant {
@@ -52,6 +66,10 @@ pub struct Half<D> {
     /// The last operations failed, and that was said.
     failing: bool,
     underlay_changed: bool,
+    /// The last time that the kernel was heard, it had nothing to tell.
+    quiet: bool,
+    /// Until then more misses are expected.
+    flood_until: Instant,
 }
 
 impl<D: Dataplane> Half<D> {
@@ -71,6 +89,8 @@ impl<D: Dataplane> Half<D> {
             failing: false,
             // It may have changed while nobody listened.
             underlay_changed: true,
+            quiet: false,
+            flood_until: now,
         }
     }
 
@@ -85,13 +105,20 @@ impl<D: Dataplane> Half<D> {
         std::mem::take(&mut self.underlay_changed)
     }
 
-    /// Takes in what the kernel has told; returns whether there may be more.
-    pub(super) fn hear(&mut self, now: Instant) -> bool {
-        for _ in 0..EVENTS {
+    /// Takes in what the kernel has told.
+    ///
+    /// The first miss after a pause is answered before anything else is looked at: mostly it is alone. Those behind it
+    /// are taken together.
+    pub(super) fn hear(&mut self, now: Instant) -> Heard {
+        let after_pause = std::mem::take(&mut self.quiet);
+        for heard in 0..EVENTS {
             match self.dataplane.next_event() {
                 Ok(Some(Event::Miss(miss))) => {
                     let answer = self.plane.miss(miss, now);
                     trace!(?miss, ?answer, "miss");
+                    if after_pause && heard == 0 {
+                        return Heard::All;
+                    }
                 }
                 Ok(Some(Event::Row(seen))) => self.plane.saw(&seen),
                 Ok(Some(Event::Nothing)) => {}
@@ -105,15 +132,19 @@ impl<D: Dataplane> Half<D> {
                     self.underlay_changed = true;
                     self.again = true;
                 }
-                Ok(None) => return false,
+                Ok(None) => {
+                    self.quiet = heard == 0;
+                    return if self.quiet { Heard::Nothing } else { Heard::All };
+                }
                 Err(source) => {
                     warn!(device = %self.device.name, error = %source, "cannot read kernel events, comparing everything");
                     self.check(now);
-                    return false;
+                    return Heard::Nothing;
                 }
             }
         }
-        true
+        self.flood_until = now + FLOOD;
+        Heard::More
     }
 
     /// Sends what waiting packets wait for.
@@ -125,7 +156,7 @@ impl<D: Dataplane> Half<D> {
     }
 
     /// Does one unit of what is due, a smaller one in a `flood` of misses; returns whether there was any.
-    pub(super) async fn work(&mut self, now: Instant, flood: bool) -> bool {
+    pub(super) async fn work(&mut self, now: Instant) -> bool {
         self.plane.wake(now);
         if std::mem::take(&mut self.again) {
             if self.observing {
@@ -144,7 +175,7 @@ impl<D: Dataplane> Half<D> {
             self.decide();
         } else if due {
             self.observe_next = true;
-            let chunk = self.plane.next_chunk(if flood { CHUNK_IN_A_FLOOD } else { CHUNK });
+            let chunk = self.plane.next_chunk(if now < self.flood_until { CHUNK_IN_A_FLOOD } else { CHUNK });
             self.apply(chunk, now);
         } else {
             return false;

@@ -54,7 +54,10 @@ impl Health {
     }
 
     /// Works out what is missing; `planes` is what is missing in the kernel. Tells everyone where that is news.
-    pub(super) fn update(&mut self, planes: Vec<String>, peers: usize, programmed: usize) {
+    ///
+    /// `count` says how many peers there are, and how many are programmed. It is asked only when that is told: this is
+    /// called after each answer to a miss.
+    pub(super) fn update(&mut self, planes: Vec<String>, count: impl FnOnce() -> (usize, usize)) {
         let mut missing = Vec::new();
         missing.extend(self.lease.as_ref().map(|reason| format!("lease: cannot be renewed: {reason}")));
         missing.extend(self.etcd.as_ref().map(|reason| format!("etcd: {reason}")));
@@ -69,6 +72,7 @@ impl Health {
             return;
         }
         if missing.is_empty() {
+            let (peers, programmed) = count();
             info!(peers, programmed, "ready");
             self.status = format!("ready; {peers} peers");
         } else if self.up {
