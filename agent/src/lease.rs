@@ -12,6 +12,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 
 use crate::overlay::alloc::{Decision, Seen, Wanted, decide};
+use crate::overlay::plane::Plane;
 use crate::overlay::record::{Record, SubnetKey};
 use crate::store::backoff::Backoff;
 use crate::store::{Error, LeaseId, RawRecord, Store, Written};
@@ -84,12 +85,14 @@ pub enum AcquireError {
 pub async fn acquire<S: Store>(
     store: &S,
     wanted: &Wanted<'_>,
-    known: &Known,
+    known: impl Into<Census<'_>>,
     record: &Record,
     ttl: Duration,
 ) -> Result<Held, AcquireError> {
-    let Known { own: seen, others: taken } = known.clone();
-    let mut search = Search { store, wanted, record, ttl, seen, taken, grant: None, outage: Outage::default() };
+    let census = known.into();
+    let seen = census.known.own.clone();
+    let (lost, grant, outage) = (BTreeSet::new(), None, Outage::default());
+    let mut search = Search { store, wanted, record, ttl, census, seen, lost, grant, outage };
     let result = search.run().await;
     if let Some(lease) = search.grant {
         revoke(store, lease).await;
@@ -97,7 +100,8 @@ pub async fn acquire<S: Store>(
     result
 }
 
-/// What a complete read shows, as far as getting a subnet needs it: our own records, and what all others occupy.
+/// What a complete read shows, as far as getting a subnet needs it: our own records, and what all others occupy, those
+/// left out that [`Census::planes`] knows.
 #[derive(Debug, Clone, Default)]
 pub struct Known {
     /// By the key as the store has it.
@@ -118,14 +122,9 @@ impl Known {
         self.remove(&record.key);
         match see(wanted, record) {
             Some(seen) if seen.record.is_some() => drop(self.own.insert(record.key.clone(), seen)),
-            Some(seen) => self.occupy(seen.key),
+            Some(seen) => drop(self.others.insert(seen.key)),
             None => {}
         }
-    }
-
-    /// Somebody else has this.
-    pub fn occupy(&mut self, key: SubnetKey) {
-        self.others.insert(key);
     }
 
     /// The record of this key is gone.
@@ -139,6 +138,32 @@ impl Known {
     /// Our own records.
     pub fn own(&self) -> impl Iterator<Item = &Record> {
         self.own.values().filter_map(|seen| seen.record.as_ref())
+    }
+}
+
+/// All that is held: what is [`Known`], and the peers, which are kept once.
+#[derive(Debug, Clone, Copy)]
+pub struct Census<'a> {
+    known: &'a Known,
+    planes: &'a [Plane],
+}
+
+impl<'a> Census<'a> {
+    /// What is known, and the planes that have the peers.
+    pub fn new(known: &'a Known, planes: &'a [Plane]) -> Self {
+        Self { known, planes }
+    }
+
+    /// What others hold.
+    fn others(self) -> impl Iterator<Item = SubnetKey> + Clone + 'a {
+        let peers = self.planes.iter().flat_map(|plane| plane.peers().iter());
+        self.known.others.iter().copied().chain(peers.map(|(subnet, _)| SubnetKey::from(*subnet)))
+    }
+}
+
+impl<'a> From<&'a Known> for Census<'a> {
+    fn from(known: &'a Known) -> Self {
+        Self::new(known, &[])
     }
 }
 
@@ -158,10 +183,12 @@ struct Search<'a, S> {
     wanted: &'a Wanted<'a>,
     record: &'a Record,
     ttl: Duration,
-    /// By the key as the store has it.
+    /// What was held when the search began.
+    census: Census<'a>,
+    /// Records of our own, by the key as the store has it.
     seen: BTreeMap<String, Seen>,
-    /// What others hold.
-    taken: BTreeSet<SubnetKey>,
+    /// What others have taken since.
+    lost: BTreeSet<SubnetKey>,
     /// A lease that nothing hangs on yet.
     grant: Option<LeaseId>,
     outage: Outage,
@@ -170,7 +197,8 @@ struct Search<'a, S> {
 impl<S: Store> Search<'_, S> {
     async fn run(&mut self) -> Result<Held, AcquireError> {
         loop {
-            let plan = decide(self.wanted, self.seen.values(), &self.taken, &mut rand::rng());
+            let taken = self.census.others().chain(self.lost.iter().copied());
+            let plan = decide(self.wanted, self.seen.values(), taken, &mut rand::rng());
             for (key, revision) in &plan.stale {
                 self.delete(key, *revision).await;
             }
@@ -244,7 +272,7 @@ impl<S: Store> Search<'_, S> {
                     let adopted = self.adopt(key, self.record.clone(), lease).await;
                     if adopted.is_none() {
                         tracing::debug!(subnet = %key, "another node was faster, looking again");
-                        self.taken.insert(key);
+                        self.lost.insert(key);
                     }
                     return adopted;
                 }
@@ -280,7 +308,7 @@ impl<S: Store> Search<'_, S> {
             None => self.seen.remove(&text),
         };
         if raw.is_none() {
-            self.taken.remove(key);
+            self.lost.remove(key);
         }
         raw
     }

@@ -33,7 +33,7 @@ pub(crate) struct Reader<S> {
 pub(crate) struct Intake {
     pub(crate) planes: Vec<Plane>,
     pub(crate) records: Records,
-    /// What allocation needs to know.
+    /// What else allocation needs to know.
     pub(crate) known: Known,
     listed: bool,
 }
@@ -145,10 +145,12 @@ impl Intake {
     fn put(&mut self, record: &RawRecord, wanted: &Wanted<'_>) {
         let mut planes: Vec<&mut Plane> = self.planes.iter_mut().collect();
         let taken = self.records.put(&mut planes, &record.key, &record.value, record.revision);
-        match taken.peer {
-            Some(key) => self.known.occupy(key),
+        if taken.is_peer {
+            // The planes have it now.
+            self.known.remove(&record.key);
+        } else {
             // Our own last record is no peer either.
-            None => self.known.put(wanted, record),
+            self.known.put(wanted, record);
         }
     }
 }

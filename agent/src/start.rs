@@ -17,7 +17,7 @@ use crate::dataplane::kernel::Kernel;
 use crate::eventloop::{Ended, EventLoop, Half, Own, Signals};
 use crate::handoff;
 use crate::http::{self, Readiness};
-use crate::lease::{self, AcquireError, Held, Keeper, Known};
+use crate::lease::{self, AcquireError, Census, Held, Keeper, Known};
 use crate::masquerade::{Masquerade, Side, Wanted as WantedRules};
 use crate::nodeid;
 use crate::overlay::MacAddr;
@@ -190,7 +190,7 @@ async fn get_subnet(
     let mut waiting = Waiting::new(&site.subnet_file);
     loop {
         let record = Record { node: node.map(str::to_owned), ..our_record(site, ends, &intake.known, kernel)? };
-        match lease::acquire(store, &wanted, &intake.known, &record, lease::TTL).await {
+        match lease::acquire(store, &wanted, Census::new(&intake.known, &intake.planes), &record, lease::TTL).await {
             Ok(held) => {
                 let lease = held.lease.map_or("none: a reservation".to_owned(), |lease| format!("{:x}", lease.0));
                 info!(subnet = %held.key, revision = held.revision, %lease, "lease");

@@ -170,8 +170,7 @@ proptest! {
         let wanted = Wanted {
             config: &config, public_ip: Some([10, 99, 0, 1].into()), public_ipv6: None, previous: None, node: None,
         };
-        let none = std::collections::BTreeSet::new();
-        let plan = decide(&wanted, &seen, &none, &mut rand::rng());
+        let plan = decide(&wanted, &seen, std::iter::empty(), &mut rand::rng());
         let covers_all = |seen: &Seen| seen.key.ipv4.is_some_and(|net| net.prefix() < 17);
         if !seen.iter().any(covers_all) {
             prop_assert!(matches!(plan.decision, twill_agent::overlay::alloc::Decision::Create { .. }), "{:?}", plan);

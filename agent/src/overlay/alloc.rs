@@ -6,7 +6,6 @@
 //!
 //! Pure: records and random numbers come in, a decision goes out. Carrying it out is `lease`'s work.
 
-use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
@@ -117,16 +116,17 @@ impl Wanted<'_> {
     }
 }
 
-/// Decides on a subnet. `taken` are keys that turned out to be held although `records` doesn't show it: lost races.
+/// Decides on a subnet. `taken` are keys that are held although `records` doesn't show it: those of peers, and lost
+/// races.
 ///
-/// Cost: one sort of the records.
+/// Cost: where a new subnet is needed, one sort of what is held.
 pub fn decide<'r>(
     wanted: &Wanted<'_>,
     records: impl IntoIterator<Item = &'r Seen>,
-    taken: &BTreeSet<SubnetKey>,
+    taken: impl Iterator<Item = SubnetKey> + Clone,
     random: &mut impl Rng,
 ) -> Plan {
-    let mut others: Vec<SubnetKey> = taken.iter().copied().collect();
+    let mut others: Vec<SubnetKey> = Vec::new();
     let (mut fitting, mut stale): (Vec<&Seen>, Vec<(SubnetKey, i64)>) = (Vec::new(), Vec::new());
     for seen in records {
         match &seen.record {
@@ -148,20 +148,25 @@ pub fn decide<'r>(
     let best = fitting.iter().min_by_key(|seen| (Some(seen.key) != wanted.previous, seen.lease != 0, seen.key));
     let decision = match best {
         Some(seen) => Decision::TakeOver { key: seen.key, revision: seen.revision, lease: seen.lease },
-        None => choose(wanted, &others, stale.first().map(|(key, _)| *key), random),
+        None => choose(wanted, taken.chain(others), stale.first().map(|(key, _)| *key), random),
     };
     Plan { stale, decision }
 }
 
 /// A free subnet in each family: the previous one, or that of a record that is about to go, or a random one.
-fn choose(wanted: &Wanted<'_>, others: &[SubnetKey], leaving: Option<SubnetKey>, random: &mut impl Rng) -> Decision {
+fn choose(
+    wanted: &Wanted<'_>,
+    others: impl Iterator<Item = SubnetKey> + Clone,
+    leaving: Option<SubnetKey>,
+    random: &mut impl Rng,
+) -> Decision {
     let before = [wanted.previous, leaving];
     let before =
         |side: fn(&SubnetKey) -> Option<IpNetwork>| before.iter().flatten().filter_map(side).collect::<Vec<_>>();
     let mut key = SubnetKey { ipv4: None, ipv6: None };
     let mut index = None;
     if let Some(family) = &wanted.config.ipv4 {
-        let free = Free::new(family, others.iter().filter_map(|key| key.ipv4.map(IpNetwork::V4)));
+        let free = Free::new(family, others.clone().filter_map(|key| key.ipv4.map(IpNetwork::V4)));
         match free.pick(&before(|key| key.ipv4.map(IpNetwork::V4)), None, random) {
             Some(IpNetwork::V4(subnet)) => {
                 key.ipv4 = Some(subnet);
@@ -171,7 +176,7 @@ fn choose(wanted: &Wanted<'_>, others: &[SubnetKey], leaving: Option<SubnetKey>,
         }
     }
     if let Some(family) = &wanted.config.ipv6 {
-        let free = Free::new(family, others.iter().filter_map(|key| key.ipv6.map(IpNetwork::V6)));
+        let free = Free::new(family, others.filter_map(|key| key.ipv6.map(IpNetwork::V6)));
         match free.pick(&before(|key| key.ipv6.map(IpNetwork::V6)), index, random) {
             Some(IpNetwork::V6(subnet)) => key.ipv6 = Some(subnet),
             _ => return Decision::NoFreeSubnet { network: family.network },
@@ -189,15 +194,13 @@ struct Free<'a> {
 
 impl<'a> Free<'a> {
     fn new(family: &'a FamilyConfig, held: impl Iterator<Item = IpNetwork>) -> Self {
-        let mut ranges: Vec<_> = held.map(|net| (number(net.network()), number(net.broadcast()))).collect();
-        ranges.sort_unstable();
-        let mut held: Vec<(u128, u128)> = Vec::with_capacity(ranges.len());
-        for (first, last) in ranges {
-            match held.last_mut() {
-                Some(before) if first <= before.1 => before.1 = before.1.max(last),
-                _ => held.push((first, last)),
-            }
-        }
+        let mut held: Vec<_> = held.map(|net| (number(net.network()), number(net.broadcast()))).collect();
+        held.sort_unstable();
+        held.dedup_by(|next, before| {
+            let overlaps = next.0 <= before.1;
+            before.1 = if overlaps { before.1.max(next.1) } else { before.1 };
+            overlaps
+        });
         Self { family, held }
     }
 

@@ -101,7 +101,7 @@ impl Peers {
     }
 
     /// All peers in the order of their subnets.
-    pub fn iter(&self) -> impl Iterator<Item = (&IpNetwork, &Peer)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&IpNetwork, &Peer)> + Clone {
         self.by_subnet.iter()
     }
 

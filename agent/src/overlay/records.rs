@@ -23,8 +23,8 @@ pub struct Records {
 pub struct Taken {
     /// What it changed for the peers.
     pub deltas: Vec<Delta>,
-    /// Its subnets, if it is a peer's in every family.
-    pub peer: Option<SubnetKey>,
+    /// It is a peer's in every family.
+    pub is_peer: bool,
     /// Why it was kept out, if it was and that is news.
     pub bad: Option<BadRecord>,
 }
@@ -59,7 +59,7 @@ impl Records {
             Ok(record) => record,
             Err(error) => {
                 let (deltas, bad) = (self.drop_peer(planes, key, &subnets), self.keep_out(key, error.into()));
-                return Taken { deltas, bad, peer: None };
+                return Taken { deltas, bad, is_peer: false };
             }
         };
         let mut taken = Taken::default();
@@ -84,7 +84,7 @@ impl Records {
             Some(bad) => self.keep_out(key, bad),
             None => {
                 self.bad.remove(key);
-                taken.peer = Some(subnets);
+                taken.is_peer = true;
                 None
             }
         };

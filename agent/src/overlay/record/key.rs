@@ -80,6 +80,16 @@ impl SubnetKey {
     }
 }
 
+impl From<IpNetwork> for SubnetKey {
+    /// A key of one side.
+    fn from(subnet: IpNetwork) -> Self {
+        match subnet {
+            IpNetwork::V4(subnet) => Self { ipv4: Some(subnet), ipv6: None },
+            IpNetwork::V6(subnet) => Self { ipv4: None, ipv6: Some(subnet) },
+        }
+    }
+}
+
 impl FromStr for SubnetKey {
     type Err = KeyError;
 
