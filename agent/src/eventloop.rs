@@ -4,11 +4,11 @@
 //! step of a dump, then everything else that has happened. So a miss waits for one chunk (half a millisecond), and while
 //! records come in by the thousand for one page of them.
 
+use std::pin::{Pin, pin};
 use std::time::{Duration, Instant};
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::time::Sleep;
 use tracing::{debug, error, info, warn};
 
 use crate::dataplane::Dataplane;
@@ -24,11 +24,14 @@ use crate::store::{self, Change, RawRecord};
 
 mod half;
 mod health;
+mod sources;
 mod underlay;
 
 pub use half::Half;
 use half::Heard;
 use health::Health;
+pub use sources::Signals;
+use sources::{News, Sources};
 
 /// How long a loop with no planes sleeps.
 const NOTHING_TO_DO: Duration = Duration::from_secs(60);
@@ -49,6 +52,11 @@ pub enum Ended {
         /// Who.
         holder: String,
     },
+    /// A part of the daemon ended by itself, and without it the rest would only seem to work.
+    Broken {
+        /// Which.
+        part: &'static str,
+    },
 }
 
 /// Our own record, and who keeps it.
@@ -58,7 +66,8 @@ pub struct Own {
     text: String,
     record: Record,
     keeper: KeeperHandle,
-    events: mpsc::Receiver<LeaseEvent>,
+    /// What the keeper tells, until the loop runs.
+    events: Option<mpsc::Receiver<LeaseEvent>>,
     /// The complete read under way has shown it.
     listed: bool,
 }
@@ -71,8 +80,8 @@ pub struct EventLoop<D> {
     halves: Vec<Half<D>>,
     /// The records that are no peers, and the reading of all.
     records: Records,
-    /// What the store tells.
-    store: mpsc::Receiver<store::Event>,
+    /// A reading of the store that the loop has not turned to yet.
+    store: Option<mpsc::Receiver<store::Event>>,
     own: Own,
     /// Whether a clean stop programs every peer first.
     pub program_all_on_exit: bool,
@@ -83,31 +92,10 @@ pub struct EventLoop<D> {
     move_at: Option<Instant>,
 }
 
-/// The signals that end the daemon. Made early, so that none is lost before the loop runs.
-pub struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    /// From now on SIGTERM and SIGINT are heard. Needs a tokio runtime.
-    pub fn new() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    /// Waits for either. Cancel-safe.
-    pub async fn recv(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
-
 impl Own {
     /// Our record under its key, with its keeper.
     pub fn new(key: SubnetKey, record: Record, keeper: KeeperHandle, events: mpsc::Receiver<LeaseEvent>) -> Self {
-        Self { key, text: key.to_string(), record, keeper, events, listed: false }
+        Self { key, text: key.to_string(), record, keeper, events: Some(events), listed: false }
     }
 }
 
@@ -121,6 +109,7 @@ impl<D: Dataplane> EventLoop<D> {
         own: Own,
     ) -> Self {
         let (program_all_on_exit, read_again, health, move_at) = (true, None, Health::default(), None);
+        let store = Some(store);
         Self { site, halves, records, store, own, program_all_on_exit, read_again, health, move_at }
     }
 
@@ -130,13 +119,49 @@ impl<D: Dataplane> EventLoop<D> {
     }
 
     /// Runs until a signal or the loss of the lease.
-    pub async fn run(mut self, mut signals: Signals) -> Ended {
-        let mut look = tokio::time::interval(Health::every());
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    pub async fn run(mut self, signals: Signals) -> Ended {
+        let (Some(store), Some(lease)) = (self.store.take(), self.own.events.take()) else {
+            return Ended::Broken { part: "the event loop" };
+        };
+        let mut sources = Sources::new(signals, store, lease, self.health.rules.clone());
         // One timer for all turns: making one anew each time costs more than the rest of a turn.
-        let mut timer = std::pin::pin!(tokio::time::sleep(NOTHING_TO_DO));
+        let mut timer = pin!(tokio::time::sleep(NOTHING_TO_DO));
+        loop {
+            match self.turn_until_news(&mut sources, timer.as_mut()).await {
+                News::Stop => {
+                    self.stop();
+                    return Ended::Stopped;
+                }
+                News::Store(event) => self.store_events(event, &mut sources.store),
+                News::Lease(event) => {
+                    if let Some(ended) = self.lease_event(event) {
+                        return ended;
+                    }
+                }
+                News::Look => {
+                    self.write_env();
+                    self.health.alive(peers_of(&self.halves));
+                }
+                News::Rules => {}
+                News::ReadAgain => {
+                    if let Some(store) = self.store.take() {
+                        sources.store = store;
+                    }
+                }
+                News::Ended(part) => return Ended::Broken { part },
+            }
+        }
+    }
+
+    /// Turns until there is news of something else than the kernel.
+    async fn turn_until_news(&mut self, sources: &mut Sources, mut timer: Pin<&mut Sleep>) -> News {
+        // One wait for all turns, which a miss does not disturb: nothing is done for it before the miss is answered.
+        let mut news = pin!(sources.next());
         loop {
             let busy = self.turn().await;
+            if self.store.is_some() {
+                return News::ReadAgain;
+            }
             if !busy {
                 self.note_ready();
             }
@@ -149,24 +174,11 @@ impl<D: Dataplane> EventLoop<D> {
                 biased;
                 // First, since a packet may wait. The others are not starved: a turn that has heard anything is busy.
                 () = readable(&self.halves), if !busy => {}
-                () = signals.recv() => break,
-                Some(event) = self.store.recv() => self.store_events(event),
-                Some(event) = self.own.events.recv() => {
-                    if let Some(ended) = self.lease_event(event) {
-                        return ended;
-                    }
-                }
-                () = self.health.rules_changed() => {}
-                _ = look.tick() => {
-                    self.health.alive();
-                    self.write_env();
-                }
+                news = &mut news => return news,
                 () = tokio::task::yield_now(), if busy => {}
                 () = timer.as_mut(), if !busy => {}
             }
         }
-        self.stop();
-        Ended::Stopped
     }
 
     /// One turn over all planes; whether more is to be done at once.
@@ -187,16 +199,16 @@ impl<D: Dataplane> EventLoop<D> {
         let behind = self.halves.iter().filter(|half| !half.in_sync());
         let missing =
             behind.map(|half| format!("kernel: {} is not as the records want it", half.device.name)).collect();
-        self.health.update(missing, || peers_of(&self.halves));
+        self.health.update(missing, peers_of(&self.halves), || programmed_of(&self.halves));
     }
 
     /// Takes in a store event and whatever else has arrived by now; it is planned together.
-    fn store_events(&mut self, first: store::Event) {
+    fn store_events(&mut self, first: store::Event, more: &mut mpsc::Receiver<store::Event>) {
         let mut told = Told::default();
         let mut records = size(&first);
         self.store_event(first, &mut told);
         while records < STORE_RECORDS
-            && let Ok(event) = self.store.try_recv()
+            && let Ok(event) = more.try_recv()
         {
             records += size(&event);
             self.store_event(event, &mut told);
@@ -327,7 +339,7 @@ impl<D: Dataplane> EventLoop<D> {
             }
             half.finish(started + STOP_WITHIN);
         }
-        let (peers, programmed) = peers_of(&self.halves);
+        let (peers, programmed) = (peers_of(&self.halves), programmed_of(&self.halves));
         let took = started.elapsed();
         if self.program_all_on_exit && programmed < peers {
             warn!(peers, programmed, ?took, "stopping, not every peer could be put into the kernel");
@@ -350,10 +362,14 @@ async fn readable<D: Dataplane>(halves: &[Half<D>]) {
     }
 }
 
-/// How many peers there are, and how many of them are completely in the kernel. Looks at each.
-fn peers_of<D>(halves: &[Half<D>]) -> (usize, usize) {
-    let of = |half: &Half<D>| (half.plane.peers().len(), half.plane.installed());
-    halves.iter().map(of).fold((0, 0), |sum, half| (sum.0 + half.0, sum.1 + half.1))
+/// How many peers there are.
+fn peers_of<D>(halves: &[Half<D>]) -> usize {
+    halves.iter().map(|half| half.plane.peers().len()).sum()
+}
+
+/// How many of them are completely in the kernel. Looks at each.
+fn programmed_of<D>(halves: &[Half<D>]) -> usize {
+    halves.iter().map(|half| half.plane.installed()).sum()
 }
 
 /// How many records an event is about.

@@ -257,6 +257,38 @@ async fn a_miss_is_answered_and_an_overrun_loses_none() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_flood_of_misses_is_answered_whole_and_records_get_their_turn() {
+    // Many times what one turn hears.
+    const MISSES: usize = 5_000;
+    Node::run(PeerMode::OnDemand, Shared::default(), &[1, 2, 3], async |node| {
+        node.until("the base route", |node| node.kernel.kernel().routes.len() == 1).await;
+        {
+            let mut kernel = node.kernel.kernel();
+            let address = |n: usize| IpAddr::from([10, 5, (n % 3 + 1) as u8, (n / 3 % 250 + 1) as u8]);
+            kernel.events.extend((0..MISSES).map(|n| Event::Miss(Miss::Address(address(n)))));
+        }
+        node.kernel.told.notify_one();
+        let (key, value) = peer(4);
+        node.store.put(&key, &value, 1);
+        node.kernel.tell(Event::Miss(Miss::Address("10.5.4.7".parse().unwrap())));
+        node.until("all peers", |node| node.kernel.peers() == 4 && node.kernel.kernel().events.is_empty()).await;
+        node.until("only gateways", |node| node.kernel.kernel().neighbours.len() == 4).await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_loop_does_not_outlive_its_reader() {
+    let ended = Node::run(PeerMode::All, Shared::default(), &[1], async |node| {
+        node.until("the peer", |node| node.kernel.peers() == 1).await;
+        node.store.hang_up();
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+    })
+    .await;
+    assert_eq!(ended, Some(Ended::Broken { part: "the reader of etcd" }));
+}
+
+#[tokio::test(start_paused = true)]
 async fn device_record_and_subnet_env_follow_the_underlay() {
     Node::run(PeerMode::All, Shared::default(), &[1], async |node| {
         node.until("the peer", |node| node.kernel.peers() == 1).await;

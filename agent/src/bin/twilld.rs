@@ -27,6 +27,10 @@ fn main() -> ExitCode {
             error!(%holder, "stopped: another node holds our subnet; stop that one or remove subnet.env, then start again");
             ExitCode::from(LEASE_LOST)
         }
+        Ok(Ended::Broken { part }) => {
+            error!(part, "stopped: a part of the daemon has ended, which is a fault of its own; start it again");
+            ExitCode::FAILURE
+        }
         Err(failure) => {
             error!("{failure:#}");
             ExitCode::FAILURE

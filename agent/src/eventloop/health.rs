@@ -43,21 +43,11 @@ impl Health {
             .map_or(LOOK_EVERY, |watchdog| (watchdog / 2).clamp(Duration::from_millis(1), LOOK_EVERY))
     }
 
-    /// Waits until the nftables rules are in another state.
-    pub(super) async fn rules_changed(&mut self) {
-        if let Some(rules) = &mut self.rules
-            && rules.changed().await.is_ok()
-        {
-            return;
-        }
-        std::future::pending().await
-    }
-
     /// Works out what is missing; `planes` is what is missing in the kernel. Tells everyone where that is news.
     ///
-    /// `count` says how many peers there are, and how many are programmed. It is asked only when that is told: this is
-    /// called after each answer to a miss.
-    pub(super) fn update(&mut self, planes: Vec<String>, count: impl FnOnce() -> (usize, usize)) {
+    /// `programmed` counts the peers that are in the kernel. It is asked only when that is told: this is called after each
+    /// answer to a miss.
+    pub(super) fn update(&mut self, planes: Vec<String>, peers: usize, programmed: impl FnOnce() -> usize) {
         let mut missing = Vec::new();
         missing.extend(self.lease.as_ref().map(|reason| format!("lease: cannot be renewed: {reason}")));
         missing.extend(self.etcd.as_ref().map(|reason| format!("etcd: {reason}")));
@@ -72,9 +62,8 @@ impl Health {
             return;
         }
         if missing.is_empty() {
-            let (peers, programmed) = count();
-            info!(peers, programmed, "ready");
-            self.status = format!("ready; {peers} peers");
+            info!(peers, programmed = programmed(), "ready");
+            self.status = ready(peers);
         } else if self.up {
             warn!(missing = %missing.join("; "), "not ready");
             self.status = format!("not ready: {}", missing.join("; "));
@@ -91,10 +80,22 @@ impl Health {
         tell(if first { &news } else { &news[..1] });
     }
 
-    /// Tells systemd that the loop turns.
-    pub(super) fn alive(&self) {
-        tell(&[NotifyState::Watchdog]);
+    /// Tells systemd that the loop turns, and how many peers there are.
+    pub(super) fn alive(&mut self, peers: usize) {
+        let is_ready = self.said.as_ref().is_some_and(Vec::is_empty);
+        let status = ready(peers);
+        if is_ready && self.status != status {
+            self.status = status;
+            tell(&[NotifyState::Watchdog, NotifyState::Status(&self.status)]);
+        } else {
+            tell(&[NotifyState::Watchdog]);
+        }
     }
+}
+
+/// The status of a node that is ready.
+fn ready(peers: usize) -> String {
+    format!("ready; {peers} peers")
 }
 
 fn tell(news: &[NotifyState<'_>]) {

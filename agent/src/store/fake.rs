@@ -98,6 +98,11 @@ impl FakeStore {
         model.tell(&Event::Up);
     }
 
+    /// Whoever follows is told nothing any more: its channel is closed.
+    pub fn hang_up(&self) {
+        self.model().followers.clear();
+    }
+
     /// Forgets the history: whoever is disconnected, or will be next, has to read all again.
     pub fn compact(&self) {
         self.model().compacted = true;

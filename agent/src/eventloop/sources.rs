@@ -1,0 +1,88 @@
+//! What the loop waits for beside the kernel.
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use super::health::Health;
+use crate::lease::LeaseEvent;
+use crate::store;
+
+/// The signals that end the daemon. Made early, so that none is lost before the loop runs.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From now on SIGTERM and SIGINT are heard. Needs a tokio runtime.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for either. Cancel-safe.
+    pub async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// What has happened.
+pub(super) enum News {
+    /// SIGTERM or SIGINT.
+    Stop,
+    Store(store::Event),
+    Lease(LeaseEvent),
+    /// The nftables rules are in another state.
+    Rules,
+    /// It is time to look at files and to tell systemd that we live.
+    Look,
+    /// The store is to be read from the start.
+    ReadAgain,
+    /// A part of the daemon has ended, which none does by itself.
+    Ended(&'static str),
+}
+
+/// Where news come from.
+pub(super) struct Sources {
+    signals: Signals,
+    pub store: mpsc::Receiver<store::Event>,
+    lease: mpsc::Receiver<LeaseEvent>,
+    rules: Option<watch::Receiver<Option<String>>>,
+    look: Interval,
+}
+
+impl Sources {
+    pub(super) fn new(
+        signals: Signals,
+        store: mpsc::Receiver<store::Event>,
+        lease: mpsc::Receiver<LeaseEvent>,
+        rules: Option<watch::Receiver<Option<String>>>,
+    ) -> Self {
+        let mut look = interval(Health::every());
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { signals, store, lease, rules, look }
+    }
+
+    /// Waits for the next of them. Cancel-safe.
+    pub(super) async fn next(&mut self) -> News {
+        let rules = async {
+            match &mut self.rules {
+                Some(rules) => {
+                    rules.changed().await.map_or(News::Ended("what keeps the nftables rules"), |()| News::Rules)
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.signals.recv() => News::Stop,
+            event = self.store.recv() => event.map_or(News::Ended("the reader of etcd"), News::Store),
+            event = self.lease.recv() => event.map_or(News::Ended("the keeper of our record"), News::Lease),
+            news = rules => news,
+            _ = self.look.tick() => News::Look,
+        }
+    }
+}
