@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that meets an error has failed; so has its helper")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -141,7 +141,8 @@ impl World {
                 });
             (fdb && neigh && route).then_some(*s)
         };
-        self.plane.peers().iter().filter_map(complete).collect()
+        let programmed: BTreeSet<IpNetwork> = self.plane.peers().iter().filter_map(complete).collect();
+        programmed.into_iter().collect()
     }
 
     /// The kernel holds these peers and nothing else of ours but the base route.
@@ -547,7 +548,7 @@ impl World {
     }
 
     /// The records that count: the newest first, as long as neither their subnet nor their MAC is taken.
-    fn that_count(&self) -> Vec<(IpNetwork, Vtep)> {
+    fn that_count(&self) -> BTreeMap<IpNetwork, Vtep> {
         let mut records: Vec<_> =
             self.records.iter().map(|((subnet, _), (vtep, rev))| (*rev, *subnet, *vtep)).collect();
         records.sort_by_key(|(revision, _, _)| std::cmp::Reverse(*revision));
@@ -557,19 +558,17 @@ impl World {
                 count.insert(subnet, vtep);
             }
         }
-        count.into_iter().collect()
+        count
     }
 
     /// What holds whenever nothing is due: the kernel has exactly what is wanted, and a second comparison finds nothing.
     fn check_settled(&mut self) {
         let wanted: Vec<IpNetwork> = self.programmed();
         let all = self.plane.setup().mode == PeerMode::All;
-        let expected: Vec<IpNetwork> = match all {
-            true => self.plane.peers().iter().map(|(s, _)| *s).collect(),
-            false => self.plane.peers().iter().filter(|(_, p)| p.active).map(|(s, _)| *s).collect(),
-        };
-        assert_eq!(wanted, expected);
-        let known: Vec<_> = self.plane.peers().iter().map(|(s, p)| (*s, p.vtep)).collect();
+        let expected: BTreeSet<IpNetwork> =
+            self.plane.peers().iter().filter(|(_, p)| all || p.active).map(|(s, _)| *s).collect();
+        assert!(wanted.iter().eq(&expected), "{wanted:?} {expected:?}");
+        let known: BTreeMap<_, _> = self.plane.peers().iter().map(|(s, p)| (*s, p.vtep)).collect();
         assert_eq!(known, self.that_count(), "{:?}", self.records);
         let macs: BTreeMap<_, _> = expected.iter().map(|s| (self.plane.peers().get(s).unwrap().vtep.mac, s)).collect();
         assert_eq!(self.kernel.fdb.keys().collect::<Vec<_>>(), macs.keys().collect::<Vec<_>>());

@@ -79,7 +79,8 @@ pub enum Delta {
 /// All peers of one network.
 #[derive(Debug, Default)]
 pub struct Peers {
-    by_subnet: BTreeMap<IpNetwork, Peer>,
+    // Hashed, not ordered: a miss finds its peer in one step.
+    by_subnet: HashMap<IpNetwork, Peer>,
     by_mac: HashMap<MacAddr, IpNetwork>,
     shadowed: BTreeMap<(IpNetwork, Source), (Vtep, i64)>,
 }
@@ -100,12 +101,12 @@ impl Peers {
         self.by_mac.get(&mac).copied()
     }
 
-    /// All peers in the order of their subnets.
+    /// All peers, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (&IpNetwork, &Peer)> + Clone {
         self.by_subnet.iter()
     }
 
-    /// All peers, to change them.
+    /// All peers, in no order, to change them.
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&IpNetwork, &mut Peer)> {
         self.by_subnet.iter_mut()
     }
@@ -237,8 +238,11 @@ impl Peers {
         self.by_subnet.values_mut().for_each(|peer| peer.listed = false);
     }
 
-    /// The complete read is done: the peers that it did not name.
+    /// The complete read is done: the peers that it did not name, in order.
     pub fn unlisted(&self) -> Vec<(IpNetwork, Source)> {
-        self.by_subnet.iter().filter(|(_, peer)| !peer.listed).map(|(subnet, peer)| (*subnet, peer.source)).collect()
+        let unlisted = self.by_subnet.iter().filter(|(_, peer)| !peer.listed);
+        let mut unlisted: Vec<_> = unlisted.map(|(subnet, peer)| (*subnet, peer.source)).collect();
+        unlisted.sort_unstable();
+        unlisted
     }
 }
