@@ -36,14 +36,15 @@ demo: root setup ## a running network in one command, shown and removed again (r
 	@cargo build --workspace --bins
 	@NODES=$(NODES) KEEP=$(KEEP) cargo run --quiet --package twill-lab --bin demo
 
-# Release builds of the bench and of the daemon it measures. A target that is missed is printed and fails nothing.
+# Built as what is shipped is (the profile `dist`), the daemon and the bench. A target that is missed is printed and fails nothing.
 bench: root setup ## what netlink-ext and the miss path cost, beside the least that it can cost here (root)
-	@cargo build --release --package twill-agent --bins
-	@cargo bench --quiet --package twill-benches --bench netlink -- $(BENCH)
+	@cargo build --profile dist --package twill-agent --bins
+	@cargo bench --profile dist --quiet --package twill-benches --bench netlink -- $(BENCH)
+	@cargo bench --profile dist --quiet --package twill-benches --bench overlay
 
 bench-agent: root setup ## the whole program at 10,000 and 100,000 peers, beside iproute2 (root)
-	@cargo build --release --package twill-agent --bins
-	@cargo bench --quiet --package twill-benches --bench agent -- $(BENCH)
+	@cargo build --profile dist --package twill-agent --bins
+	@cargo bench --profile dist --quiet --package twill-benches --bench agent -- $(BENCH)
 
 clean: ## remove what was built
 	cargo clean
