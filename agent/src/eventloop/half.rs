@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, trace, warn};
 
 use crate::dataplane::{Dataplane, Device, Event, Made};
+use crate::overlay::miss::Answer;
 use crate::overlay::plane::{Chunk, PeerMode, Plane};
 
 /// How often everything is compared without any cause.
@@ -118,6 +119,10 @@ impl<D: Dataplane> Half<D> {
                     trace!(?miss, ?answer, "miss");
                     if after_pause && heard == 0 {
                         return Heard::All;
+                    }
+                    // A sender that goes through addresses fills the neighbour table until this is said.
+                    if matches!(answer, Answer::Refused(_)) {
+                        self.answer(now);
                     }
                 }
                 Ok(Some(Event::Row(seen))) => self.plane.saw(&seen),

@@ -24,8 +24,11 @@ pub const REFUSALS: usize = 1024;
 pub enum Answer {
     /// This subnet's peer has it.
     Peer(IpNetwork),
-    /// Nobody leased this block: its senders get an error.
+    /// Nobody leased this block: its senders get an error from now on, if the answer goes out at once. Until it does, each
+    /// further address of the block takes up a place in the neighbour table.
     Refused(IpNetwork),
+    /// The same, of a block whose senders should have had it already.
+    RefusedBefore(IpNetwork),
     /// It is none of our network's addresses, or no peer's MAC.
     Unknown,
 }
@@ -63,13 +66,20 @@ impl Plane {
     }
 
     fn refuse(&mut self, address: IpAddr, block: IpNetwork, now: Instant) -> Answer {
-        if !self.refusals.contains(&block) {
+        let is_new = !self.refusals.contains(&block);
+        if is_new {
             let oldest = self.refusals.add(block, now);
             self.strays.extend(oldest.map(|block| Row::Route(Route::refusal(block))));
             self.urgent.push((Op::PutRoute(Route::refusal(block)), Owner::Refusal(block)));
         }
-        self.strays.insert(Row::Neigh(address));
-        Answer::Refused(block)
+        let waiting = Row::Neigh(address);
+        if address == block.network() {
+            // Perhaps the gateway of a route that is still there, and has to go first.
+            self.strays.insert(waiting);
+        } else {
+            self.urgent.push((Op::Delete(waiting), Owner::Stray(waiting)));
+        }
+        if is_new { Answer::Refused(block) } else { Answer::RefusedBefore(block) }
     }
 
     fn mac_miss(&mut self, mac: MacAddr) -> Answer {
