@@ -14,11 +14,11 @@ use tracing::{debug, error, info, warn};
 use crate::dataplane::Dataplane;
 use crate::http::Readiness;
 use crate::lease::{KeeperHandle, LeaseEvent};
-use crate::overlay::SubnetKey;
 use crate::overlay::peers::Delta;
 use crate::overlay::plane::Plane;
 use crate::overlay::record::Record;
 use crate::overlay::records::Records;
+use crate::overlay::{NetworkConfig, SubnetKey};
 use crate::site::Site;
 use crate::store::{self, Change, RawRecord};
 
@@ -88,6 +88,8 @@ pub struct EventLoop<D> {
     /// Reads the store from the start, for when we are somebody else.
     pub read_again: Option<Box<dyn Fn() -> mpsc::Receiver<store::Event>>>,
     health: Health,
+    /// The network config was deleted.
+    config_gone: bool,
     /// When a better place for the tunnel's end is taken, if it still is one then.
     move_at: Option<Instant>,
 }
@@ -110,7 +112,8 @@ impl<D: Dataplane> EventLoop<D> {
     ) -> Self {
         let (program_all_on_exit, read_again, health, move_at) = (true, None, Health::default(), None);
         let store = Some(store);
-        Self { site, halves, records, store, own, program_all_on_exit, read_again, health, move_at }
+        let config_gone = false;
+        Self { site, halves, records, store, own, program_all_on_exit, read_again, health, config_gone, move_at }
     }
 
     /// Tells `http` what is missing for being ready, and counts what `rules` tells of the nftables rules to it.
@@ -282,13 +285,26 @@ impl<D: Dataplane> EventLoop<D> {
     }
 
     fn config_changed(&mut self, config: Option<Vec<u8>>) {
+        let gone = std::mem::replace(&mut self.config_gone, config.is_none());
         match config {
-            Some(config) if config == self.site.config_text => {}
+            Some(config) if config == self.site.config_text => {
+                if gone {
+                    info!("the network config is back as it was");
+                }
+            }
             Some(config) => {
                 let config_now = String::from_utf8_lossy(&config).into_owned();
-                warn!(%config_now, "the network config was changed; this daemon goes on with the one it started with until it is restarted");
+                match NetworkConfig::parse(&config) {
+                    Ok(_) => {
+                        warn!(%config_now, "the network config was changed; this daemon goes on with the one it started with until it is restarted");
+                    }
+                    Err(error) => {
+                        error!(%config_now, %error, "the network config was changed and is not usable: no daemon starts with it; this one goes on with the one it started with");
+                    }
+                }
                 self.site.config_text = config;
             }
+            None if gone => {}
             None => warn!("the network config was deleted; this daemon goes on with the one it started with"),
         }
     }

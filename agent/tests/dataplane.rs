@@ -159,6 +159,17 @@ fn a_device_that_the_kernel_cannot_make_as_wanted_is_made_once() {
 }
 
 #[test]
+fn the_device_that_has_our_vni_is_named() {
+    in_namespace(async |mut kernel, device| {
+        let (vni, port) = (device.vni, device.port);
+        ip(&format!("link add other type vxlan id {vni} local {} dstport {port} dev eth0", device.local));
+        let other = Device { name: "flannel.9".into(), ..device };
+        let error = kernel.make(&other).await.unwrap_err().to_string();
+        assert!(error.starts_with(&format!("cannot create flannel.9: other has VNI {vni} and port {port}")), "{error}");
+    });
+}
+
+#[test]
 fn a_device_that_is_no_vxlan_is_left_alone() {
     in_namespace(async |mut kernel, device| {
         ip("link add flannel.1 type bridge");

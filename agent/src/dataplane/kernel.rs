@@ -127,7 +127,10 @@ impl Kernel {
             }
             self.request("delete", spec, self.links.del(link.index).execute()).await?;
         }
-        self.request("create", spec, self.links.add(spec.message()).execute()).await?;
+        let created = self.request("create", spec, self.links.add(spec.message()).execute()).await;
+        if let Err(error) = created {
+            return Err(self.holder_of(spec)?.unwrap_or(error));
+        }
         Ok((Made::Created(reasons), self.look(spec)?))
     }
 
@@ -139,6 +142,18 @@ impl Kernel {
             link.index == ifindex && link.name != spec.name && link.mac == Some(spec.mac) && vni == Some(spec.vni)
         };
         Ok(self.looker.links()?.into_iter().find(is_ours))
+    }
+
+    /// The other device that has the VNI and port that ours is to have. The kernel says no more than that something exists.
+    fn holder_of(&mut self, spec: &VxlanSpec) -> Result<Option<Error>, Error> {
+        let (vni, port) = (spec.vni, spec.port);
+        // The two devices of a dual-stack node have one VNI and port, which the kernel allows.
+        let holds = |link: &Link| {
+            let vxlan = link.vxlan.as_ref().filter(|vxlan| (vxlan.vni, vxlan.port) == (vni, port));
+            vxlan.is_some_and(|vxlan| vxlan.local.is_none_or(|local| local.is_ipv4() == spec.local.is_ipv4()))
+        };
+        let holder = self.looker.links()?.into_iter().find(|link| link.name != spec.name && holds(link));
+        Ok(holder.map(|link| Error::Taken { name: spec.name.clone(), holder: link.name, vni, port }))
     }
 
     async fn change(&self, spec: &VxlanSpec, ifindex: u32, differences: &[Difference]) -> Result<(), Error> {

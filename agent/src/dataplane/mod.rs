@@ -138,6 +138,20 @@ pub enum Error {
         /// Its kind.
         kind: String,
     },
+    /// Another VXLAN device has the VNI and port.
+    #[error(
+        "cannot create {name}: {holder} has VNI {vni} and port {port} already; remove it, or change Backend.VNI or Backend.Port in the network config"
+    )]
+    Taken {
+        /// The link's name.
+        name: String,
+        /// The other one's.
+        holder: String,
+        /// The network identifier.
+        vni: u32,
+        /// The UDP port.
+        port: u16,
+    },
     /// The link is not there although it was just made.
     #[error("{name} was made and is not there")]
     Vanished {
