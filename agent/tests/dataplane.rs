@@ -60,9 +60,15 @@ fn peer() -> (Fdb, Neigh, Route) {
     (fdb, neigh, Route::peer("10.5.2.0/24".parse().unwrap(), 2))
 }
 
+/// What is left of a dump.
 fn observe(kernel: &mut Kernel) -> Observed {
+    let mut observed = Observed::default();
     loop {
-        if let Some(observed) = kernel.observe().unwrap() {
+        let (part, is_last) = kernel.observe().unwrap();
+        observed.fdb.extend(part.fdb);
+        observed.neighbours.extend(part.neighbours);
+        observed.routes.extend(part.routes);
+        if is_last {
             return observed;
         }
     }
@@ -81,9 +87,11 @@ fn a_dump_shows_what_was_put_also_with_a_look_at_the_interfaces_in_between() {
     in_namespace(async |mut kernel, device| {
         kernel.make(&device).await.unwrap();
         put(&mut kernel);
-        assert_eq!(kernel.observe().unwrap(), None, "a dump takes several steps");
+        let (first, is_last) = kernel.observe().unwrap();
+        assert!(!is_last, "a dump takes several steps");
         kernel.interfaces().unwrap();
-        let observed = observe(&mut kernel);
+        let mut observed = observe(&mut kernel);
+        observed.fdb.extend(first.fdb);
         let (fdb, neigh, route) = peer();
         assert_eq!(observed.fdb.iter().map(|seen| seen.row).collect::<Vec<_>>(), [fdb]);
         assert_eq!(observed.neighbours.iter().filter(|seen| seen.mac == Some(neigh.mac)).count(), 1);

@@ -69,7 +69,7 @@ impl Dataplane for Shared {
         self.kernel().apply(ops)
     }
 
-    fn observe(&mut self) -> Result<Option<Observed>, Error> {
+    fn observe(&mut self) -> Result<(Observed, bool), Error> {
         self.kernel().observe()
     }
 

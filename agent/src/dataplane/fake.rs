@@ -114,8 +114,8 @@ impl Dataplane for FakeKernel {
         Ok(refused.collect())
     }
 
-    fn observe(&mut self) -> Result<Option<Observed>, Error> {
-        Ok(Some(self.dump()))
+    fn observe(&mut self) -> Result<(Observed, bool), Error> {
+        Ok((self.dump(), true))
     }
 
     fn next_event(&mut self) -> Result<Option<Event>, Error> {

@@ -65,9 +65,8 @@ struct Live {
     changes: ChangeSocket,
 }
 
-/// A dump under way: what it has shown, and which of its queries runs.
+/// A dump under way: which of its queries runs.
 struct Dump {
-    observed: Observed,
     queries: Vec<Query>,
     tries: u32,
 }
@@ -298,8 +297,8 @@ impl Dataplane for Kernel {
         Ok(failures.into_iter().map(|f| Refused { index: f.index, reason: f.refusal.to_string() }).collect())
     }
 
-    fn observe(&mut self) -> Result<Option<Observed>, Error> {
-        let Some(live) = &self.live else { return Ok(Some(Observed::default())) };
+    fn observe(&mut self) -> Result<(Observed, bool), Error> {
+        let Some(live) = &self.live else { return Ok((Observed::default(), true)) };
         let (ifindex, family) = (live.ifindex, live.family);
         let dump = match &mut self.dump {
             Some(dump) => dump,
@@ -309,17 +308,13 @@ impl Dataplane for Kernel {
                 dump
             }
         };
-        match dump.step(&mut self.dumper, ifindex) {
-            Ok(false) => Ok(None),
-            Ok(true) => {
-                self.dumped = true;
-                Ok(self.dump.take().map(|dump| dump.observed))
-            }
-            Err(error) => {
-                self.dump = None;
-                Err(error)
-            }
+        let step = dump.step(&mut self.dumper, ifindex);
+        let is_last = step.as_ref().is_ok_and(|(_, is_last)| *is_last);
+        self.dumped |= is_last;
+        if is_last || step.is_err() {
+            self.dump = None;
         }
+        step
     }
 
     fn next_event(&mut self) -> Result<Option<Event>, Error> {
@@ -413,7 +408,7 @@ impl Dump {
             queries.push(routes(Some(ifindex), None));
         }
         queries.extend([Query::Neigh { ifindex, family }, Query::Fdb { ifindex }]);
-        Self { observed: Observed::default(), queries, tries: 0 }
+        Self { queries, tries: 0 }
     }
 
     fn start(&self, dumper: &mut Dumper) -> Result<(), Error> {
@@ -423,9 +418,9 @@ impl Dump {
         Ok(())
     }
 
-    /// Reads one datagram; whether that was the last one of the last query.
-    fn step(&mut self, dumper: &mut Dumper, ifindex: u32) -> Result<bool, Error> {
-        let observed = &mut self.observed;
+    /// Reads one datagram: what it shows, and whether it was the last one of the last query.
+    fn step(&mut self, dumper: &mut Dumper, ifindex: u32) -> Result<(Observed, bool), Error> {
+        let mut observed = Observed::default();
         let step = dumper.step(&mut |row| match row {
             Dumped::Fdb(seen) => observed.fdb.extend(convert::seen_fdb(&seen)),
             Dumped::Neigh(seen) => observed.neighbours.push(convert::seen_neigh(&seen)),
@@ -433,7 +428,7 @@ impl Dump {
             Dumped::Link(_) | Dumped::Address(_) | Dumped::NeighParams(_) => {}
         })?;
         match step {
-            Step::More => return Ok(false),
+            Step::More => return Ok((observed, false)),
             Step::Done => {
                 self.queries.pop();
             }
@@ -442,6 +437,6 @@ impl Dump {
             Step::Interrupted => return Err(netlink_ext::Error::DumpInterrupted { tries: TRIES }.into()),
         }
         self.start(dumper)?;
-        Ok(self.queries.is_empty())
+        Ok((observed, self.queries.is_empty()))
     }
 }

@@ -99,8 +99,9 @@ pub trait Dataplane {
     /// Applies operations in order; those that the kernel refuses don't keep the others from being done.
     fn apply(&mut self, ops: &[Op]) -> Result<Vec<Refused>, Error>;
 
-    /// Does the next step of a dump; the first call begins one, the call that ends it returns what it showed.
-    fn observe(&mut self) -> Result<Option<Observed>, Error>;
+    /// Does the next step of a dump, the first call of one that it begins; returns what the step showed, and whether it was
+    /// the last one.
+    fn observe(&mut self) -> Result<(Observed, bool), Error>;
 
     /// The next thing the kernel has told, misses first; `None` where there is nothing now.
     fn next_event(&mut self) -> Result<Option<Event>, Error>;

@@ -221,6 +221,7 @@ impl<D: Dataplane> Half<D> {
                 }
                 self.made = true;
                 self.observing = true;
+                self.plane.begin_comparison();
                 // A link that goes down takes routes with it without a word.
                 self.plane.redecide(None);
                 self.check_at = now + self.interval();
@@ -241,15 +242,17 @@ impl<D: Dataplane> Half<D> {
         }
     }
 
-    /// Reads the next part of a dump; the last one is followed by the comparison.
+    /// Reads the next part of a dump and compares it; after the last one what differs is due.
     fn observe(&mut self, now: Instant) {
         match self.dataplane.observe() {
-            Ok(None) => {}
-            Ok(Some(observed)) => {
-                self.observing = false;
-                let found = self.plane.reconcile(&observed, !self.adopted, now);
-                self.adopted = true;
-                debug!(device = %self.device.name, ?found, "compared the kernel with the records");
+            Ok((part, is_last)) => {
+                self.plane.compare(&part);
+                if is_last {
+                    self.observing = false;
+                    let found = self.plane.end_comparison(!self.adopted, now);
+                    self.adopted = true;
+                    debug!(device = %self.device.name, ?found, "compared the kernel with the records");
+                }
             }
             Err(source) => {
                 self.observing = false;

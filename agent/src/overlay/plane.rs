@@ -15,6 +15,7 @@ use super::config::FamilyConfig;
 use super::kernel::{Fdb, Neigh, Op, Route, Row};
 use super::miss::Refusals;
 use super::peers::{Delta, Peer, Peers, Source, Vtep};
+use super::reconcile::Comparison;
 
 /// When a peer is put into the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +63,8 @@ pub struct Plane {
     pub(super) refusals: Refusals,
     /// Every peer is wanted, whatever the mode: the daemon is about to stop.
     pub(super) everyone: bool,
+    /// The dump under way, if one is.
+    pub(super) comparison: Comparison,
     retry: Retry,
     /// Misses for MACs that no peer has.
     pub(super) unknown_macs: u64,
@@ -135,6 +138,7 @@ impl Plane {
             guests: BTreeSet::new(),
             refusals: Refusals::default(),
             everyone: false,
+            comparison: Comparison::default(),
             retry: Retry::default(),
             unknown_macs: 0,
         }

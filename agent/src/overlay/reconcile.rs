@@ -7,6 +7,7 @@
 //! - every FDB row of our device.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Instant;
 
 use ipnetwork::IpNetwork;
@@ -47,32 +48,51 @@ pub enum Seen {
     Gone(Row),
 }
 
+/// A comparison under way: what the dump has shown so far, beside the marks at the peers.
+#[derive(Debug, Default)]
+pub(super) struct Comparison {
+    /// Rows of ours that nobody wants. Deleted when all is known, since a route goes before what it leads through.
+    strays: BTreeSet<Row>,
+    base_seen: usize,
+    refusals_seen: BTreeSet<IpNetwork>,
+    /// Addresses that wait for an answer.
+    waiting: Vec<IpAddr>,
+}
+
 impl Plane {
     /// Compares a complete dump with what is wanted; what differs is due.
     ///
     /// `adopt`: the first dump of a daemon's life. On demand, peers of which rows are there count as used then.
     pub fn reconcile(&mut self, observed: &Observed, adopt: bool, now: Instant) -> Found {
-        let strays = self.strays.len();
+        self.begin_comparison();
+        self.compare(observed);
+        self.end_comparison(adopt, now)
+    }
+
+    /// A dump begins, whose parts are given to [`Plane::compare`]: of a large one each takes the time of its own rows only.
+    pub fn begin_comparison(&mut self) {
+        self.comparison = Comparison::default();
         self.peers.iter_mut().for_each(|(_, peer)| peer.seen = 0);
-        observed.fdb.iter().for_each(|row| self.mark_fdb(row));
-        observed.neighbours.iter().for_each(|row| self.mark_neigh(row));
-        let mut base_missing = self.base().count();
-        let mut refused = BTreeSet::new();
-        for route in &observed.routes {
-            match self.mark_route(*route) {
-                Known::Base => base_missing = base_missing.saturating_sub(1),
-                Known::Refusal => {
-                    refused.insert(route.destination);
-                }
-                Known::Peer | Known::No => {}
-            }
-        }
-        self.base_due = base_missing > 0;
-        self.restore_refusals(&refused);
+    }
+
+    /// A part of the dump.
+    pub fn compare(&mut self, part: &Observed) {
+        part.fdb.iter().for_each(|row| self.mark_fdb(row));
+        part.neighbours.iter().for_each(|row| self.mark_neigh(row));
+        part.routes.iter().for_each(|route| self.mark_route(*route));
+    }
+
+    /// The dump is complete; what differs is due. `adopt` as with [`Plane::reconcile`].
+    pub fn end_comparison(&mut self, adopt: bool, now: Instant) -> Found {
+        let Comparison { mut strays, base_seen, refusals_seen, waiting } = std::mem::take(&mut self.comparison);
+        self.base_due = base_seen < self.base().count();
+        self.restore_refusals(&refusals_seen);
+        let before = self.strays.len();
+        self.strays.append(&mut strays);
         let mut found = self.judge(adopt);
-        found.strays = self.strays.len().saturating_sub(strays);
-        for waiting in observed.neighbours.iter().filter(|seen| seen.state == NeighState::Incomplete) {
-            self.miss(Miss::Address(waiting.address), now);
+        found.strays = self.strays.len() - before;
+        for address in waiting {
+            self.miss(Miss::Address(address), now);
         }
         found
     }
@@ -164,9 +184,10 @@ impl Plane {
 
     /// A wanted peer's rows are not what they should be.
     fn drifted(&mut self, subnet: IpNetwork) {
-        if let Some(peer) = self.peers.get_mut(&subnet)
-            && std::mem::take(&mut peer.installed)
-        {
+        let Some(peer) = self.peers.get_mut(&subnet) else { return };
+        // What the dump under way has shown of it is not so any more.
+        peer.seen = 0;
+        if std::mem::take(&mut peer.installed) {
             self.due.insert(subnet);
         }
     }
@@ -179,45 +200,49 @@ impl Plane {
                 peer.seen |= if seen.idle >= idle { FDB | IDLE } else { FDB };
             }
             _ => {
-                self.strays.insert(Row::Fdb(seen.row));
+                self.comparison.strays.insert(Row::Fdb(seen.row));
             }
         }
     }
 
     fn mark_neigh(&mut self, seen: &SeenNeigh) {
+        if seen.state == NeighState::Incomplete {
+            self.comparison.waiting.push(seen.address);
+        }
         let gateway = self.setup.net.subnet_of(seen.address).filter(|subnet| subnet.network() == seen.address);
         if let Some(peer) = gateway.and_then(|subnet| self.peers.get_mut(&subnet)).filter(|peer| !peer.direct) {
             if seen.mac == Some(peer.vtep.mac) && seen.state == NeighState::Permanent {
                 peer.seen |= NEIGH;
             } else if self.owns_neigh(seen) {
                 // Deleted only if the peer is not wanted, and else overwritten.
-                self.strays.insert(Row::Neigh(seen.address));
+                self.comparison.strays.insert(Row::Neigh(seen.address));
             }
         } else if self.owns_neigh(seen) && !self.guests.contains(&seen.address) {
-            self.strays.insert(Row::Neigh(seen.address));
+            self.comparison.strays.insert(Row::Neigh(seen.address));
         }
     }
 
-    fn mark_route(&mut self, route: Route) -> Known {
+    fn mark_route(&mut self, route: Route) {
         if !self.owns_route(&route) {
-            return Known::No;
+            return;
         }
         if route.protocol == PROTOCOL {
             if self.base().any(|base| base == route) {
-                return Known::Base;
+                self.comparison.base_seen += 1;
+                return;
             }
             if self.refusals.contains(&route.destination) && route == Route::refusal(route.destination) {
-                return Known::Refusal;
+                self.comparison.refusals_seen.insert(route.destination);
+                return;
             }
             let wanted =
                 self.setup.net.contains_subnet(&route.destination) && route == self.peer_route(route.destination);
             if wanted && let Some(peer) = self.peers.get_mut(&route.destination) {
                 peer.seen |= ROUTE;
-                return Known::Peer;
+                return;
             }
         }
-        self.strays.insert(Row::Route(route));
-        Known::No
+        self.comparison.strays.insert(Row::Route(route));
     }
 
     /// Refusals that the dump did not show are put (again): somebody took them out, or they came while it ran.
@@ -287,12 +312,4 @@ impl Plane {
             }
         }
     }
-}
-
-/// What a dumped route turned out to be.
-enum Known {
-    Base,
-    Refusal,
-    Peer,
-    No,
 }
