@@ -5,9 +5,11 @@
 //! of it; the kernel's notifications and a timer tell when somebody else has been at it.
 //!
 //! Knows neither etcd nor the VXLAN device. `rules` says what is wanted, `wire` writes it as netlink messages, `socket`
-//! talks to the kernel, `others` looks at what other tools (and an earlier flannel) have there.
+//! talks to the kernel, `others` looks at what other tools (and an earlier flannel) have there, and `chains` says what
+//! that does to a packet.
 //! Kernel: net/netfilter/nf_tables_api.c, net/netfilter/nfnetlink.c.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
@@ -16,11 +18,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, info, warn};
 
+mod chains;
 mod others;
 mod rules;
 mod socket;
 mod wire;
 
+use chains::Ours;
 use rules::Table;
 use socket::{Nft, Notices};
 
@@ -90,8 +94,9 @@ pub struct Masquerade {
     notices: Notices,
     tables: Vec<Entry>,
     sides: Vec<Side>,
-    forward: bool,
-    said: Option<String>,
+    ours: Ours,
+    /// What was said last of each thing, so that only news is said.
+    said: BTreeMap<&'static str, String>,
 }
 
 /// A table with what the kernel showed of it when it was last written.
@@ -109,8 +114,8 @@ impl Masquerade {
             notices: Notices::open()?,
             tables,
             sides: wanted.sides.clone(),
-            forward: wanted.forward,
-            said: None,
+            ours: Ours { masquerade: wanted.masquerade, forward: wanted.forward },
+            said: BTreeMap::new(),
         })
     }
 
@@ -136,24 +141,42 @@ impl Masquerade {
         Ok(mended)
     }
 
-    /// Removes what an earlier flannel left once our own rules are in, and says which chains of others stand against us.
-    fn look_around(&mut self) {
-        match others::remove_flannel_s(&mut self.nft) {
-            Ok(removed) if removed.is_empty() => {}
-            Ok(removed) => info!(?removed, "rules of an earlier flannel removed"),
-            Err(error) => warn!(%error, "cannot remove the rules of an earlier flannel"),
-        }
-        let against = match others::against_forwarding(&mut self.nft, &self.sides) {
-            Ok(against) => against,
-            Err(error) => return warn!(%error, "cannot read other tools' chains"),
+    /// Removes what an earlier flannel left once our own rules are in, and says which chains of others stand against us;
+    /// whether that is done for now.
+    fn look_around(&mut self) -> bool {
+        let chains = match others::read(&mut self.nft) {
+            Ok(chains) => chains,
+            Err(error) => {
+                let error = error.to_string();
+                if self.news("read", &error) {
+                    warn!(%error, "cannot read other tools' chains");
+                }
+                return false;
+            }
         };
-        let text = against.join("; ");
-        if !text.is_empty() && self.said.as_ref() != Some(&text) {
+        let removal = others::remove_flannel_s(&mut self.nft, &chains, self.ours);
+        if !removal.removed.is_empty() {
+            info!(removed = ?removal.removed, "rules of an earlier flannel removed");
+        }
+        if self.news("kept", &removal.kept.join(", ")) {
+            info!(kept = ?removal.kept, "a chain of an earlier flannel stays: what comes behind it could drop the network's packets");
+        }
+        if self.news("failed", &removal.failed.join(", ")) {
+            warn!(failed = ?removal.failed, "cannot remove the rules of an earlier flannel");
+        }
+        let against = chains.against(&self.sides).join("; ");
+        if self.news("against", &against) {
             let networks: Vec<String> = self.sides.iter().map(|side| side.network.to_string()).collect();
-            warn!(chains = %text, forward_rules = self.forward,
+            warn!(chains = %against, forward_rules = self.ours.forward,
                 "forwarded packets of the network are dropped by a chain that is not ours, and no rule of another table can change that: accept {} there", networks.join(" and "));
         }
-        self.said = Some(text);
+        removal.failed.is_empty()
+    }
+
+    /// Whether this is worth saying: something else was said of this thing last.
+    fn news(&mut self, thing: &'static str, text: &str) -> bool {
+        let before = self.said.insert(thing, text.to_owned());
+        !text.is_empty() && before.as_deref() != Some(text)
     }
 
     /// Keeps the rules as they should be for ever. `state` is `None` while they are, else why not.
@@ -185,8 +208,8 @@ impl Masquerade {
                 news
             });
             if problem.is_none() && changed && looked.is_none_or(|at| at.elapsed() >= OTHERS_EVERY) {
-                self.look_around();
-                (looked, changed) = (Some(Instant::now()), false);
+                changed = !self.look_around();
+                looked = Some(Instant::now());
             }
             tokio::select! {
                 _ = timer.tick() => {}

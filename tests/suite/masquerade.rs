@@ -163,6 +163,121 @@ fn a_chain_that_drops_our_packets_is_named_and_flannel_s_way_through_it_stays() 
     assert!(!daemons[0].log().contains("not ours"), "{}", daemons[0].log());
 }
 
+/// The ways of other tools to drop what `FLANNEL-FWD` lets through before them, and what the log says of each once it drops
+/// our packets unconditionally.
+const DROPPERS: [&[&str]; 4] = [
+    &["iptables-nft -A FORWARD -m comment --comment rest -j REJECT --reject-with icmp-host-prohibited"],
+    &["iptables-nft -A FORWARD ! -i eth7 -j DROP"],
+    &["iptables-nft -N OTHER", "iptables-nft -A OTHER -s 10.5.0.0/16 -j DROP", "iptables-nft -A FORWARD -j OTHER"],
+    &[
+        "nft add table inet fw",
+        "nft add chain inet fw FORWARD { type filter hook forward priority 0 ; policy accept ; }",
+        "nft add chain inet fw FLANNEL-FWD",
+        "nft add rule inet fw FLANNEL-FWD ip saddr 10.5.0.0/16 accept",
+        "nft add rule inet fw FLANNEL-FWD ip daddr 10.5.0.0/16 accept",
+        "nft add rule inet fw FORWARD jump FLANNEL-FWD",
+        "nft add rule inet fw FORWARD ip protocol icmp reject",
+    ],
+];
+
+#[test]
+fn flannel_s_way_through_stays_where_a_rule_behind_it_may_drop() {
+    let lab = Lab::with_nodes(2);
+    lab.put_config(NODE_CONFIG);
+    let node = lab.node(1);
+    let mut daemons = lab.start_all(&[]);
+    let pods: Vec<Pod> = lab.nodes().iter().map(|node| node.pod(1)).collect();
+    daemons[0].kill();
+    for dropper in DROPPERS {
+        node.exec("nft flush ruleset").unwrap();
+        for line in [
+            "iptables-nft -N FLANNEL-FWD",
+            "iptables-nft -A FORWARD -m comment --comment flanneld -j FLANNEL-FWD",
+            "iptables-nft -A FLANNEL-FWD -s 10.5.0.0/16 -j ACCEPT",
+            "iptables-nft -A FLANNEL-FWD -d 10.5.0.0/16 -j ACCEPT",
+        ]
+        .iter()
+        .chain(dropper)
+        {
+            node.exec(line).unwrap();
+        }
+        let mut daemon = node.twilld(&[]);
+        daemon.wait_ready();
+        daemon.wait_log(&["a chain of an earlier flannel stays", "FLANNEL-FWD"], PATIENCE);
+        pods[1].ping(pods[0].addr()).unwrap();
+        assert!(!daemon.log().contains("not ours"), "{dropper:?}: {}", daemon.log());
+        assert!(daemon.terminate().status.success());
+    }
+}
+
+#[test]
+fn drops_before_flannel_s_chain_do_not_keep_it_and_those_of_our_packets_are_named() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(NODE_CONFIG);
+    let node = lab.node(1);
+    for line in [
+        "iptables-nft -A FORWARD -s 10.5.200.0/24 -p tcp -j REJECT",
+        "iptables-nft -A FORWARD -m conntrack --ctstate INVALID -j DROP",
+        "iptables-nft -N FLANNEL-FWD",
+        "iptables-nft -A FORWARD -j FLANNEL-FWD",
+        "iptables-nft -A FLANNEL-FWD -s 10.5.0.0/16 -j ACCEPT",
+        "iptables-nft -A FORWARD -j LOG",
+        "nft add table inet fw",
+        "nft add chain inet fw first { type filter hook forward priority -5 ; policy accept ; }",
+        "nft add rule inet fw first ip daddr 10.5.128.0/17 counter drop",
+    ] {
+        node.exec(line).unwrap();
+    }
+    let mut daemon = node.twilld(&[]);
+    daemon.wait_ready();
+    daemon.wait_log(&["earlier flannel removed", "chain ip filter FLANNEL-FWD"], PATIENCE);
+    daemon.wait_log(
+        &[
+            "dropped by a chain that is not ours",
+            "ip filter FORWARD (a rule drops 10.5.200.0/24)",
+            "inet fw first (a rule drops 10.5.128.0/17)",
+        ],
+        PATIENCE,
+    );
+    let all = node.exec("nft list ruleset").unwrap();
+    assert!(!all.contains("FLANNEL") && all.contains("10.5.200.0/24"), "{all}");
+}
+
+#[test]
+fn what_is_not_ours_to_do_stays_and_a_stuck_chain_blocks_no_other() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(NODE_CONFIG);
+    let node = lab.node(1);
+    for line in [
+        "iptables-nft -t nat -N FLANNEL-POSTRTG",
+        "iptables-nft -t nat -A POSTROUTING -j FLANNEL-POSTRTG",
+        "nft add table ip stuck",
+        "nft add chain ip stuck FLANNEL-FWD",
+        // A call that only the map knows.
+        "nft add map ip stuck calls { type inet_service : verdict ; elements = { 80 : jump FLANNEL-FWD } ; }",
+        "iptables-nft -N FLANNEL-FWD",
+        "iptables-nft -N OTHER",
+        "iptables-nft -A FORWARD -j OTHER",
+        "iptables-nft -A OTHER -j FLANNEL-FWD",
+    ] {
+        node.exec(line).unwrap();
+    }
+    let left = || node.exec("nft list ruleset").unwrap();
+    let mut daemon = node.twilld(&[]);
+    daemon.wait_ready();
+    daemon.wait_log(&["earlier flannel removed", "chain ip filter FLANNEL-FWD"], PATIENCE);
+    daemon.wait_log(&["cannot remove the rules of an earlier flannel", "ip stuck FLANNEL-FWD"], PATIENCE);
+    assert!(left().contains("FLANNEL-POSTRTG"), "without --ip-masq: {}", left());
+    assert!(daemon.terminate().status.success());
+    node.exec("nft delete table ip stuck").unwrap();
+    node.exec("iptables-nft -A FORWARD -j FLANNEL-POSTRTG").unwrap_err();
+    node.exec("iptables-nft -N FLANNEL-FWD").unwrap();
+    let mut daemon = node.twilld(&["--ip-masq", "--iptables-forward-rules=false"]);
+    daemon.wait_ready();
+    daemon.wait_log(&["earlier flannel removed", "FLANNEL-POSTRTG"], PATIENCE);
+    assert!(!left().contains("FLANNEL-POSTRTG") && left().contains("FLANNEL-FWD"), "{}", left());
+}
+
 #[test]
 fn the_timer_mends_where_no_notification_comes() {
     let lab = Lab::with_nodes(1);
