@@ -5,8 +5,8 @@
 //! of it; the kernel's notifications and a timer tell when somebody else has been at it.
 //!
 //! Knows neither etcd nor the VXLAN device. `rules` says what is wanted, `wire` writes it as netlink messages, `socket`
-//! talks to the kernel, `others` looks at what other tools (and an earlier flannel) have there, and `chains` says what
-//! that does to a packet.
+//! talks to the kernel, `others` looks at what other tools (and an earlier flannel) have there, `legacy` the same in
+//! iptables-legacy, and `chains` says what that does to a packet.
 //! Kernel: net/netfilter/nf_tables_api.c, net/netfilter/nfnetlink.c.
 
 use std::collections::BTreeMap;
@@ -19,6 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, info, warn};
 
 mod chains;
+mod legacy;
 mod others;
 mod rules;
 mod socket;
@@ -154,7 +155,16 @@ impl Masquerade {
                 return false;
             }
         };
-        let removal = others::remove_flannel_s(&mut self.nft, &chains, self.ours);
+        let legacy = legacy::read();
+        if self.news("missing", &legacy.missing.join(", ")) {
+            info!(missing = %legacy.missing.join(", "), "iptables-legacy is in use on this host and its programs are not here: \
+                whether an earlier flannel's chains are in it, `iptables-legacy-save | grep FLANNEL` tells; \
+                `iptables-legacy -t nat -D POSTROUTING ... -j FLANNEL-POSTRTG`, `-F FLANNEL-POSTRTG` and `-X FLANNEL-POSTRTG` \
+                remove one");
+        }
+        let mut removal = others::remove_flannel_s(&mut self.nft, &chains, self.ours);
+        removal.extend(legacy::remove_flannel_s(&legacy, self.ours));
+        removal.failed.extend(legacy.failed);
         if !removal.removed.is_empty() {
             info!(removed = ?removal.removed, "rules of an earlier flannel removed");
         }
@@ -164,7 +174,9 @@ impl Masquerade {
         if self.news("failed", &removal.failed.join(", ")) {
             warn!(failed = ?removal.failed, "cannot remove the rules of an earlier flannel");
         }
-        let against = chains.against(&self.sides).join("; ");
+        let in_legacy =
+            legacy.chains.against(&self.sides).into_iter().map(|chain| format!("{chain} of iptables-legacy"));
+        let against = chains.against(&self.sides).into_iter().chain(in_legacy).collect::<Vec<_>>().join("; ");
         if self.news("against", &against) {
             let networks: Vec<String> = self.sides.iter().map(|side| side.network.to_string()).collect();
             warn!(chains = %against, forward_rules = self.ours.forward,

@@ -278,6 +278,77 @@ fn what_is_not_ours_to_do_stays_and_a_stuck_chain_blocks_no_other() {
     assert!(!left().contains("FLANNEL-POSTRTG") && left().contains("FLANNEL-FWD"), "{}", left());
 }
 
+/// As flannel leaves it with an iptables that is iptables-legacy.
+const IN_LEGACY: [&str; 9] = [
+    "-t nat -N FLANNEL-POSTRTG",
+    "-t nat -A POSTROUTING -m comment --comment flanneld-masq -j FLANNEL-POSTRTG",
+    "-t nat -A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -j RETURN",
+    "-t nat -A FLANNEL-POSTRTG -p tcp -j MASQUERADE --random-fully",
+    "-t nat -A POSTROUTING -p udp -j MASQUERADE",
+    "-N FLANNEL-FWD",
+    "-A FORWARD -m comment --comment flanneld-forward -j FLANNEL-FWD",
+    "-A FLANNEL-FWD -p tcp -j ACCEPT",
+    "-A FORWARD -p udp -j ACCEPT",
+];
+
+#[test]
+fn rules_of_an_earlier_flannel_in_iptables_legacy_go_too() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(BOTH);
+    let node = lab.node(1);
+    for program in ["iptables-legacy", "ip6tables-legacy"] {
+        IN_LEGACY.iter().for_each(|line| drop(node.exec(&format!("{program} -w {line}")).unwrap()));
+    }
+    let saved = || ["iptables-legacy-save", "ip6tables-legacy-save"].map(|program| node.exec(program).unwrap());
+    let mut daemon = node.twilld(MASQ);
+    daemon.wait_ready();
+    for chain in
+        ["ip nat FLANNEL-POSTRTG", "ip filter FLANNEL-FWD", "ip6 nat FLANNEL-POSTRTG", "ip6 filter FLANNEL-FWD"]
+    {
+        daemon.wait_log(&["earlier flannel removed", &format!("{chain} of iptables-legacy")], PATIENCE);
+    }
+    for saved in saved() {
+        assert!(!saved.contains("FLANNEL") && saved.contains("-A POSTROUTING -p udp -j MASQUERADE"), "{saved}");
+        assert!(saved.contains("-A FORWARD -p udp -j ACCEPT"), "{saved}");
+    }
+    assert!(daemon.terminate().status.success());
+
+    // Docker's policy: what came through FLANNEL-FWD comes through nothing else.
+    for line in
+        ["-P FORWARD DROP", "-N FLANNEL-FWD", "-A FLANNEL-FWD -s 10.5.0.0/16 -j ACCEPT", "-A FORWARD -j FLANNEL-FWD"]
+    {
+        node.exec(&format!("iptables-legacy -w {line}")).unwrap();
+    }
+    let mut daemon = node.twilld(MASQ);
+    daemon.wait_ready();
+    daemon.wait_log(&["stays", "ip filter FLANNEL-FWD of iptables-legacy"], PATIENCE);
+    assert!(saved()[0].contains("-A FORWARD -j FLANNEL-FWD"), "{}", saved()[0]);
+    assert!(!daemon.log().contains("not ours"), "{}", daemon.log());
+    assert!(daemon.terminate().status.success());
+    node.exec("iptables-legacy -w -F FORWARD").unwrap();
+    let mut daemon = node.twilld(MASQ);
+    daemon.wait_ready();
+    daemon.wait_log(&["not ours", "ip filter FORWARD (policy drop) of iptables-legacy"], PATIENCE);
+}
+
+#[test]
+fn iptables_legacy_is_left_alone_where_it_is_not_in_use_and_named_where_its_programs_are_missing() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(NODE_CONFIG);
+    let node = lab.node(1);
+    let in_use =
+        || node.netns().enter(|| std::fs::read_to_string("/proc/thread-self/net/ip_tables_names")).unwrap().unwrap();
+    let mut daemon = node.twilld(MASQ);
+    daemon.wait_ready();
+    assert!(daemon.terminate().status.success());
+    assert_eq!(in_use(), "", "a table was made by looking at it");
+    assert!(!daemon.log().contains("iptables-legacy"), "{}", daemon.log());
+    node.exec("iptables-legacy -w -t nat -N FLANNEL-POSTRTG").unwrap();
+    let mut daemon = node.twilld_under(&["env", "PATH=/nonexistent"], MASQ);
+    daemon.wait_ready();
+    daemon.wait_log(&["iptables-legacy-save", "grep FLANNEL"], PATIENCE);
+}
+
 #[test]
 fn the_timer_mends_where_no_notification_comes() {
     let lab = Lab::with_nodes(1);

@@ -39,6 +39,14 @@ pub(super) struct Removal {
     pub failed: Vec<String>,
 }
 
+impl Removal {
+    pub(super) fn extend(&mut self, more: Removal) {
+        self.removed.extend(more.removed);
+        self.kept.extend(more.kept);
+        self.failed.extend(more.failed);
+    }
+}
+
 /// Removes what an earlier flannel left and Twill has its own of, in one transaction for each thing.
 pub(super) fn remove_flannel_s(nft: &mut Nft, chains: &Chains, ours: Ours) -> Removal {
     let mut removal = Removal::default();
