@@ -18,7 +18,7 @@ use crate::eventloop::{Ended, EventLoop, Half, Own, Signals};
 use crate::handoff;
 use crate::http::{self, Readiness};
 use crate::lease::{self, AcquireError, Held, Keeper, Known};
-use crate::masquerade::{Masquerade, Side, Wanted as WantedRules};
+use crate::masquerade::{self, Side, Wanted as WantedRules};
 use crate::nodeid;
 use crate::overlay::MacAddr;
 use crate::overlay::alloc::Wanted;
@@ -121,10 +121,8 @@ fn rules(flags: &Flags, site: &Site, ends: &[End], held: &Held) -> Result<watch:
         fully_random: !flags.ip_masq_fully_random_disable,
         forward: flags.iptables_forward_rules,
     };
-    let (state, rules) = watch::channel(Some("not written yet".to_owned()));
-    let masquerade = Masquerade::open(&wanted).context("nftables")?;
-    tokio::spawn(masquerade.keep(Duration::from_secs(flags.iptables_resync), state));
-    Ok(rules)
+    let resync = Duration::from_secs(flags.iptables_resync);
+    masquerade::keep(wanted, resync).context("start the thread that keeps the nftables rules")
 }
 
 /// Makes each end's device, and hangs the plane on it.

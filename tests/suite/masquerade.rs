@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::process::Stdio;
 use std::time::Duration;
 
 use twill_lab::{Lab, NODE_CONFIG, Namespace, Node, Pod, Twilld, wait_until};
@@ -354,10 +355,51 @@ fn the_timer_mends_where_no_notification_comes() {
     let lab = Lab::with_nodes(1);
     lab.put_config(NODE_CONFIG);
     let node = lab.node(1);
-    let mut daemon = node.twilld(&["--ip-masq", "--iptables-resync=1"]);
+    // The rules' thread believes that it listens and hears nothing: its first setsockopt joins the group.
+    let deaf = &["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", "inject=setsockopt:retval=0:when=1"];
+    let mended = || rules(&node, "ip twill.1").contains("masquerade");
+    let mut daemon = node.twilld_under(deaf, &["--ip-masq", "--iptables-resync=86400"]);
     daemon.wait_ready();
-    daemon.signal(nix::sys::signal::Signal::SIGSTOP);
     node.exec("nft flush ruleset").unwrap();
-    daemon.signal(nix::sys::signal::Signal::SIGCONT);
-    wait_until("mended", Duration::from_secs(30), || rules(&node, "ip twill.1").contains("masquerade"));
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(!mended(), "it heard of the change: this test tests nothing");
+    daemon.kill();
+    let mut daemon = node.twilld_under(deaf, &["--ip-masq", "--iptables-resync=1"]);
+    daemon.wait_ready();
+    node.exec("nft flush ruleset").unwrap();
+    wait_until("mended", PATIENCE, mended);
+}
+
+#[test]
+fn a_family_whose_table_cannot_be_written_does_not_hold_up_the_other() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(BOTH);
+    let node = lab.node(1);
+    let mut owner = node.netns().command("nft").unwrap().arg("-i").stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = owner.stdin.take().unwrap();
+    // Only who made it may change it, and it goes with him.
+    stdin.write_all(b"add table ip twill.1 { flags owner; }\n").unwrap();
+    wait_until("the table is there", PATIENCE, || rules(&node, "ip twill.1").contains("owner"));
+    let mut daemon = node.twilld(MASQ);
+    daemon.wait_log(&["nftables rules are not in place"], PATIENCE);
+    wait_until("the other family's rules", PATIENCE, || rules(&node, "ip6 twill.1").contains("masquerade"));
+    assert!(!daemon.log().contains("info ready"), "{}", daemon.log());
+    drop(stdin);
+    owner.wait().unwrap();
+    daemon.wait_ready();
+    assert!(rules(&node, "ip twill.1").contains("masquerade"));
+    assert!(!daemon.log().contains("changed by somebody"), "{}", daemon.log());
+}
+
+#[test]
+fn the_rules_are_kept_on_a_thread_of_their_own() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(NODE_CONFIG);
+    let mut daemon = lab.node(1).twilld(MASQ);
+    daemon.wait_ready();
+    let threads = std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
+    let name = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
+    let names: Vec<String> = threads.map(|thread| name(thread.unwrap())).collect();
+    assert!(names.iter().any(|name| name.trim() == "nftables"), "{names:?}");
+    assert!(daemon.terminate().status.success());
 }

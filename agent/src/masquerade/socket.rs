@@ -172,7 +172,7 @@ impl Nft {
             })?;
         }
         if interrupted {
-            return Err(Error::Socket { step: STEP, source: io::ErrorKind::Interrupted.into() });
+            return Err(Error::Changing { step: STEP });
         }
         Ok(())
     }
