@@ -24,8 +24,6 @@ pub struct NetworkConfig {
     pub ipv4: Option<FamilyConfig>,
     /// The IPv6 side, if enabled.
     pub ipv6: Option<FamilyConfig>,
-    /// Whether masquerade rules are wanted as nftables (`EnableNFTables`). Twill uses nftables either way.
-    pub nftables: bool,
     /// How packets travel.
     pub backend: Backend,
 }

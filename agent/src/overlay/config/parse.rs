@@ -79,10 +79,11 @@ pub(super) fn network_config(bytes: &[u8]) -> Result<NetworkConfig, ConfigError>
     if !enable4 && !enable6 {
         return Err(bad("EnableIPv4", "false", "leaves no address family", "true, or EnableIPv6 true"));
     }
+    // Checked as flannel does, though it is nftables here either way.
+    flag(&object, "EnableNFTables", false)?;
     Ok(NetworkConfig {
         ipv4: if enable4 { Some(family(&object, &IPV4)?) } else { None },
         ipv6: if enable6 { Some(family(&object, &IPV6)?) } else { None },
-        nftables: flag(&object, "EnableNFTables", false)?,
         backend: object.get("Backend").map_or(Ok(Backend::default()), backend)?,
     })
 }
@@ -264,7 +265,7 @@ mod tests {
         let family = config.ipv4.unwrap();
         assert_eq!(family.network, "10.5.0.0/16".parse().unwrap());
         assert_eq!((family.subnet_len, family.subnet_min, family.subnet_max), (24, ip("10.5.1.0"), ip("10.5.255.0")));
-        assert_eq!((config.ipv6, config.nftables, config.backend), (None, false, Backend::default()));
+        assert_eq!((config.ipv6, config.backend), (None, Backend::default()));
         assert_eq!(config.backend.port, 8472);
     }
 
