@@ -23,7 +23,7 @@ use crate::nodeid;
 use crate::overlay::MacAddr;
 use crate::overlay::alloc::Wanted;
 use crate::overlay::iface;
-use crate::overlay::plane::{Plane, Setup};
+use crate::overlay::plane::{PeerMode, Plane, Setup};
 use crate::overlay::record::{Family, Record};
 use crate::overlay::records::Records;
 use crate::reader::{Intake, REMIND, Reader, Waiting};
@@ -63,15 +63,20 @@ async fn prepare(flags: Flags) -> Result<EventLoop<Kernel>> {
     }
     let store = flags.etcd.store()?;
     let mut reader = Reader::new(store.clone(), flags.etcd.etcd_endpoints.join(", "), flags.subnet_file.clone());
-    let (config, config_text) = reader.config(&flags.etcd.etcd_prefix).await?;
-    let site = Site { config, config_text, wish, subnet_file: flags.subnet_file.clone(), ip_masq: flags.ip_masq };
+    let (endpoints, prefix) = (flags.etcd.etcd_endpoints.join(", "), &flags.etcd.etcd_prefix);
+    let config_at = format!("a usable network config: the key {prefix}/config of etcd at {endpoints}");
+    readiness.send_replace(Readiness::waiting(&config_at));
+    let (config, config_text) = reader.config(prefix).await?;
+    let (mode, idle) = (PeerMode::from(flags.peer_mode), flags.peer_idle_timeout);
+    let on_demand = mode == PeerMode::OnDemand;
+    let (subnet_file, ip_masq) = (flags.subnet_file.clone(), flags.ip_masq);
+    let site = Site { config, config_text, wish, subnet_file, ip_masq, on_demand };
     // The wait for a config may have been long.
     let ends = site.ends(&kernel.interfaces()?)?;
     for End { chosen, .. } in &ends {
         let interface = &chosen.interface;
         info!(interface = %interface.name, local = %chosen.local, public = %chosen.public, mtu = interface.mtu, why = %chosen.why, "interface");
     }
-    let (mode, idle) = (flags.peer_mode.into(), flags.peer_idle_timeout);
     let plane = |end: &End| {
         let mut plane = Plane::new(Setup { net: end.net, subnet: site::no_subnet(end.family), mode, idle });
         if site.config.backend.direct_routing {
@@ -85,7 +90,9 @@ async fn prepare(flags: Flags) -> Result<EventLoop<Kernel>> {
     let own = ends.iter().map(End::without_subnet).collect();
     let mut intake = Intake::new(ends.iter().map(plane).collect(), Records::new(site.config.backend.vni, own));
     let node = nodeid::id(flags.node_id.as_deref());
-    let held = get_subnet(&site, &ends, node.as_deref(), &store, &mut reader, &mut intake, &mut kernel).await?;
+    readiness.send_replace(Readiness::waiting("all records of etcd"));
+    let etcd = Etcd { store: &store, reader: &mut reader, readiness: &readiness };
+    let held = get_subnet(&site, &ends, node.as_deref(), etcd, &mut intake, &mut kernel).await?;
 
     let Intake { planes, mut records, .. } = intake;
     records.we_are(&held.key.to_string(), ends.iter().map(|end| site::own(&held.key, end)).collect::<Result<_, _>>()?);
@@ -165,16 +172,23 @@ fn privileged() -> Result<()> {
     Ok(())
 }
 
+/// Where a lease comes from, and who is told what that waits for.
+struct Etcd<'a> {
+    store: &'a EtcdStore,
+    reader: &'a mut Reader<EtcdStore>,
+    readiness: &'a watch::Sender<Readiness>,
+}
+
 /// Leases a subnet; waits where none is free.
 async fn get_subnet(
     site: &Site,
     ends: &[End],
     node: Option<&str>,
-    store: &EtcdStore,
-    reader: &mut Reader<EtcdStore>,
+    etcd: Etcd<'_>,
     intake: &mut Intake,
     kernel: &mut Kernel,
 ) -> Result<Held> {
+    let Etcd { store, reader, readiness } = etcd;
     let (mut public_ip, mut public_ipv6) = (None, None);
     for end in ends {
         match end.chosen.public {
@@ -196,6 +210,7 @@ async fn get_subnet(
             }
             Err(error @ AcquireError::NoFreeSubnet { .. }) => {
                 waiting.say(&format!("{error}; waiting for one to be freed"), true);
+                readiness.send_replace(Readiness::waiting(&format!("a free subnet: {error}")));
                 if let Ok(result) = tokio::time::timeout(REMIND, reader.next(intake, &wanted)).await {
                     result?;
                     reader.all(intake, &wanted).await?;

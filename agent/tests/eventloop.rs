@@ -116,7 +116,14 @@ impl Node {
         let subnet_file = folder.path().join("subnet.env");
         let wish = Wish::default();
         let config = NetworkConfig::parse(text).unwrap();
-        let site = Site { config, config_text: text.to_vec(), wish, subnet_file: subnet_file.clone(), ip_masq: false };
+        let site = Site {
+            config,
+            config_text: text.to_vec(),
+            wish,
+            subnet_file: subnet_file.clone(),
+            ip_masq: false,
+            on_demand: false,
+        };
         let ends = site.ends(&kernel.kernel().interfaces).unwrap();
         let record = site.record(&ends, |_| MacAddr([2, 0, 0, 0, 0, 0xaa]));
         let public_ip = Some(record.public_ip);

@@ -44,7 +44,7 @@ pub struct FamilyConfig {
 /// The `Backend` object of the config; its `Type` is `vxlan`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backend {
-    /// The VXLAN network identifier, 1 to 2^24 - 1.
+    /// The VXLAN network identifier, from 1 on, as high as the device's name has room for.
     pub vni: u32,
     /// The UDP destination port.
     pub port: u16,
