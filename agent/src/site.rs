@@ -119,6 +119,13 @@ impl Site {
         (!ours).then(|| Interface { addresses, ..interface.clone() })
     }
 
+    /// Whether what this host sends to an address goes into the tunnel once the whole network is routed there: it lies in the
+    /// network and on no link of ours. A more specific route of somebody's may still lead elsewhere.
+    pub fn swallows(&self, address: IpAddr, interfaces: &[Interface]) -> bool {
+        let on_link = interfaces.iter().flat_map(|interface| &interface.addresses).any(|net| net.contains(address));
+        self.on_demand && !on_link && self.config.families().any(|family| family.network.contains(address))
+    }
+
     /// What our record says over these ends. `mac` gives each family's.
     pub fn record(&self, ends: &[End], mut mac: impl FnMut(Family) -> MacAddr) -> Record {
         let mut record = Record::vxlan(Ipv4Addr::UNSPECIFIED);
@@ -253,6 +260,14 @@ mod tests {
         for words in ["10.128.0.5", "eth0", "10.0.0.0/8", "--peer-mode=all"] {
             assert!(error.contains(words), "no {words}: {error}");
         }
+    }
+
+    #[test]
+    fn an_etcd_inside_the_network_is_swallowed_on_demand_only_and_not_on_our_own_link() {
+        let hosts = [host(1500, &["192.168.1.5/24"]), host(1500, &["10.128.0.5/20"])];
+        let swallows = |on_demand, address: &str| site(WIDE, on_demand).swallows(address.parse().unwrap(), &hosts);
+        assert!(swallows(true, "10.128.16.9"));
+        assert!(!swallows(false, "10.128.16.9") && !swallows(true, "10.128.0.9") && !swallows(true, "192.0.2.1"));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! minute; it ends the process where it can't.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -72,7 +72,13 @@ async fn prepare(flags: Flags) -> Result<EventLoop<Kernel>> {
     let (subnet_file, ip_masq) = (flags.subnet_file.clone(), flags.ip_masq);
     let site = Site { config, config_text, wish, subnet_file, ip_masq, on_demand };
     // The wait for a config may have been long.
-    let ends = site.ends(&kernel.interfaces()?)?;
+    let interfaces = kernel.interfaces()?;
+    let ends = site.ends(&interfaces)?;
+    for endpoint in
+        flags.etcd.etcd_endpoints.iter().filter(|e| literal(e).is_some_and(|ip| site.swallows(ip, &interfaces)))
+    {
+        warn!(%endpoint, "etcd lies in the network, which --peer-mode=on-demand routes into the tunnel: give it a route of its own or start with --peer-mode=all");
+    }
     for End { chosen, .. } in &ends {
         let interface = &chosen.interface;
         info!(interface = %interface.name, local = %chosen.local, public = %chosen.public, mtu = interface.mtu, why = %chosen.why, "interface");
@@ -115,6 +121,12 @@ async fn prepare(flags: Flags) -> Result<EventLoop<Kernel>> {
     turn.read_again = Some(Box::new(move || store.follow()));
     turn.report(readiness, rules);
     Ok(turn)
+}
+
+/// The address of an endpoint that has no name.
+fn literal(endpoint: &str) -> Option<IpAddr> {
+    let host = endpoint.rsplit("://").next()?.trim_end_matches('/');
+    host.parse::<SocketAddr>().map(|address| address.ip()).or_else(|_| host.parse()).ok()
 }
 
 /// Starts what keeps the nftables rules, also where none are wanted: those of an earlier run go then. Returns what is
@@ -240,4 +252,21 @@ fn mac(record: &Record, family: Family) -> Option<MacAddr> {
         Family::V6 => record.ipv6,
     };
     side.map(|side| side.mac)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_without_a_name_have_an_address() {
+        for (endpoint, ip) in [
+            ("http://10.0.0.5:2379", Some("10.0.0.5")),
+            ("https://[fd99::1]:2379/", Some("fd99::1")),
+            ("10.0.0.5", Some("10.0.0.5")),
+            ("http://etcd.example:2379", None),
+        ] {
+            assert_eq!(literal(endpoint), ip.map(|ip| ip.parse().unwrap()), "{endpoint}");
+        }
+    }
 }
