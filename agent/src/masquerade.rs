@@ -31,6 +31,8 @@ use socket::{Nft, Notices};
 
 /// After a notification, how long to wait for more before looking: others write in many small transactions.
 const CALM: Duration = Duration::from_millis(50);
+/// How often what failed is tried again, however rarely the rules are looked at otherwise.
+const RETRY: Duration = Duration::from_secs(5);
 /// How often other tools' chains are looked at, if anything has changed since.
 const OTHERS_EVERY: Duration = Duration::from_secs(60);
 
@@ -135,7 +137,7 @@ async fn keep_for_ever(wanted: &Wanted, resync: Duration, state: &watch::Sender<
             Ok(masquerade) => masquerade.keep(resync, state).await,
             Err(error) => tell(state, (!nothing_wanted || !error.unsupported()).then(|| error.to_string())),
         }
-        tokio::time::sleep(resync).await;
+        tokio::time::sleep(RETRY).await;
     }
 }
 
@@ -292,6 +294,7 @@ impl Masquerade {
             }
             tokio::select! {
                 _ = timer.tick() => {}
+                () = tokio::time::sleep(RETRY), if problem.is_some() => {}
                 told = self.notices.changed() => {
                     changed = true;
                     if let Err(error) = told {

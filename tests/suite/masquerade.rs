@@ -380,7 +380,7 @@ fn a_family_whose_table_cannot_be_written_does_not_hold_up_the_other() {
     // Only who made it may change it, and it goes with him.
     stdin.write_all(b"add table ip twill.1 { flags owner; }\n").unwrap();
     wait_until("the table is there", PATIENCE, || rules(&node, "ip twill.1").contains("owner"));
-    let mut daemon = node.twilld(MASQ);
+    let mut daemon = node.twilld(&["--ip-masq", "--iptables-resync=86400"]);
     daemon.wait_log(&["nftables rules are not in place"], PATIENCE);
     wait_until("the other family's rules", PATIENCE, || rules(&node, "ip6 twill.1").contains("masquerade"));
     assert!(!daemon.log().contains("info ready"), "{}", daemon.log());
