@@ -21,6 +21,7 @@ mod go;
 mod values;
 
 pub use go::read;
+pub use values::host;
 
 const INTERFACE: &str = "The interface";
 const NODE: &str = "The node";
@@ -41,7 +42,7 @@ Exit codes:
 ///
 /// Takes flanneld's flags, also in Go's spelling (-iface eth0, --ip-masq=true), and reads each one's variable as well:
 /// FLANNELD_ and the name in capitals with underscores, as in FLANNELD_ETCD_ENDPOINTS. A flag goes before its variable;
-/// an empty variable counts as none.
+/// an empty value counts as none.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "twilld", version, args_override_self = true, max_term_width = 120, after_help = AFTER_HELP)]
 pub struct Flags {
@@ -128,7 +129,7 @@ pub struct Flags {
 #[command(next_help_heading = "etcd")]
 pub struct EtcdFlags {
     /// etcd's endpoints, separated by commas.
-    #[arg(long, global = true, value_delimiter = ',', value_name = "URL,...")]
+    #[arg(long, global = true, value_delimiter = ',', action = ArgAction::Set, value_name = "URL,...")]
     #[arg(default_value = "http://127.0.0.1:4001,http://127.0.0.1:2379")]
     pub etcd_endpoints: Vec<String>,
     /// Where in etcd the network config and the records live.
@@ -254,6 +255,63 @@ mod tests {
     }
 
     #[test]
+    fn endpoints_are_those_of_the_last_flag_and_interfaces_those_of_all() {
+        let flags =
+            flags(&["--etcd-endpoints=http://a:1,http://b:1", "-etcd-endpoints", "http://c:1,http://d:1"]).unwrap();
+        assert_eq!(flags.etcd.etcd_endpoints, ["http://c:1", "http://d:1"]);
+        let flags = self::flags(&["--iface=a", "--iface-regex=b", "--iface", "c", "-iface-regex=d"]).unwrap();
+        assert_eq!((flags.iface.len(), flags.iface_regex.len()), (2, 2));
+    }
+
+    #[test]
+    fn an_empty_value_counts_as_none() {
+        let names = [
+            "etcd-endpoints",
+            "etcd-prefix",
+            "etcd-cafile",
+            "etcd-certfile",
+            "etcd-keyfile",
+            "etcd-username",
+            "etcd-password",
+            "iface",
+            "iface-regex",
+            "iface-can-reach",
+            "public-ip",
+            "public-ipv6",
+            "subnet-file",
+            "healthz-ip",
+            "peer-mode",
+            "peer-idle-timeout",
+            "node-id",
+            "kubeconfig-file",
+            "kube-api-url",
+            "net-config-path",
+            "listen",
+            "networks",
+            "kube-annotation-prefix",
+        ];
+        let unset = format!("{:?}", flags(&[]).unwrap());
+        for name in names {
+            for args in [vec![format!("--{name}=")], vec![format!("-{name}"), String::new()]] {
+                let args: Vec<&str> = args.iter().map(String::as_str).chain(["--ip-masq=false"]).collect();
+                let given = flags(&args).unwrap_or_else(|error| panic!("{args:?}: {error}"));
+                assert_eq!(format!("{given:?}"), unset, "{args:?}");
+            }
+        }
+        let flags =
+            given(&["--iface=", "--iface=eth1", "--public-ip="], &[("FLANNELD_PUBLIC_IP", "192.0.2.1")]).unwrap();
+        assert_eq!(
+            (flags.iface, flags.public_ip),
+            (vec!["eth1".to_owned()], None),
+            "a given flag goes before its variable"
+        );
+        for number in ["--healthz-port=", "--iptables-resync=", "--subnet-lease-renew-margin=", "--ip-masq=", "-v="] {
+            assert_eq!(self::flags(&[number]).unwrap_err().exit_code(), 2, "{number}");
+        }
+        assert!(self::flags(&["--iface"]).is_err(), "a value that is not there is not an empty one");
+    }
+
+    #[test]
     fn a_variable_serves_where_the_flag_is_missing() {
         let env = [("FLANNELD_IFACE", "eth9"), ("FLANNELD_IP_MASQ", "true"), ("FLANNELD_PUBLIC_IP", "")];
         let from_env = given(&[], &env).unwrap();
@@ -273,6 +331,10 @@ mod tests {
             (vec!["--subnet-lease-renew-margin=0"], "1..=1439"),
             (vec!["--public-ip=here"], "--public-ip"),
             (vec!["--public-ip=fd99::1"], "--public-ipv6"),
+            (vec!["--public-ip=0.0.0.0"], "other nodes reach"),
+            (vec!["--public-ip=127.0.0.1"], "no loopback"),
+            (vec!["--public-ip=224.0.0.1"], "multicast"),
+            (vec!["--public-ipv6=::1"], "--public-ipv6"),
             (vec!["--public-ipv6=10.0.0.1"], "--public-ip "),
             (vec!["--iface-regex=("], "--iface-regex"),
             (vec!["--iface-can-reach=etcd.example"], "expected an IP address"),

@@ -26,6 +26,11 @@ impl Readiness {
     pub fn starting() -> Self {
         Self { missing: vec!["lease: none yet".to_owned()] }
     }
+
+    /// The same while something has to come first.
+    pub fn waiting(what: &str) -> Self {
+        Self { missing: vec![format!("lease: none yet, waiting for {what}")] }
+    }
 }
 
 /// Opens the listener.

@@ -5,9 +5,11 @@
 //! of it; the kernel's notifications and a timer tell when somebody else has been at it.
 //!
 //! Knows neither etcd nor the VXLAN device. `rules` says what is wanted, `wire` writes it as netlink messages, `socket`
-//! talks to the kernel, `others` looks at what other tools (and an earlier flannel) have there.
+//! talks to the kernel, `others` looks at what other tools (and an earlier flannel) have there, `legacy` the same in
+//! iptables-legacy, and `chains` says what that does to a packet.
 //! Kernel: net/netfilter/nf_tables_api.c, net/netfilter/nfnetlink.c.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
@@ -16,16 +18,21 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, info, warn};
 
+mod chains;
+mod legacy;
 mod others;
 mod rules;
 mod socket;
 mod wire;
 
+use chains::Ours;
 use rules::Table;
 use socket::{Nft, Notices};
 
 /// After a notification, how long to wait for more before looking: others write in many small transactions.
 const CALM: Duration = Duration::from_millis(50);
+/// How often what failed is tried again, however rarely the rules are looked at otherwise.
+const RETRY: Duration = Duration::from_secs(5);
 /// How often other tools' chains are looked at, if anything has changed since.
 const OTHERS_EVERY: Duration = Duration::from_secs(60);
 
@@ -72,6 +79,12 @@ pub enum Error {
         /// Its answer.
         source: io::Error,
     },
+    /// Others changed the rules while they were read.
+    #[error("{step}: they change meanwhile")]
+    Changing {
+        /// What was being done.
+        step: &'static str,
+    },
     /// The rules were written and the kernel shows others.
     #[error("{table}: {shown} rules are there after {written} were written")]
     Differs {
@@ -84,112 +97,204 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// The kernel has no nf_tables, or not for this family: there can be no rules of ours.
+    fn unsupported(&self) -> bool {
+        let (Self::Socket { source, .. } | Self::Refused { source, .. }) = self else { return false };
+        let absent = [libc::EINVAL, libc::EOPNOTSUPP, libc::EAFNOSUPPORT, libc::EPROTONOSUPPORT, libc::ENOENT];
+        source.raw_os_error().is_some_and(|code| absent.contains(&code))
+    }
+}
+
+/// Keeps the rules as they should be, until nobody listens any more; those of an earlier run go where none are wanted.
+/// What comes back is `None` while they are, else why not.
+///
+/// The work is done on a thread of its own, in this thread's network namespace: big rule sets of others take their time,
+/// and a packet that waits for the event loop must not.
+///
+/// # Errors
+/// When there is no thread to be had.
+pub fn keep(wanted: Wanted, resync: Duration) -> io::Result<watch::Receiver<Option<String>>> {
+    let (state, told) = watch::channel(Some("not written yet".to_owned()));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let work = move || {
+        runtime.block_on(async {
+            tokio::select! {
+                () = keep_for_ever(&wanted, resync, &state) => {}
+                () = state.closed() => {}
+            }
+        });
+    };
+    std::thread::Builder::new().name("nftables".to_owned()).spawn(work)?;
+    Ok(told)
+}
+
+/// Opens the sockets anew after each failure of one.
+async fn keep_for_ever(wanted: &Wanted, resync: Duration, state: &watch::Sender<Option<String>>) {
+    let nothing_wanted = rules::tables(wanted).iter().all(|table| table.chains.is_empty());
+    loop {
+        match Masquerade::open(wanted) {
+            Ok(masquerade) => masquerade.keep(resync, state).await,
+            Err(error) => tell(state, (!nothing_wanted || !error.unsupported()).then(|| error.to_string())),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Says how the rules are, in the log too where that is bad news.
+fn tell(state: &watch::Sender<Option<String>>, problem: Option<String>) {
+    state.send_if_modified(|now| {
+        let news = *now != problem;
+        if let (true, Some(problem)) = (news, &problem) {
+            warn!(%problem, "nftables rules are not in place, trying until they are");
+        }
+        *now = problem;
+        news
+    });
+}
+
 /// The rules in the kernel and what watches over them.
-pub struct Masquerade {
+struct Masquerade {
     nft: Nft,
     notices: Notices,
     tables: Vec<Entry>,
     sides: Vec<Side>,
-    forward: bool,
-    said: Option<String>,
+    ours: Ours,
+    /// What was said last of each thing, so that only news is said.
+    said: BTreeMap<&'static str, String>,
 }
 
 /// A table with what the kernel showed of it when it was last written.
 struct Entry {
     table: Table,
     shown: Option<Vec<u8>>,
+    /// It was in place before.
+    known: bool,
+}
+
+/// Names of tables that were brought to what is wanted.
+#[derive(Default)]
+struct Mended {
+    /// For the first time.
+    new: Vec<String>,
+    /// After somebody changed them.
+    again: Vec<String>,
 }
 
 impl Masquerade {
     /// Opens the sockets in the network namespace of this thread, within a tokio runtime. Writes nothing yet.
-    pub fn open(wanted: &Wanted) -> Result<Self, Error> {
-        let tables = rules::tables(wanted).into_iter().map(|table| Entry { table, shown: None }).collect();
+    fn open(wanted: &Wanted) -> Result<Self, Error> {
+        let tables = rules::tables(wanted).into_iter();
         Ok(Self {
             nft: Nft::open()?,
             notices: Notices::open()?,
-            tables,
+            tables: tables.map(|table| Entry { table, shown: None, known: false }).collect(),
             sides: wanted.sides.clone(),
-            forward: wanted.forward,
-            said: None,
+            ours: Ours { masquerade: wanted.masquerade, forward: wanted.forward },
+            said: BTreeMap::new(),
         })
     }
 
-    /// Brings the tables to what is wanted; the names of those that were not.
-    pub fn mend(&mut self) -> Result<Vec<String>, Error> {
-        let mut mended = Vec::new();
+    /// Brings each table to what is wanted, whatever became of the others; what was to be done, and the first error.
+    fn mend(&mut self) -> (Mended, Option<Error>) {
+        let (mut mended, mut first) = (Mended::default(), None);
         for entry in &mut self.tables {
-            if let Some(shown) = &entry.shown
-                && self.nft.show(&entry.table)? == *shown
-            {
-                continue;
+            match entry.mend(&mut self.nft) {
+                Ok(false) => {}
+                Ok(true) if entry.known => mended.again.push(entry.table.to_string()),
+                Ok(true) => mended.new.push(entry.table.to_string()),
+                Err(error) => {
+                    first.get_or_insert(error);
+                    continue;
+                }
             }
-            entry.shown = None;
-            self.nft.transact("write the rules", &wire::replace(&entry.table))?;
-            let shown = self.nft.show(&entry.table)?;
-            let (count, written) = (socket::count_rules(&shown), entry.table.rules());
-            if count != written {
-                return Err(Error::Differs { table: entry.table.to_string(), written, shown: count });
-            }
-            entry.shown = Some(shown);
-            mended.extend((written > 0).then(|| entry.table.to_string()));
+            entry.known = true;
         }
-        Ok(mended)
+        (mended, first)
     }
 
-    /// Removes what an earlier flannel left once our own rules are in, and says which chains of others stand against us.
-    fn look_around(&mut self) {
-        match others::remove_flannel_s(&mut self.nft) {
-            Ok(removed) if removed.is_empty() => {}
-            Ok(removed) => info!(?removed, "rules of an earlier flannel removed"),
-            Err(error) => warn!(%error, "cannot remove the rules of an earlier flannel"),
-        }
-        let against = match others::against_forwarding(&mut self.nft, &self.sides) {
-            Ok(against) => against,
-            Err(error) => return warn!(%error, "cannot read other tools' chains"),
+    /// Removes what an earlier flannel left once our own rules are in, and says which chains of others stand against us;
+    /// whether that is done for now.
+    fn look_around(&mut self) -> bool {
+        let chains = match others::read(&mut self.nft) {
+            Ok(chains) => chains,
+            Err(error) => {
+                let error = error.to_string();
+                if self.news("read", &error) {
+                    warn!(%error, "cannot read other tools' chains");
+                }
+                return false;
+            }
         };
-        let text = against.join("; ");
-        if !text.is_empty() && self.said.as_ref() != Some(&text) {
+        let legacy = legacy::read();
+        if self.news("missing", &legacy.missing.join(", ")) {
+            info!(missing = %legacy.missing.join(", "), "iptables-legacy is in use on this host and its programs are not here: \
+                whether an earlier flannel's chains are in it, `iptables-legacy-save | grep FLANNEL` tells; \
+                `iptables-legacy -t nat -D POSTROUTING ... -j FLANNEL-POSTRTG`, `-F FLANNEL-POSTRTG` and `-X FLANNEL-POSTRTG` \
+                remove one");
+        }
+        let mut removal = others::remove_flannel_s(&mut self.nft, &chains, self.ours);
+        removal.extend(legacy::remove_flannel_s(&legacy, self.ours));
+        removal.failed.extend(legacy.failed);
+        if !removal.removed.is_empty() {
+            info!(removed = ?removal.removed, "rules of an earlier flannel removed");
+        }
+        if self.news("kept", &removal.kept.join(", ")) {
+            info!(kept = ?removal.kept, "a chain of an earlier flannel stays: what comes behind it could drop the network's packets");
+        }
+        if self.news("failed", &removal.failed.join(", ")) {
+            warn!(failed = ?removal.failed, "cannot remove the rules of an earlier flannel");
+        }
+        let in_legacy =
+            legacy.chains.against(&self.sides).into_iter().map(|chain| format!("{chain} of iptables-legacy"));
+        let against = chains.against(&self.sides).into_iter().chain(in_legacy).collect::<Vec<_>>().join("; ");
+        if self.news("against", &against) {
             let networks: Vec<String> = self.sides.iter().map(|side| side.network.to_string()).collect();
-            warn!(chains = %text, forward_rules = self.forward,
+            warn!(chains = %against, forward_rules = self.ours.forward,
                 "forwarded packets of the network are dropped by a chain that is not ours, and no rule of another table can change that: accept {} there", networks.join(" and "));
         }
-        self.said = Some(text);
+        removal.failed.is_empty()
     }
 
-    /// Keeps the rules as they should be for ever. `state` is `None` while they are, else why not.
-    pub async fn keep(mut self, resync: Duration, state: watch::Sender<Option<String>>) {
+    /// Whether this is worth saying: something else was said of this thing last.
+    fn news(&mut self, thing: &'static str, text: &str) -> bool {
+        let before = self.said.insert(thing, text.to_owned());
+        !text.is_empty() && before.as_deref() != Some(text)
+    }
+
+    /// Keeps the rules as they should be until a socket fails.
+    async fn keep(mut self, resync: Duration, state: &watch::Sender<Option<String>>) {
         let mut timer = tokio::time::interval(resync);
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut looked: Option<Instant> = None;
         let mut changed = true;
         loop {
-            let first = self.tables.iter().all(|entry| entry.shown.is_none());
-            let problem = match self.mend() {
-                Ok(mended) if mended.is_empty() => None,
-                Ok(mended) => {
-                    if first {
-                        info!(tables = ?mended, "nftables rules are in");
-                    } else {
-                        warn!(tables = ?mended, "nftables rules were changed by somebody, mended");
-                    }
-                    None
-                }
-                Err(error) => Some(error.to_string()),
-            };
-            state.send_if_modified(|now| {
-                let news = *now != problem;
-                if let (true, Some(problem)) = (news, &problem) {
-                    warn!(%problem, "nftables rules are not in place, trying until they are");
-                }
-                now.clone_from(&problem);
-                news
-            });
+            let (mut mended, mut error) = self.mend();
+            if error.is_some() {
+                // Others write too: what failed once may do now, and nobody needs to hear of it.
+                let (more, again) = self.mend();
+                mended.new.extend(more.new);
+                mended.again.extend(more.again);
+                error = again;
+            }
+            if !mended.new.is_empty() {
+                info!(tables = ?mended.new, "nftables rules are in");
+            }
+            if !mended.again.is_empty() {
+                warn!(tables = ?mended.again, "nftables rules were changed by somebody, mended");
+            }
+            let problem = error.as_ref().map(Error::to_string);
+            tell(state, problem.clone());
+            if let Some(Error::Socket { .. }) = error {
+                return;
+            }
             if problem.is_none() && changed && looked.is_none_or(|at| at.elapsed() >= OTHERS_EVERY) {
-                self.look_around();
-                (looked, changed) = (Some(Instant::now()), false);
+                changed = !self.look_around();
+                looked = Some(Instant::now());
             }
             tokio::select! {
                 _ = timer.tick() => {}
+                () = tokio::time::sleep(RETRY), if problem.is_some() => {}
                 told = self.notices.changed() => {
                     changed = true;
                     if let Err(error) = told {
@@ -200,5 +305,41 @@ impl Masquerade {
                 }
             }
         }
+    }
+}
+
+impl Entry {
+    /// Writes the table if it is not as it was written, or removes it if it is not wanted; whether rules were written.
+    fn mend(&mut self, nft: &mut Nft) -> Result<bool, Error> {
+        let unwanted = self.table.chains.is_empty();
+        let now = match nft.show(&self.table) {
+            Err(error) if unwanted && error.unsupported() => Vec::new(),
+            now => now?,
+        };
+        if self.shown.as_ref() == Some(&now) || (unwanted && now.is_empty()) {
+            return Ok(false);
+        }
+        self.shown = None;
+        nft.transact("write the rules", &wire::replace(&self.table))?;
+        let shown = nft.show(&self.table)?;
+        let (count, written) = (socket::count_rules(&shown), self.table.rules());
+        if count != written {
+            return Err(Error::Differs { table: self.table.to_string(), written, shown: count });
+        }
+        self.shown = Some(shown);
+        Ok(written > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_nf_tables_is_told_from_one_that_refuses() {
+        let refused = |code| Error::Refused { step: "read the rules", source: io::Error::from_raw_os_error(code) };
+        assert!(refused(libc::EOPNOTSUPP).unsupported() && refused(libc::EINVAL).unsupported());
+        assert!(!refused(libc::EPERM).unsupported() && !refused(libc::EBUSY).unsupported());
+        assert!(!Error::Changing { step: "read the rules" }.unsupported());
     }
 }

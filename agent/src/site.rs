@@ -18,6 +18,10 @@ use crate::overlay::{MacAddr, SubnetKey};
 const OVERHEAD_V4: u32 = 50;
 /// The same over IPv6.
 const OVERHEAD_V6: u32 = 70;
+/// The smallest MTU that a device may have with an IPv4 address (`IPV4_MIN_MTU`, include/net/ip.h).
+const LEAST_V4: u32 = 68;
+/// The same with an IPv6 address (`IPV6_MIN_MTU`, include/uapi/linux/ipv6.h).
+const LEAST_V6: u32 = 1280;
 
 /// What is fixed for the life of the daemon.
 #[derive(Debug, Clone)]
@@ -32,6 +36,8 @@ pub struct Site {
     pub subnet_file: PathBuf,
     /// Whether we masquerade, as `subnet.env` tells the CNI plugin.
     pub ip_masq: bool,
+    /// Whether the whole network is routed to our device, and not only what peers have of it.
+    pub on_demand: bool,
 }
 
 /// One family's end of the tunnel: its network and the interface it goes through.
@@ -59,8 +65,8 @@ pub enum Unfit {
         /// What it lacks.
         family: Family,
     },
-    /// The MTU leaves no room.
-    #[error("MTU {mtu} of {interface} leaves nothing after {overhead} bytes of VXLAN")]
+    /// The MTU leaves too little room.
+    #[error("MTU {mtu} of {interface}: expected at least {}: {} needs {least} bytes, and VXLAN adds {overhead}", least + overhead, name(*family))]
     Mtu {
         /// The interface.
         interface: String,
@@ -68,27 +74,56 @@ pub enum Unfit {
         mtu: u32,
         /// What VXLAN adds.
         overhead: u32,
+        /// The least that the kernel gives the family an address for.
+        least: u32,
+        /// The family of the subnets.
+        family: Family,
+    },
+    /// On demand, what this host sends to its own neighbours would go into the tunnel.
+    #[error(
+        "{local} of {interface} lies in the network {network}, which --peer-mode=on-demand routes into the tunnel as a whole: start with --peer-mode=all"
+    )]
+    Inside {
+        /// Our address.
+        local: IpAddr,
+        /// The interface.
+        interface: String,
+        /// The network.
+        network: IpNetwork,
     },
 }
 
 impl Site {
     /// The end of each family that the config has, over the interfaces that there are.
-    pub fn ends(&self, interfaces: &[Interface]) -> Result<Vec<End>, ChooseError> {
+    pub fn ends(&self, interfaces: &[Interface]) -> Result<Vec<End>, Unfit> {
         let interfaces: Vec<Interface> = interfaces.iter().filter_map(|interface| self.outside(interface)).collect();
         let end = |net: &FamilyConfig| {
             let family = Family::of(&net.network);
             let chosen = iface::choose(&interfaces, &self.wish, family == Family::V6)?;
+            if self.on_demand && net.network.contains(chosen.local) {
+                let (local, interface) = (chosen.local, chosen.interface.name);
+                return Err(Unfit::Inside { local, interface, network: net.network });
+            }
             Ok(End { net: *net, family, chosen })
         };
         self.config.families().map(end).collect()
     }
 
     /// An interface without its addresses of the overlay's own: neither our devices nor the pods' bridge carry the tunnel.
+    /// What no node can lease of the network may be the hosts' own, as in flannel's manual.
     fn outside(&self, interface: &Interface) -> Option<Interface> {
         let ours = [Family::V4, Family::V6].iter().any(|family| interface.name == self.device_name(*family));
-        let inside = |net: &IpNetwork| self.config.families().any(|family| family.network.contains(net.ip()));
+        let leased = |family: &FamilyConfig, ip| family.subnet_of(ip).is_some_and(|subnet| family.fits(&subnet));
+        let inside = |net: &IpNetwork| self.config.families().any(|family| leased(family, net.ip()));
         let addresses = interface.addresses.iter().filter(|net| !inside(net)).copied().collect();
         (!ours).then(|| Interface { addresses, ..interface.clone() })
+    }
+
+    /// Whether what this host sends to an address goes into the tunnel once the whole network is routed there: it lies in the
+    /// network and on no link of ours. A more specific route of somebody's may still lead elsewhere.
+    pub fn swallows(&self, address: IpAddr, interfaces: &[Interface]) -> bool {
+        let on_link = interfaces.iter().flat_map(|interface| &interface.addresses).any(|net| net.contains(address));
+        self.on_demand && !on_link && self.config.families().any(|family| family.network.contains(address))
     }
 
     /// What our record says over these ends. `mac` gives each family's.
@@ -121,14 +156,15 @@ impl Site {
     pub fn device(&self, end: &End, key: &SubnetKey, mac: MacAddr) -> Result<Device, Unfit> {
         let backend = &self.config.backend;
         let subnet = own_subnet(key, end)?;
-        let overhead = match end.family {
-            Family::V4 => OVERHEAD_V4,
-            Family::V6 => OVERHEAD_V6,
+        let (overhead, least) = match end.family {
+            Family::V4 => (OVERHEAD_V4, LEAST_V4),
+            Family::V6 => (OVERHEAD_V6, LEAST_V6),
         };
         let interface = &end.chosen.interface;
         // More than the interface takes is capped by the kernel, and subnet.env would say what no packet may have.
         let outer = backend.mtu.map_or(interface.mtu, |mtu| mtu.min(interface.mtu));
-        let too_small = || Unfit::Mtu { interface: interface.name.clone(), mtu: outer, overhead };
+        let too_small =
+            || Unfit::Mtu { interface: interface.name.clone(), mtu: outer, overhead, least, family: end.family };
         Ok(Device {
             name: self.device_name(end.family),
             vni: backend.vni,
@@ -137,7 +173,7 @@ impl Site {
             underlay: interface.index,
             underlay_name: interface.name.clone(),
             mac,
-            mtu: outer.checked_sub(overhead).ok_or_else(too_small)?,
+            mtu: outer.checked_sub(overhead).filter(|mtu| *mtu >= least).ok_or_else(too_small)?,
             learning: backend.learning,
             gbp: backend.gbp,
             address: IpNetwork::from(subnet.network()),
@@ -166,6 +202,13 @@ impl End {
     }
 }
 
+fn name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
+    }
+}
+
 /// Stands for the subnet that we don't have yet: no peer's subnet overlaps it.
 pub fn no_subnet(family: Family) -> IpNetwork {
     match family {
@@ -182,4 +225,76 @@ pub fn own_subnet(key: &SubnetKey, end: &End) -> Result<IpNetwork, Unfit> {
 /// Ourselves at an end.
 pub fn own(key: &SubnetKey, end: &End) -> Result<Own, Unfit> {
     Ok(Own { subnet: own_subnet(key, end)?, public_ip: end.chosen.public })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn site(config: &str, on_demand: bool) -> Site {
+        Site {
+            config: NetworkConfig::parse(config.as_bytes()).unwrap(),
+            config_text: config.as_bytes().to_vec(),
+            wish: Wish::default(),
+            subnet_file: PathBuf::new(),
+            ip_masq: false,
+            on_demand,
+        }
+    }
+
+    fn host(mtu: u32, addresses: &[&str]) -> Interface {
+        let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        let (default_v4, default_v6) = (Some(0), Some(0));
+        Interface { index: 2, name: "eth0".to_owned(), mtu, addresses, default_v4, default_v6, ..Interface::default() }
+    }
+
+    /// flannel's manual has such a network.
+    const WIDE: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":20,"SubnetMin":"10.10.0.0","SubnetMax":"10.99.0.0"}"#;
+
+    #[test]
+    fn hosts_may_live_in_the_part_of_the_network_that_nobody_leases() {
+        let eth0 = host(1500, &["10.128.0.5/20"]);
+        let ends = site(WIDE, false).ends(std::slice::from_ref(&eth0)).unwrap();
+        assert_eq!(ends[0].chosen.local, "10.128.0.5".parse::<IpAddr>().unwrap());
+        let error = site(WIDE, true).ends(&[eth0]).unwrap_err().to_string();
+        for words in ["10.128.0.5", "eth0", "10.0.0.0/8", "--peer-mode=all"] {
+            assert!(error.contains(words), "no {words}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_etcd_inside_the_network_is_swallowed_on_demand_only_and_not_on_our_own_link() {
+        let hosts = [host(1500, &["192.168.1.5/24"]), host(1500, &["10.128.0.5/20"])];
+        let swallows = |on_demand, address: &str| site(WIDE, on_demand).swallows(address.parse().unwrap(), &hosts);
+        assert!(swallows(true, "10.128.16.9"));
+        assert!(!swallows(false, "10.128.16.9") && !swallows(true, "10.128.0.9") && !swallows(true, "192.0.2.1"));
+    }
+
+    #[test]
+    fn what_nodes_lease_is_no_underlay() {
+        let both = host(1500, &["10.10.16.1/20", "10.99.15.255/20", "192.168.1.5/24"]);
+        let ends = site(WIDE, true).ends(&[both]).unwrap();
+        assert_eq!(ends[0].chosen.local, "192.168.1.5".parse::<IpAddr>().unwrap());
+    }
+
+    #[test]
+    fn an_mtu_with_which_the_kernel_gives_no_address_is_refused() {
+        let dual = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48"}"#;
+        let key: SubnetKey = "10.5.1.0-24&fc00:0:0:1::-64".parse().unwrap();
+        let devices = |mtu| {
+            let site = site(dual, true);
+            let ends = site.ends(&[host(mtu, &["192.168.1.5/24", "fd99::5/64"])]).unwrap();
+            ends.iter()
+                .map(|end| site.device(end, &key, MacAddr([2; 6])).map_err(|e| e.to_string()))
+                .collect::<Vec<_>>()
+        };
+        assert!(devices(1350).iter().all(Result::is_ok));
+        let small = devices(1349);
+        assert!(small[0].is_ok());
+        assert_eq!(
+            small[1].as_ref().unwrap_err(),
+            "MTU 1349 of eth0: expected at least 1350: IPv6 needs 1280 bytes, and VXLAN adds 70"
+        );
+        assert!(devices(118)[0].is_ok() && devices(117)[0].is_err());
+    }
 }

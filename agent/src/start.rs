@@ -4,7 +4,7 @@
 //! minute; it ends the process where it can't.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -18,12 +18,12 @@ use crate::eventloop::{Ended, EventLoop, Half, Own, Signals};
 use crate::handoff;
 use crate::http::{self, Readiness};
 use crate::lease::{self, AcquireError, Census, Held, Keeper, Known};
-use crate::masquerade::{Masquerade, Side, Wanted as WantedRules};
+use crate::masquerade::{self, Side, Wanted as WantedRules};
 use crate::nodeid;
 use crate::overlay::MacAddr;
 use crate::overlay::alloc::Wanted;
 use crate::overlay::iface;
-use crate::overlay::plane::{Plane, Setup};
+use crate::overlay::plane::{PeerMode, Plane, Setup};
 use crate::overlay::record::{Family, Record};
 use crate::overlay::records::Records;
 use crate::reader::{Intake, REMIND, Reader, Waiting};
@@ -63,15 +63,26 @@ async fn prepare(flags: Flags) -> Result<EventLoop<Kernel>> {
     }
     let store = flags.etcd.store()?;
     let mut reader = Reader::new(store.clone(), flags.etcd.etcd_endpoints.join(", "), flags.subnet_file.clone());
-    let (config, config_text) = reader.config(&flags.etcd.etcd_prefix).await?;
-    let site = Site { config, config_text, wish, subnet_file: flags.subnet_file.clone(), ip_masq: flags.ip_masq };
+    let (endpoints, prefix) = (flags.etcd.etcd_endpoints.join(", "), &flags.etcd.etcd_prefix);
+    let config_at = format!("a usable network config: the key {prefix}/config of etcd at {endpoints}");
+    readiness.send_replace(Readiness::waiting(&config_at));
+    let (config, config_text) = reader.config(prefix).await?;
+    let (mode, idle) = (PeerMode::from(flags.peer_mode), flags.peer_idle_timeout);
+    let on_demand = mode == PeerMode::OnDemand;
+    let (subnet_file, ip_masq) = (flags.subnet_file.clone(), flags.ip_masq);
+    let site = Site { config, config_text, wish, subnet_file, ip_masq, on_demand };
     // The wait for a config may have been long.
-    let ends = site.ends(&kernel.interfaces()?)?;
+    let interfaces = kernel.interfaces()?;
+    let ends = site.ends(&interfaces)?;
+    for endpoint in
+        flags.etcd.etcd_endpoints.iter().filter(|e| literal(e).is_some_and(|ip| site.swallows(ip, &interfaces)))
+    {
+        warn!(%endpoint, "etcd lies in the network, which --peer-mode=on-demand routes into the tunnel: give it a route of its own or start with --peer-mode=all");
+    }
     for End { chosen, .. } in &ends {
         let interface = &chosen.interface;
         info!(interface = %interface.name, local = %chosen.local, public = %chosen.public, mtu = interface.mtu, why = %chosen.why, "interface");
     }
-    let (mode, idle) = (flags.peer_mode.into(), flags.peer_idle_timeout);
     let plane = |end: &End| {
         let mut plane = Plane::new(Setup { net: end.net, subnet: site::no_subnet(end.family), mode, idle });
         if site.config.backend.direct_routing {
@@ -85,7 +96,9 @@ async fn prepare(flags: Flags) -> Result<EventLoop<Kernel>> {
     let own = ends.iter().map(End::without_subnet).collect();
     let mut intake = Intake::new(ends.iter().map(plane).collect(), Records::new(site.config.backend.vni, own));
     let node = nodeid::id(flags.node_id.as_deref());
-    let held = get_subnet(&site, &ends, node.as_deref(), &store, &mut reader, &mut intake, &mut kernel).await?;
+    readiness.send_replace(Readiness::waiting("all records of etcd"));
+    let etcd = Etcd { store: &store, reader: &mut reader, readiness: &readiness };
+    let held = get_subnet(&site, &ends, node.as_deref(), etcd, &mut intake, &mut kernel).await?;
 
     let Intake { planes, mut records, .. } = intake;
     records.we_are(&held.key.to_string(), ends.iter().map(|end| site::own(&held.key, end)).collect::<Result<_, _>>()?);
@@ -110,6 +123,12 @@ async fn prepare(flags: Flags) -> Result<EventLoop<Kernel>> {
     Ok(turn)
 }
 
+/// The address of an endpoint that has no name.
+fn literal(endpoint: &str) -> Option<IpAddr> {
+    let host = endpoint.rsplit("://").next()?.trim_end_matches('/');
+    host.parse::<SocketAddr>().map(|address| address.ip()).or_else(|_| host.parse()).ok()
+}
+
 /// Starts what keeps the nftables rules, also where none are wanted: those of an earlier run go then. Returns what is
 /// wrong with them.
 fn rules(flags: &Flags, site: &Site, ends: &[End], held: &Held) -> Result<watch::Receiver<Option<String>>> {
@@ -121,10 +140,8 @@ fn rules(flags: &Flags, site: &Site, ends: &[End], held: &Held) -> Result<watch:
         fully_random: !flags.ip_masq_fully_random_disable,
         forward: flags.iptables_forward_rules,
     };
-    let (state, rules) = watch::channel(Some("not written yet".to_owned()));
-    let masquerade = Masquerade::open(&wanted).context("nftables")?;
-    tokio::spawn(masquerade.keep(Duration::from_secs(flags.iptables_resync), state));
-    Ok(rules)
+    let resync = Duration::from_secs(flags.iptables_resync);
+    masquerade::keep(wanted, resync).context("start the thread that keeps the nftables rules")
 }
 
 /// Makes each end's device, and hangs the plane on it.
@@ -167,16 +184,23 @@ fn privileged() -> Result<()> {
     Ok(())
 }
 
+/// Where a lease comes from, and who is told what that waits for.
+struct Etcd<'a> {
+    store: &'a EtcdStore,
+    reader: &'a mut Reader<EtcdStore>,
+    readiness: &'a watch::Sender<Readiness>,
+}
+
 /// Leases a subnet; waits where none is free.
 async fn get_subnet(
     site: &Site,
     ends: &[End],
     node: Option<&str>,
-    store: &EtcdStore,
-    reader: &mut Reader<EtcdStore>,
+    etcd: Etcd<'_>,
     intake: &mut Intake,
     kernel: &mut Kernel,
 ) -> Result<Held> {
+    let Etcd { store, reader, readiness } = etcd;
     let (mut public_ip, mut public_ipv6) = (None, None);
     for end in ends {
         match end.chosen.public {
@@ -198,6 +222,7 @@ async fn get_subnet(
             }
             Err(error @ AcquireError::NoFreeSubnet { .. }) => {
                 waiting.say(&format!("{error}; waiting for one to be freed"), true);
+                readiness.send_replace(Readiness::waiting(&format!("a free subnet: {error}")));
                 if let Ok(result) = tokio::time::timeout(REMIND, reader.next(intake, &wanted)).await {
                     result?;
                     reader.all(intake, &wanted).await?;
@@ -227,4 +252,21 @@ fn mac(record: &Record, family: Family) -> Option<MacAddr> {
         Family::V6 => record.ipv6,
     };
     side.map(|side| side.mac)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_without_a_name_have_an_address() {
+        for (endpoint, ip) in [
+            ("http://10.0.0.5:2379", Some("10.0.0.5")),
+            ("https://[fd99::1]:2379/", Some("fd99::1")),
+            ("10.0.0.5", Some("10.0.0.5")),
+            ("http://etcd.example:2379", None),
+        ] {
+            assert_eq!(literal(endpoint), ip.map(|ip| ip.parse().unwrap()), "{endpoint}");
+        }
+    }
 }

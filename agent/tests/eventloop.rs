@@ -93,7 +93,7 @@ struct Node {
 
 fn eth0(address: &str, mtu: u32) -> Interface {
     let addresses = vec![address.parse().unwrap()];
-    Interface { index: 2, name: "eth0".into(), mtu, up: true, addresses, default_v4: Some(0), ..Interface::default() }
+    Interface { index: 2, name: "eth0".into(), mtu, addresses, default_v4: Some(0), ..Interface::default() }
 }
 
 fn peer(index: u8) -> (String, Vec<u8>) {
@@ -116,7 +116,14 @@ impl Node {
         let subnet_file = folder.path().join("subnet.env");
         let wish = Wish::default();
         let config = NetworkConfig::parse(text).unwrap();
-        let site = Site { config, config_text: text.to_vec(), wish, subnet_file: subnet_file.clone(), ip_masq: false };
+        let site = Site {
+            config,
+            config_text: text.to_vec(),
+            wish,
+            subnet_file: subnet_file.clone(),
+            ip_masq: false,
+            on_demand: false,
+        };
         let ends = site.ends(&kernel.kernel().interfaces).unwrap();
         let record = site.record(&ends, |_| MacAddr([2, 0, 0, 0, 0, 0xaa]));
         let public_ip = Some(record.public_ip);

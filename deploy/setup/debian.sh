@@ -64,6 +64,7 @@ packages() {
     needs nm binutils
     needs nft nftables
     needs iptables iptables
+    needs iptables-legacy-restore iptables
     if [[ ${#missing[@]} -gt 0 ]]; then
         mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
         install_packages "${missing[@]}"

@@ -159,3 +159,61 @@ fn both_families() {
     ping_all_to_all(&pods);
     assert_eq!(one.exec("bridge fdb show dev flannel-v6.1").unwrap().matches(" dst ").count(), 0);
 }
+
+/// The routes to an IPv6 subnet.
+fn routes6_to(node: &Node, subnet: &str) -> Vec<String> {
+    let routes = node.exec("ip -6 route show proto 116").unwrap();
+    routes.lines().filter(|route| route.starts_with(subnet)).map(str::to_owned).collect()
+}
+
+#[test]
+fn ipv6_across_a_router_has_a_tunnel_until_the_routes_change() {
+    let lab = Lab::with_nodes(2);
+    lab.put_config(DUAL);
+    let (one, two) = (lab.node(1), lab.node(2));
+    for (node, other) in [(&one, &two), (&two, &one)] {
+        node.exec(&format!("ip -6 route add {} via fd99::1", other.addr6())).unwrap();
+    }
+    let _daemons = lab.start_all(&["--peer-mode=all"]);
+    let pods: Vec<Pod> = lab.nodes().iter().map(|node| node.pod(1)).collect();
+    let subnet = two.leased().into_iter().find(|subnet| subnet.contains(':')).unwrap();
+    let tunnels = |node: &Node| node.exec("bridge fdb show dev flannel-v6.1").unwrap().matches(" dst ").count();
+    let await_way = |through: &str, count: usize| {
+        wait_until(&format!("{subnet} through {through}"), PATIENCE, || {
+            let (routes, found) = (routes6_to(&one, &subnet), tunnels(&one));
+            let right = routes.len() == 1 && routes[0].contains(through) && found == count;
+            if right { Ok(()) } else { Err(format!("{routes:?}, {found} tunnels")) }
+        });
+    };
+    let direct = format!("via {} dev eth0", two.addr6());
+    await_way("dev flannel-v6.1", 1);
+    // The other family has its own way.
+    await_direct(&one, &two.as_peer());
+    ping_all_to_all(&pods);
+    for _ in 0..2 {
+        one.exec(&format!("ip -6 route del {}", two.addr6())).unwrap();
+        await_way(&direct, 0);
+        ping_all_to_all(&pods);
+        one.exec(&format!("ip -6 route add {} via fd99::1", two.addr6())).unwrap();
+        await_way("dev flannel-v6.1", 1);
+        ping_all_to_all(&pods);
+    }
+}
+
+#[test]
+fn a_change_between_direct_and_tunnel_cuts_nobody_off() {
+    let (lab, _daemons, pods) = cluster(2, DIRECT, &["--peer-mode=all"]);
+    let (one, two) = (lab.node(1), lab.node(2));
+    await_direct(&one, &two.as_peer());
+    let ping = pods[0].ping_running(pods[1].addr(), 20);
+    ping.wait_received(10);
+    for _ in 0..3 {
+        one.exec(&format!("ip route add {} via 10.99.0.1", two.addr())).unwrap();
+        await_tunnel(&one, &two.as_peer());
+        ping.wait_received(10);
+        one.exec(&format!("ip route del {}", two.addr())).unwrap();
+        await_direct(&one, &two.as_peer());
+        ping.wait_received(10);
+    }
+    assert_eq!(ping.stop().lost, 0);
+}

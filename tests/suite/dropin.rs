@@ -10,6 +10,8 @@ use std::time::Duration;
 mod directrouting;
 #[path = "dualstack.rs"]
 mod dualstack;
+#[path = "everyflag.rs"]
+mod everyflag;
 #[path = "flags.rs"]
 mod flags;
 #[path = "health.rs"]

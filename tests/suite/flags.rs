@@ -216,3 +216,45 @@ fn our_own_subnet_can_end_in_a_black_hole() {
     daemon.wait_ready();
     assert_eq!(holes(), "", "the route of an earlier run stays");
 }
+
+/// As in flannel's manual: the hosts live in the network, outside of what nodes lease.
+const WIDE: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":20,"SubnetMin":"10.10.0.0","SubnetMax":"10.90.0.0"}"#;
+
+#[test]
+fn hosts_inside_the_network_need_all_peers_programmed() {
+    let lab = Lab::with_nodes(2);
+    lab.put_config(WIDE);
+    let (code, text) = ended(lab.node(1).twilld(&[]));
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("10.99.0.11 of eth0 lies in the network 10.0.0.0/8"), "{text}");
+    assert!(text.contains("--peer-mode=all"), "{text}");
+    let _daemons = lab.start_all(&["--peer-mode=all", "--ip-masq"]);
+    let pods = [lab.node(1).pod(1), lab.node(2).pod(1)];
+    pods[0].ping(pods[1].addr()).unwrap();
+    pods[1].ping(pods[0].addr()).unwrap();
+    lab.node(1).exec("ping -n -c1 -W5 10.99.0.12").unwrap();
+}
+
+#[test]
+fn what_the_kernel_would_refuse_is_named_with_what_was_expected() {
+    let lab = Lab::with_nodes(1);
+    let node = lab.node(1);
+    lab.put_config(r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48"}"#);
+    node.exec("ip link set eth0 mtu 1300").unwrap();
+    let (code, text) = ended(node.twilld(&[]));
+    assert!(code == 1 && text.contains("MTU 1300 of eth0: expected at least 1350"), "{text}");
+    node.exec("ip link set eth0 mtu 1350").unwrap();
+    let mut daemon = node.twilld(&[]);
+    daemon.wait_ready();
+    assert_eq!(node.link("flannel-v6.1").unwrap().mtu, 1280);
+    assert!(daemon.terminate().status.success());
+    // The highest VNI that there is a device name for.
+    lab.put_config(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":9999999}}"#);
+    let mut daemon = node.twilld(&[]);
+    daemon.wait_ready();
+    assert!(node.link("flannel.9999999").is_ok());
+    assert!(daemon.terminate().status.success());
+    lab.put_config(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":10000000}}"#);
+    let mut daemon = node.twilld(&[]);
+    daemon.wait_log(&["backend.vni: 10000000 is out of range", "from 1 to 9999999"], PATIENCE);
+}

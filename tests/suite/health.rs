@@ -42,7 +42,7 @@ fn ready_follows_lease_etcd_and_files() {
     let lab = Lab::with_nodes(1);
     let node = lab.node(1);
     let mut daemon = node.twilld(&[PORT, "--ip-masq"]);
-    await_ready(&node, 503, "lease: none yet");
+    await_ready(&node, 503, "lease: none yet, waiting for a usable network config: the key /coreos.com/network/config");
     assert_eq!(get(&node, "/healthz").unwrap(), (200, "ok\n".to_owned()));
     lab.put_config(NODE_CONFIG);
     await_ready(&node, 200, "ready");

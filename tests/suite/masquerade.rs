@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::process::Stdio;
 use std::time::Duration;
 
 use twill_lab::{Lab, NODE_CONFIG, Namespace, Node, Pod, Twilld, wait_until};
@@ -163,15 +164,242 @@ fn a_chain_that_drops_our_packets_is_named_and_flannel_s_way_through_it_stays() 
     assert!(!daemons[0].log().contains("not ours"), "{}", daemons[0].log());
 }
 
+/// The ways of other tools to drop what `FLANNEL-FWD` lets through before them, and what the log says of each once it drops
+/// our packets unconditionally.
+const DROPPERS: [&[&str]; 4] = [
+    &["iptables-nft -A FORWARD -m comment --comment rest -j REJECT --reject-with icmp-host-prohibited"],
+    &["iptables-nft -A FORWARD ! -i eth7 -j DROP"],
+    &["iptables-nft -N OTHER", "iptables-nft -A OTHER -s 10.5.0.0/16 -j DROP", "iptables-nft -A FORWARD -j OTHER"],
+    &[
+        "nft add table inet fw",
+        "nft add chain inet fw FORWARD { type filter hook forward priority 0 ; policy accept ; }",
+        "nft add chain inet fw FLANNEL-FWD",
+        "nft add rule inet fw FLANNEL-FWD ip saddr 10.5.0.0/16 accept",
+        "nft add rule inet fw FLANNEL-FWD ip daddr 10.5.0.0/16 accept",
+        "nft add rule inet fw FORWARD jump FLANNEL-FWD",
+        "nft add rule inet fw FORWARD ip protocol icmp reject",
+    ],
+];
+
+#[test]
+fn flannel_s_way_through_stays_where_a_rule_behind_it_may_drop() {
+    let lab = Lab::with_nodes(2);
+    lab.put_config(NODE_CONFIG);
+    let node = lab.node(1);
+    let mut daemons = lab.start_all(&[]);
+    let pods: Vec<Pod> = lab.nodes().iter().map(|node| node.pod(1)).collect();
+    daemons[0].kill();
+    for dropper in DROPPERS {
+        node.exec("nft flush ruleset").unwrap();
+        for line in [
+            "iptables-nft -N FLANNEL-FWD",
+            "iptables-nft -A FORWARD -m comment --comment flanneld -j FLANNEL-FWD",
+            "iptables-nft -A FLANNEL-FWD -s 10.5.0.0/16 -j ACCEPT",
+            "iptables-nft -A FLANNEL-FWD -d 10.5.0.0/16 -j ACCEPT",
+        ]
+        .iter()
+        .chain(dropper)
+        {
+            node.exec(line).unwrap();
+        }
+        let mut daemon = node.twilld(&[]);
+        daemon.wait_ready();
+        daemon.wait_log(&["a chain of an earlier flannel stays", "FLANNEL-FWD"], PATIENCE);
+        pods[1].ping(pods[0].addr()).unwrap();
+        assert!(!daemon.log().contains("not ours"), "{dropper:?}: {}", daemon.log());
+        assert!(daemon.terminate().status.success());
+    }
+}
+
+#[test]
+fn drops_before_flannel_s_chain_do_not_keep_it_and_those_of_our_packets_are_named() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(NODE_CONFIG);
+    let node = lab.node(1);
+    for line in [
+        "iptables-nft -A FORWARD -s 10.5.200.0/24 -p tcp -j REJECT",
+        "iptables-nft -A FORWARD -m conntrack --ctstate INVALID -j DROP",
+        "iptables-nft -N FLANNEL-FWD",
+        "iptables-nft -A FORWARD -j FLANNEL-FWD",
+        "iptables-nft -A FLANNEL-FWD -s 10.5.0.0/16 -j ACCEPT",
+        "iptables-nft -A FORWARD -j LOG",
+        "nft add table inet fw",
+        "nft add chain inet fw first { type filter hook forward priority -5 ; policy accept ; }",
+        "nft add rule inet fw first ip daddr 10.5.128.0/17 counter drop",
+    ] {
+        node.exec(line).unwrap();
+    }
+    let mut daemon = node.twilld(&[]);
+    daemon.wait_ready();
+    daemon.wait_log(&["earlier flannel removed", "chain ip filter FLANNEL-FWD"], PATIENCE);
+    daemon.wait_log(
+        &[
+            "dropped by a chain that is not ours",
+            "ip filter FORWARD (a rule drops 10.5.200.0/24)",
+            "inet fw first (a rule drops 10.5.128.0/17)",
+        ],
+        PATIENCE,
+    );
+    let all = node.exec("nft list ruleset").unwrap();
+    assert!(!all.contains("FLANNEL") && all.contains("10.5.200.0/24"), "{all}");
+}
+
+#[test]
+fn what_is_not_ours_to_do_stays_and_a_stuck_chain_blocks_no_other() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(NODE_CONFIG);
+    let node = lab.node(1);
+    for line in [
+        "iptables-nft -t nat -N FLANNEL-POSTRTG",
+        "iptables-nft -t nat -A POSTROUTING -j FLANNEL-POSTRTG",
+        "nft add table ip stuck",
+        "nft add chain ip stuck FLANNEL-FWD",
+        // A call that only the map knows.
+        "nft add map ip stuck calls { type inet_service : verdict ; elements = { 80 : jump FLANNEL-FWD } ; }",
+        "iptables-nft -N FLANNEL-FWD",
+        "iptables-nft -N OTHER",
+        "iptables-nft -A FORWARD -j OTHER",
+        "iptables-nft -A OTHER -j FLANNEL-FWD",
+    ] {
+        node.exec(line).unwrap();
+    }
+    let left = || node.exec("nft list ruleset").unwrap();
+    let mut daemon = node.twilld(&[]);
+    daemon.wait_ready();
+    daemon.wait_log(&["earlier flannel removed", "chain ip filter FLANNEL-FWD"], PATIENCE);
+    daemon.wait_log(&["cannot remove the rules of an earlier flannel", "ip stuck FLANNEL-FWD"], PATIENCE);
+    assert!(left().contains("FLANNEL-POSTRTG"), "without --ip-masq: {}", left());
+    assert!(daemon.terminate().status.success());
+    node.exec("nft delete table ip stuck").unwrap();
+    node.exec("iptables-nft -A FORWARD -j FLANNEL-POSTRTG").unwrap_err();
+    node.exec("iptables-nft -N FLANNEL-FWD").unwrap();
+    let mut daemon = node.twilld(&["--ip-masq", "--iptables-forward-rules=false"]);
+    daemon.wait_ready();
+    daemon.wait_log(&["earlier flannel removed", "FLANNEL-POSTRTG"], PATIENCE);
+    assert!(!left().contains("FLANNEL-POSTRTG") && left().contains("FLANNEL-FWD"), "{}", left());
+}
+
+/// As flannel leaves it with an iptables that is iptables-legacy.
+const IN_LEGACY: [&str; 9] = [
+    "-t nat -N FLANNEL-POSTRTG",
+    "-t nat -A POSTROUTING -m comment --comment flanneld-masq -j FLANNEL-POSTRTG",
+    "-t nat -A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -j RETURN",
+    "-t nat -A FLANNEL-POSTRTG -p tcp -j MASQUERADE --random-fully",
+    "-t nat -A POSTROUTING -p udp -j MASQUERADE",
+    "-N FLANNEL-FWD",
+    "-A FORWARD -m comment --comment flanneld-forward -j FLANNEL-FWD",
+    "-A FLANNEL-FWD -p tcp -j ACCEPT",
+    "-A FORWARD -p udp -j ACCEPT",
+];
+
+#[test]
+fn rules_of_an_earlier_flannel_in_iptables_legacy_go_too() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(BOTH);
+    let node = lab.node(1);
+    for program in ["iptables-legacy", "ip6tables-legacy"] {
+        IN_LEGACY.iter().for_each(|line| drop(node.exec(&format!("{program} -w {line}")).unwrap()));
+    }
+    let saved = || ["iptables-legacy-save", "ip6tables-legacy-save"].map(|program| node.exec(program).unwrap());
+    let mut daemon = node.twilld(MASQ);
+    daemon.wait_ready();
+    for chain in
+        ["ip nat FLANNEL-POSTRTG", "ip filter FLANNEL-FWD", "ip6 nat FLANNEL-POSTRTG", "ip6 filter FLANNEL-FWD"]
+    {
+        daemon.wait_log(&["earlier flannel removed", &format!("{chain} of iptables-legacy")], PATIENCE);
+    }
+    for saved in saved() {
+        assert!(!saved.contains("FLANNEL") && saved.contains("-A POSTROUTING -p udp -j MASQUERADE"), "{saved}");
+        assert!(saved.contains("-A FORWARD -p udp -j ACCEPT"), "{saved}");
+    }
+    assert!(daemon.terminate().status.success());
+
+    // Docker's policy: what came through FLANNEL-FWD comes through nothing else.
+    for line in
+        ["-P FORWARD DROP", "-N FLANNEL-FWD", "-A FLANNEL-FWD -s 10.5.0.0/16 -j ACCEPT", "-A FORWARD -j FLANNEL-FWD"]
+    {
+        node.exec(&format!("iptables-legacy -w {line}")).unwrap();
+    }
+    let mut daemon = node.twilld(MASQ);
+    daemon.wait_ready();
+    daemon.wait_log(&["stays", "ip filter FLANNEL-FWD of iptables-legacy"], PATIENCE);
+    assert!(saved()[0].contains("-A FORWARD -j FLANNEL-FWD"), "{}", saved()[0]);
+    assert!(!daemon.log().contains("not ours"), "{}", daemon.log());
+    assert!(daemon.terminate().status.success());
+    node.exec("iptables-legacy -w -F FORWARD").unwrap();
+    let mut daemon = node.twilld(MASQ);
+    daemon.wait_ready();
+    daemon.wait_log(&["not ours", "ip filter FORWARD (policy drop) of iptables-legacy"], PATIENCE);
+}
+
+#[test]
+fn iptables_legacy_is_left_alone_where_it_is_not_in_use_and_named_where_its_programs_are_missing() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(NODE_CONFIG);
+    let node = lab.node(1);
+    let in_use =
+        || node.netns().enter(|| std::fs::read_to_string("/proc/thread-self/net/ip_tables_names")).unwrap().unwrap();
+    let mut daemon = node.twilld(MASQ);
+    daemon.wait_ready();
+    assert!(daemon.terminate().status.success());
+    assert_eq!(in_use(), "", "a table was made by looking at it");
+    assert!(!daemon.log().contains("iptables-legacy"), "{}", daemon.log());
+    node.exec("iptables-legacy -w -t nat -N FLANNEL-POSTRTG").unwrap();
+    let mut daemon = node.twilld_under(&["env", "PATH=/nonexistent"], MASQ);
+    daemon.wait_ready();
+    daemon.wait_log(&["iptables-legacy-save", "grep FLANNEL"], PATIENCE);
+}
+
 #[test]
 fn the_timer_mends_where_no_notification_comes() {
     let lab = Lab::with_nodes(1);
     lab.put_config(NODE_CONFIG);
     let node = lab.node(1);
-    let mut daemon = node.twilld(&["--ip-masq", "--iptables-resync=1"]);
+    // The rules' thread believes that it listens and hears nothing: its first setsockopt joins the group.
+    let deaf = &["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", "inject=setsockopt:retval=0:when=1"];
+    let mended = || rules(&node, "ip twill.1").contains("masquerade");
+    let mut daemon = node.twilld_under(deaf, &["--ip-masq", "--iptables-resync=86400"]);
     daemon.wait_ready();
-    daemon.signal(nix::sys::signal::Signal::SIGSTOP);
     node.exec("nft flush ruleset").unwrap();
-    daemon.signal(nix::sys::signal::Signal::SIGCONT);
-    wait_until("mended", Duration::from_secs(30), || rules(&node, "ip twill.1").contains("masquerade"));
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(!mended(), "it heard of the change: this test tests nothing");
+    daemon.kill();
+    let mut daemon = node.twilld_under(deaf, &["--ip-masq", "--iptables-resync=1"]);
+    daemon.wait_ready();
+    node.exec("nft flush ruleset").unwrap();
+    wait_until("mended", PATIENCE, mended);
+}
+
+#[test]
+fn a_family_whose_table_cannot_be_written_does_not_hold_up_the_other() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(BOTH);
+    let node = lab.node(1);
+    let mut owner = node.netns().command("nft").unwrap().arg("-i").stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = owner.stdin.take().unwrap();
+    // Only who made it may change it, and it goes with him.
+    stdin.write_all(b"add table ip twill.1 { flags owner; }\n").unwrap();
+    wait_until("the table is there", PATIENCE, || rules(&node, "ip twill.1").contains("owner"));
+    let mut daemon = node.twilld(&["--ip-masq", "--iptables-resync=86400"]);
+    daemon.wait_log(&["nftables rules are not in place"], PATIENCE);
+    wait_until("the other family's rules", PATIENCE, || rules(&node, "ip6 twill.1").contains("masquerade"));
+    assert!(!daemon.log().contains("info ready"), "{}", daemon.log());
+    drop(stdin);
+    owner.wait().unwrap();
+    daemon.wait_ready();
+    assert!(rules(&node, "ip twill.1").contains("masquerade"));
+    assert!(!daemon.log().contains("changed by somebody"), "{}", daemon.log());
+}
+
+#[test]
+fn the_rules_are_kept_on_a_thread_of_their_own() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(NODE_CONFIG);
+    let mut daemon = lab.node(1).twilld(MASQ);
+    daemon.wait_ready();
+    let threads = std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
+    let name = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
+    let names: Vec<String> = threads.map(|thread| name(thread.unwrap())).collect();
+    assert!(names.iter().any(|name| name.trim() == "nftables"), "{names:?}");
+    assert!(daemon.terminate().status.success());
 }

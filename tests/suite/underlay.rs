@@ -145,6 +145,27 @@ fn a_second_address_changes_nothing() {
 }
 
 #[test]
+fn a_link_local_address_gives_way_to_a_global_one() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00:16::/48"}"#);
+    let node = lab.node(1);
+    // As a host is before it has heard of a router: only what the link itself gives.
+    node.exec("ip -6 addr flush dev eth0 scope global").unwrap();
+    node.exec("ip -6 route replace default dev eth0").unwrap();
+    let mut daemon = node.twilld(&[]);
+    daemon.wait_ready();
+    let recorded = |address: &str| lab.records().iter().any(|record| record.value.contains(address));
+    assert!(recorded(r#""PublicIPv6":"fe80::"#), "{:?}", lab.records());
+    node.exec(&format!("ip addr add {}/64 dev eth0 nodad", node.addr6())).unwrap();
+    wait_until("the record follows", PATIENCE, || recorded(&format!(r#""PublicIPv6":"{}""#, node.addr6())));
+    wait_until("the device follows", PATIENCE, || {
+        let link = node.ip_json("-d link show flannel-v6.1").ok()?;
+        (link[0]["linkinfo"]["info_data"]["local6"] == node.addr6().to_string()).then_some(())
+    });
+    assert!(daemon.runs());
+}
+
+#[test]
 fn an_interface_that_goes_down_and_comes_up_is_used_again() {
     for mode in MODES {
         let mut pair = Pair::new(mode, &[]);

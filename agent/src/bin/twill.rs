@@ -11,7 +11,7 @@ use twill_agent::{install, leases, log, nodeid};
 
 /// Looks at a Twill (or flannel) network.
 #[derive(Debug, Parser)]
-#[command(name = "twill", version, max_term_width = 120)]
+#[command(name = "twill", version, args_override_self = true, max_term_width = 120)]
 struct Flags {
     #[command(subcommand)]
     command: Command,
@@ -30,7 +30,7 @@ enum Command {
         /// As in 10.5.7.0/24; with two families as in 10.5.7.0/24,fc00:0:0:7::/64.
         subnet: String,
         /// The node's public IP.
-        #[arg(long, value_name = "IP", conflicts_with = "node")]
+        #[arg(long, value_name = "IP", conflicts_with = "node", value_parser = cli::host)]
         public_ip: Option<IpAddr>,
         /// The node's id: its machine-id, or what it has as --node-id.
         #[arg(long, value_name = "ID", value_parser = nodeid::parse)]

@@ -1,7 +1,10 @@
 //! Go's spelling of a command line, flannel's variables, and the flags of flannel that Twill has not.
 //!
-//! All three are made clap's before it looks: `-name` becomes `--name`, a variable becomes a flag that stands before the
-//! given ones, and a flag without sense here becomes an error that says what has.
+//! All three are made clap's before it looks: `-name` becomes `--name`, a flag with an empty value goes, a variable becomes
+//! a flag that stands before the given ones, and a flag without sense here becomes an error that says what has.
+
+use std::any::TypeId;
+use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, Error, Parser};
@@ -47,6 +50,9 @@ const OTHERS: [(&str, Other); 20] = [
     ("log_backtrace_at", Other::Ignored),
 ];
 
+/// How the names of variables begin.
+const VARIABLE: &str = "FLANNELD_";
+
 /// Those of [`OTHERS`] that take no value of their own argument.
 const SWITCHES: [&str; 4] =
     ["kube-subnet-mgr", "use-multi-cluster-cidr", "set-node-network-unavailable", "persistent-mac"];
@@ -54,7 +60,28 @@ const SWITCHES: [&str; 4] =
 /// Reads the process's command line and variables; on a mistake it says so on the terminal and ends the process with 2.
 pub fn read<T: Parser>() -> T {
     let env = |name: &str| std::env::var(name).ok();
-    parse(std::env::args(), env).unwrap_or_else(|error| error.exit())
+    let args = texts(&T::command(), std::env::args_os(), std::env::vars_os());
+    args.and_then(|args| parse(args.into_iter(), env)).unwrap_or_else(|error| error.exit())
+}
+
+/// The arguments as text; an error for one that is none, and for such a variable of ours.
+fn texts(
+    command: &clap::Command,
+    args: impl Iterator<Item = OsString>,
+    variables: impl Iterator<Item = (OsString, OsString)>,
+) -> Result<Vec<String>, Error> {
+    let bad = |what: &str, value: &OsString| {
+        let text = format!("{what}: {value:?} is not UTF-8 text, which every value has to be\n");
+        Error::raw(ErrorKind::InvalidUtf8, text).with_cmd(command)
+    };
+    for (name, value) in variables {
+        let name = name.to_string_lossy();
+        if name.starts_with(VARIABLE) && value.to_str().is_none() {
+            return Err(bad(&name, &value));
+        }
+    }
+    let text = |(at, arg): (usize, OsString)| arg.into_string().map_err(|arg| bad(&format!("argument {at}"), &arg));
+    args.enumerate().map(text).collect()
 }
 
 /// [`read`] from given arguments (the program's name first) and variables.
@@ -67,6 +94,7 @@ pub(super) fn parse<T: Parser>(
     drop_others(&mut args, &command)?;
     refuse_variables(&command, &env)?;
     let variables = from_variables(&mut args, &command, env);
+    drop_empty(&mut args, &command);
     T::try_parse_from(args).map_err(|error| explain(error.with_cmd(&command), &variables))
 }
 
@@ -109,10 +137,12 @@ fn drop_others(args: &mut Vec<String>, command: &clap::Command) -> Result<(), Er
         };
         let switch = SWITCHES.contains(name);
         let off = switch && value.is_some_and(|value| super::values::boolean(value) == Ok(false));
+        let apart = !switch && value.is_none() && args.get(at + 1).is_some_and(|next| !next.starts_with('-'));
+        let empty = !switch && (value == Some("") || (apart && args[at + 1].is_empty()));
+        let off = off || empty;
         if let (Other::Refused(instead), false) = (other, off) {
             return Err(refusal(command, &format!("--{name}"), instead));
         }
-        let apart = !switch && value.is_none() && args.get(at + 1).is_some_and(|next| !next.starts_with('-'));
         let count = 1 + usize::from(apart);
         args.drain(at..at + count);
         end -= count;
@@ -131,6 +161,33 @@ fn refuse_variables(command: &clap::Command, env: &impl Fn(&str) -> Option<Strin
         }
     }
     Ok(())
+}
+
+/// Takes out flags with an empty value, which is Go's way to say that there is none. A number or a switch has to have one.
+fn drop_empty(args: &mut Vec<String>, command: &clap::Command) {
+    let is_text = |arg: &clap::Arg| {
+        let numbers = [TypeId::of::<u8>(), TypeId::of::<u16>(), TypeId::of::<u64>()];
+        let required = arg.get_num_args().is_none_or(|count| count.min_values() > 0);
+        required && arg.get_action().takes_values() && !numbers.iter().any(|n| arg.get_value_parser().type_id() == *n)
+    };
+    let texts: Vec<&str> = command.get_arguments().filter(|arg| is_text(arg)).filter_map(clap::Arg::get_long).collect();
+    let mut kept = Vec::new();
+    let mut rest = std::mem::take(args).into_iter().peekable();
+    while let Some(arg) = rest.next() {
+        if arg == "--" {
+            kept.push(arg);
+            break;
+        }
+        let (name, value) = split(&arg);
+        let text = name.is_some_and(|name| texts.contains(&name));
+        match value {
+            Some("") if text => {}
+            None if text && rest.next_if(String::is_empty).is_some() => {}
+            _ => kept.push(arg),
+        }
+    }
+    kept.extend(rest);
+    *args = kept;
 }
 
 fn refusal(command: &clap::Command, what: &str, instead: &str) -> Error {
@@ -193,5 +250,5 @@ fn split(arg: &str) -> (Option<&str>, Option<&str>) {
 
 /// A flag's variable, as flannel names it.
 fn variable(flag: &str) -> String {
-    format!("FLANNELD_{}", flag.replace('-', "_").to_uppercase())
+    format!("{VARIABLE}{}", flag.replace('-', "_").to_uppercase())
 }

@@ -5,14 +5,21 @@ use std::time::Duration;
 
 use regex::Regex;
 
+use crate::overlay::record::is_host;
+
 pub(super) fn ip(text: &str) -> Result<IpAddr, String> {
     text.parse()
         .map_err(|_| "expected an IP address such as 192.0.2.1 or 2001:db8::1; names are not looked up".to_owned())
 }
 
+/// An address that a node may have as its public one.
+pub fn host(text: &str) -> Result<IpAddr, String> {
+    one_host(ip(text)?)
+}
+
 pub(super) fn ipv4(text: &str) -> Result<Ipv4Addr, String> {
     match text.parse() {
-        Ok(IpAddr::V4(ip)) => Ok(ip),
+        Ok(IpAddr::V4(ip)) => one_host(ip),
         Ok(IpAddr::V6(_)) => Err("expected an IPv4 address; an IPv6 one goes with --public-ipv6".to_owned()),
         Err(_) => Err("expected an IPv4 address such as 192.0.2.1".to_owned()),
     }
@@ -20,10 +27,17 @@ pub(super) fn ipv4(text: &str) -> Result<Ipv4Addr, String> {
 
 pub(super) fn ipv6(text: &str) -> Result<Ipv6Addr, String> {
     match text.parse() {
-        Ok(IpAddr::V6(ip)) => Ok(ip),
+        Ok(IpAddr::V6(ip)) => one_host(ip),
         Ok(IpAddr::V4(_)) => Err("expected an IPv6 address; an IPv4 one goes with --public-ip ".to_owned()),
         Err(_) => Err("expected an IPv6 address such as 2001:db8::1".to_owned()),
     }
+}
+
+/// Peers keep a record with any other address out.
+fn one_host<T: Into<IpAddr> + Copy>(ip: T) -> Result<T, String> {
+    let expected =
+        "expected an address that other nodes reach this one by: no loopback, multicast, broadcast or unspecified one";
+    if is_host(ip.into()) { Ok(ip) } else { Err(expected.to_owned()) }
 }
 
 pub(super) fn regex(text: &str) -> Result<Regex, String> {

@@ -20,7 +20,6 @@ pub(super) fn interfaces(dumper: &mut Dumper, reach: Option<IpAddr>) -> Result<V
             addresses: addresses.iter().filter(|a| a.ifindex == link.index).map(|a| a.address).collect(),
             name: link.name,
             mtu: link.mtu,
-            up: link.up,
             default_v4: None,
             default_v6: None,
             reaches_from: None,

@@ -8,6 +8,7 @@ use tracing::{info, warn};
 use super::EventLoop;
 use crate::dataplane::{Dataplane, Device};
 use crate::overlay::MacAddr;
+use crate::overlay::iface::is_global;
 use crate::overlay::record::Record;
 use crate::site::{self, End, Unfit};
 
@@ -88,10 +89,12 @@ fn moves(device: &Device, end: &End) -> bool {
     (device.local, device.underlay_name.as_str()) != (end.chosen.local, end.chosen.interface.name.as_str())
 }
 
-/// Stays with the address that we have, as long as the interface has it: another one may come before it for a while.
+/// Stays with the address that we have, as long as the interface has it: another one may come before it for a while. One
+/// that serves on its link only gives way to a better one, which came late.
 fn keep_address(end: &mut End, ours: IpAddr) {
     let chosen = &mut end.chosen;
-    if chosen.local != ours && chosen.interface.addresses.iter().any(|net| net.ip() == ours) {
+    let better = is_global(chosen.local) && !is_global(ours);
+    if !better && chosen.local != ours && chosen.interface.addresses.iter().any(|net| net.ip() == ours) {
         if chosen.public == chosen.local {
             chosen.public = ours;
         }

@@ -10,7 +10,7 @@ use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, NfTablesMessage, RuleAttribute, RuleMessage, TableAttribute, TableMessage,
 };
 use netlink_packet_netfilter::none::ControlMessage;
-use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 use netlink_sys::constants::NETLINK_NETFILTER;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, Socket, SocketAddr, TokioSocket};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -28,6 +28,8 @@ const NEWRULE: u16 = SUBSYSTEM << 8 | 6;
 /// The kernel fills datagrams of a dump up to 32 KiB.
 const BUFFER: usize = 64 << 10;
 const HEADER: usize = 16;
+/// include/uapi/linux/netlink.h
+const NLM_F_DUMP_INTR: u16 = 0x10;
 const OPEN: &str = "open a socket to nf_tables";
 /// For an answer of the kernel, in milliseconds: it is there at once unless something is very wrong.
 const ANSWER_WITHIN_MS: u16 = 5_000;
@@ -35,7 +37,8 @@ const ANSWER_WITHIN_MS: u16 = 5_000;
 /// A message as the kernel showed it.
 pub(super) struct Shown {
     pub family: NetfilterProtoFamily,
-    pub message: NfTablesMessage,
+    /// `None` where this library cannot read it: an expression of others.
+    pub message: Option<NfTablesMessage>,
 }
 
 /// A socket for transactions and reads.
@@ -53,32 +56,43 @@ impl Nft {
         Ok(Self { socket, sequence: 0, buffer: vec![0; BUFFER] })
     }
 
-    /// Carries out all of it or nothing.
+    /// Carries out all of it or nothing; the first refusal is the error.
+    ///
+    /// The kernel answers to each message that it refuses, and last to the last one, which asks for an answer. What concerns
+    /// the batch as a whole (no permission, no memory, a failed commit) it answers to the first.
+    /// net/netfilter/nfnetlink.c, `nfnetlink_rcv_batch`.
     pub(super) fn transact(&mut self, step: &'static str, steps: &[Step]) -> Result<(), Error> {
         let mut datagram = Vec::new();
         let control =
             |message| NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, SUBSYSTEM), message);
         let request = libc::NLM_F_REQUEST as u16;
         self.write(&mut datagram, control(ControlMessage::BatchBegin), request);
+        let first = self.sequence;
         for (at, one) in steps.iter().enumerate() {
             let last = if at + 1 == steps.len() { libc::NLM_F_ACK as u16 } else { 0 };
             let message = NetfilterMessage::new(NetfilterHeader::new(one.family, 0, 0), one.message.clone());
             self.write(&mut datagram, message, request | one.flags | last);
         }
+        let last = self.sequence;
         self.write(&mut datagram, control(ControlMessage::BatchEnd), request);
         self.send(step, &datagram)?;
+        let mut outcome = Ok(());
         let mut answered = false;
         while !answered {
             let length = self.receive(step)?;
             for_each(&self.buffer[..length], |header, body| {
-                if header.message_type == libc::NLMSG_ERROR as u16 {
-                    answered = true;
-                    refusal(step, body)?;
+                // Wrapping, as the numbers are.
+                let ours = header.sequence_number.wrapping_sub(first) <= last.wrapping_sub(first);
+                if ours && header.message_type == libc::NLMSG_ERROR as u16 {
+                    answered |= [first, last].contains(&header.sequence_number);
+                    if outcome.is_ok() {
+                        outcome = refusal(step, body);
+                    }
                 }
                 Ok(())
             })?;
         }
-        Ok(())
+        outcome
     }
 
     /// What the kernel has of a table: the bytes of all it shows of table, chains and rules, equal as long as nobody
@@ -98,33 +112,29 @@ impl Nft {
         Ok(shown)
     }
 
-    /// Reads what can be read of an answer, a dump or one object.
+    /// Reads an answer, a dump or one object, message by message.
     pub(super) fn read(
         &mut self,
         family: NetfilterProtoFamily,
         get: NfTablesMessage,
         dump: bool,
-    ) -> Result<Vec<Shown>, Error> {
+        mut each: impl FnMut(Shown),
+    ) -> Result<(), Error> {
         let mut bytes = Vec::new();
         self.raw(family, get, dump, &mut bytes)?;
-        let mut found = Vec::new();
         for_each(&bytes, |header, body| {
-            let mut whole = NetlinkMessage::<NetfilterMessage>::new(header, NetlinkPayload::Noop);
-            whole.payload = match parse(&whole.header, body) {
-                Some(message) => NetlinkPayload::InnerMessage(message),
-                None => return Ok(()), // an expression of others that this library cannot read
-            };
-            if let NetlinkPayload::InnerMessage(message) = whole.payload
-                && let netlink_packet_netfilter::NetfilterMessageInner::NfTables(inner) = message.inner
-            {
-                found.push(Shown { family: message.header.family, message: inner });
-            }
+            let family = body.first().map_or(NetfilterProtoFamily::Unspec, |family| (*family).into());
+            let message = parse(&header, body).and_then(|message| match message.inner {
+                NetfilterMessageInner::NfTables(inner) => Some(inner),
+                _ => None,
+            });
+            each(Shown { family, message });
             Ok(())
-        })?;
-        Ok(found)
+        })
     }
 
-    /// Asks, and appends the messages of the answer as they come. What is not there gives nothing.
+    /// Asks, and appends the messages of the answer as they come. What is not there gives nothing; a dump during which the
+    /// rules changed may lack some, and is an error.
     fn raw(
         &mut self,
         family: NetfilterProtoFamily,
@@ -139,13 +149,14 @@ impl Nft {
         self.write(&mut datagram, message, (libc::NLM_F_REQUEST | how) as u16);
         self.send(STEP, &datagram)?;
         let sequence = self.sequence;
-        let mut done = false;
+        let (mut done, mut interrupted) = (false, false);
         while !done {
             let length = self.receive(STEP)?;
             for_each(&self.buffer[..length], |header, body| {
                 if header.sequence_number != sequence {
                     return Ok(());
                 }
+                interrupted |= header.flags & NLM_F_DUMP_INTR != 0;
                 match i32::from(header.message_type) {
                     libc::NLMSG_DONE => done = true,
                     libc::NLMSG_ERROR => {
@@ -159,6 +170,9 @@ impl Nft {
                 }
                 Ok(())
             })?;
+        }
+        if interrupted {
+            return Err(Error::Changing { step: STEP });
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ use super::rules::{Chain, Hook, Match, Rule, Table, Verdict};
 /// `NF_ACCEPT`, include/uapi/linux/netfilter.h.
 const NF_ACCEPT: u32 = 1;
 /// `NFT_PAYLOAD_NETWORK_HEADER`, include/uapi/linux/netfilter/nf_tables.h.
-const NETWORK_HEADER: u32 = 1;
+pub(super) const NETWORK_HEADER: u32 = 1;
 /// `NFTA_MASQ_FLAGS`, and the flag `NF_NAT_RANGE_PROTO_RANDOM_FULLY` (include/uapi/linux/netfilter/nf_nat.h).
 const NFTA_MASQ_FLAGS: u16 = 1;
 const RANDOM_FULLY: u32 = 1 << 4;

@@ -24,8 +24,6 @@ pub struct NetworkConfig {
     pub ipv4: Option<FamilyConfig>,
     /// The IPv6 side, if enabled.
     pub ipv6: Option<FamilyConfig>,
-    /// Whether masquerade rules are wanted as nftables (`EnableNFTables`). Twill uses nftables either way.
-    pub nftables: bool,
     /// How packets travel.
     pub backend: Backend,
 }
@@ -46,7 +44,7 @@ pub struct FamilyConfig {
 /// The `Backend` object of the config; its `Type` is `vxlan`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backend {
-    /// The VXLAN network identifier, 1 to 2^24 - 1.
+    /// The VXLAN network identifier, from 1 on, as high as the device's name has room for.
     pub vni: u32,
     /// The UDP destination port.
     pub port: u16,

@@ -2,7 +2,8 @@
 //!
 //! Flannel's order: each `--iface` (an address or a name), each `--iface-regex`, `--iface-can-reach`; the first that
 //! leads to an interface with an address of the family is taken. Where none of them is given: the interface that has
-//! `--public-ip`, else that of the default route with the lowest metric. See
+//! `--public-ip`, else that of the default route with the lowest metric. A loopback address serves only where `--iface` names
+//! it or its interface. See
 //! <https://github.com/flannel-io/flannel/blob/v0.28.9/pkg/ipmatch/match.go>.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -19,8 +20,6 @@ pub struct Interface {
     pub name: String,
     /// Its MTU in bytes.
     pub mtu: u32,
-    /// Whether it is administratively up.
-    pub up: bool,
     /// Its addresses, in the kernel's order.
     pub addresses: Vec<IpNetwork>,
     /// The metric of its default route for IPv4, where it has one.
@@ -98,11 +97,21 @@ impl Interface {
         if v6 { self.default_v6 } else { self.default_v4 }
     }
 
-    /// The address to use of a family: the first global one, else the first there is.
+    /// The address to use of a family: the first global one, else the first link-local one.
     fn address(&self, v6: bool) -> Option<IpAddr> {
-        let mut of_family = self.addresses.iter().map(|net| net.ip()).filter(|ip| ip.is_ipv6() == v6);
-        let global = of_family.clone().find(|ip| !is_link_local(*ip) && !ip.is_loopback());
-        global.or_else(|| of_family.next())
+        let mut outward =
+            self.addresses.iter().map(|net| net.ip()).filter(|ip| ip.is_ipv6() == v6 && !ip.is_loopback());
+        outward.clone().find(|ip| is_global(*ip)).or_else(|| outward.next())
+    }
+
+    /// Its first loopback address of a family.
+    fn loopback(&self, v6: bool) -> Option<IpAddr> {
+        self.addresses.iter().map(|net| net.ip()).find(|ip| ip.is_ipv6() == v6 && ip.is_loopback())
+    }
+
+    /// All that it has leads back to this host.
+    fn is_loopback(&self) -> bool {
+        self.name == "lo" && self.addresses.iter().all(|net| net.ip().is_loopback())
     }
 
     fn has(&self, ip: IpAddr) -> bool {
@@ -148,14 +157,17 @@ fn by_default<'a>(interfaces: &'a [Interface], wish: &Wish, v6: bool) -> Result<
 
 /// The first of what was asked for that leads to an interface with an address of the family.
 fn by_wish<'a>(interfaces: &'a [Interface], wish: &Wish, v6: bool) -> Result<Found<'a>, ChooseError> {
-    let named = wish.iface.iter().map(|name| (format!("--iface {name}"), by_name(interfaces, name)));
+    let named = wish.iface.iter().map(|name| (format!("--iface {name}"), by_name(interfaces, name, v6)));
     let patterns = wish.regex.iter().map(|regex| (format!("--iface-regex {regex}"), by_regex(interfaces, regex, v6)));
-    let reach = wish.can_reach.iter().map(|target| (format!("--iface-can-reach {target}"), by_reach(interfaces)));
+    let reach = wish.can_reach.iter().map(|to| (format!("--iface-can-reach {to}"), by_reach(interfaces, *to)));
     let mut tried = Vec::new();
     for (flag, hit) in named.chain(patterns).chain(reach) {
-        let Some((interface, address)) = hit else {
-            tried.push(format!("{flag}: no such interface or address"));
-            continue;
+        let (interface, address) = match hit {
+            Ok(hit) => hit,
+            Err(why) => {
+                tried.push(format!("{flag}: {why}"));
+                continue;
+            }
         };
         let matched = address.filter(|ip| ip.is_ipv6() == v6);
         match matched.or_else(|| interface.address(v6)) {
@@ -166,14 +178,20 @@ fn by_wish<'a>(interfaces: &'a [Interface], wish: &Wish, v6: bool) -> Result<Fou
     Err(ChooseError::NoMatch { family: family(v6), tried, present: present(interfaces) })
 }
 
-/// What a flag led to: an interface, and the address by which it was found.
-type Hit<'a> = Option<(&'a Interface, Option<IpAddr>)>;
+/// What a flag led to: an interface, and the address by which it was found; or why to none.
+type Hit<'a> = Result<(&'a Interface, Option<IpAddr>), String>;
 
-fn by_name<'a>(interfaces: &'a [Interface], name: &str) -> Hit<'a> {
-    match name.parse::<IpAddr>() {
+const NONE: &str = "no such interface or address";
+
+fn by_name<'a>(interfaces: &'a [Interface], name: &str, v6: bool) -> Hit<'a> {
+    let found = match name.parse::<IpAddr>() {
         Ok(ip) => interfaces.iter().find(|interface| interface.has(ip)).map(|interface| (interface, Some(ip))),
-        Err(_) => interfaces.iter().find(|interface| interface.name == *name).map(|interface| (interface, None)),
-    }
+        Err(_) => interfaces.iter().find(|interface| interface.name == *name).map(|interface| {
+            let only = if interface.is_loopback() { interface.loopback(v6) } else { None };
+            (interface, only)
+        }),
+    };
+    found.ok_or_else(|| NONE.to_owned())
 }
 
 /// Addresses of the family first, then those of the other one (in a dual-stack network a pattern rarely fits both), then
@@ -181,14 +199,19 @@ fn by_name<'a>(interfaces: &'a [Interface], name: &str) -> Hit<'a> {
 fn by_regex<'a>(interfaces: &'a [Interface], regex: &Regex, v6: bool) -> Hit<'a> {
     let by_address = |of_v6: bool| {
         let mut all = interfaces.iter().flat_map(|i| i.addresses.iter().map(move |net| (i, net.ip())));
-        all.find(|(_, ip)| ip.is_ipv6() == of_v6 && regex.is_match(&ip.to_string())).map(|(i, ip)| (i, Some(ip)))
+        let fits = |ip: &IpAddr| ip.is_ipv6() == of_v6 && !ip.is_loopback() && regex.is_match(&ip.to_string());
+        all.find(|(_, ip)| fits(ip)).map(|(i, ip)| (i, Some(ip)))
     };
-    let by_name = || interfaces.iter().find(|i| regex.is_match(&i.name)).map(|i| (i, None));
-    by_address(v6).or_else(|| by_address(!v6)).or_else(by_name)
+    let by_name = || interfaces.iter().find(|i| !i.is_loopback() && regex.is_match(&i.name)).map(|i| (i, None));
+    by_address(v6).or_else(|| by_address(!v6)).or_else(by_name).ok_or_else(|| NONE.to_owned())
 }
 
-fn by_reach(interfaces: &[Interface]) -> Hit<'_> {
-    interfaces.iter().find_map(|interface| Some((interface, Some(interface.reaches_from?))))
+fn by_reach(interfaces: &[Interface], target: IpAddr) -> Hit<'_> {
+    let found = interfaces.iter().find_map(|interface| Some((interface, Some(interface.reaches_from?))));
+    found.ok_or_else(|| match interfaces.iter().find(|interface| interface.has(target)) {
+        Some(own) => format!("{target} is an address of this host, on {}: expected another host's", own.name),
+        None => format!("the kernel has no route to {target}"),
+    })
 }
 
 fn family(v6: bool) -> &'static str {
@@ -207,11 +230,13 @@ fn present(interfaces: &[Interface]) -> String {
     interfaces.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
-fn is_link_local(ip: IpAddr) -> bool {
-    match ip {
+/// Whether an address means this host beyond its own link.
+pub fn is_global(ip: IpAddr) -> bool {
+    let link_local = match ip {
         IpAddr::V4(ip) => ip.is_link_local(),
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    }
+    };
+    !link_local && !ip.is_loopback()
 }
 
 #[cfg(test)]
@@ -220,7 +245,7 @@ mod tests {
 
     fn interface(index: u32, name: &str, addresses: &[&str], default_v4: Option<u32>) -> Interface {
         let addresses = addresses.iter().map(|a| a.parse().unwrap()).collect();
-        Interface { index, name: name.into(), mtu: 1500, up: true, addresses, default_v4, ..Interface::default() }
+        Interface { index, name: name.into(), mtu: 1500, addresses, default_v4, ..Interface::default() }
     }
 
     fn host() -> Vec<Interface> {
@@ -292,6 +317,36 @@ mod tests {
         let nat = Wish { public_ip: Some("203.0.113.7".parse().unwrap()), ..Wish::default() };
         let chosen = choose(&host(), &nat, false).unwrap();
         assert_eq!((chosen.local.to_string(), chosen.public.to_string()), ("192.168.1.5".into(), "203.0.113.7".into()));
+    }
+
+    #[test]
+    fn loopback_serves_only_where_it_is_named() {
+        assert_eq!(chosen(&wish(&["lo"]), false), is("lo", "127.0.0.1", "--iface lo"));
+        assert_eq!(chosen(&wish(&["127.0.0.1"]), false).0, "lo");
+        assert_eq!(chosen(&wish(&["lo"]), true).1, "::1");
+        for pattern in [".*", "^lo$|^eth1$", r"^1(27|92)\."] {
+            assert_ne!(chosen(&patterns(&[pattern]), false).0, "lo", "{pattern}");
+        }
+        assert!(choose(&host(), &patterns(&["^lo$"]), false).is_err());
+        let mut host = host();
+        host[0].default_v4 = Some(0);
+        assert!(matches!(choose(&host, &wish(&[]), false), Err(ChooseError::NoAddress { .. })));
+        // As routers have it.
+        host[0].addresses.push("10.99.0.99/32".parse().unwrap());
+        assert_eq!(choose(&host, &patterns(&[r"^10\.99\.0\.99$"]), false).unwrap().interface.name, "lo");
+        assert_eq!(choose(&host, &wish(&["lo"]), false).unwrap().local.to_string(), "10.99.0.99");
+    }
+
+    #[test]
+    fn an_address_that_is_not_reached_says_why() {
+        let reach = |to: &str| Wish { can_reach: Some(to.parse().unwrap()), ..Wish::default() };
+        let error = |to| choose(&host(), &reach(to), false).unwrap_err().to_string();
+        assert!(error("203.0.113.7").contains("the kernel has no route to 203.0.113.7"), "{}", error("203.0.113.7"));
+        assert!(
+            error("10.99.0.10").contains("10.99.0.10 is an address of this host, on eth0"),
+            "{}",
+            error("10.99.0.10")
+        );
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::mac::MacAddr;
 mod check;
 mod key;
 
-pub use check::{BadRecord, Own, PeerRecord, check};
+pub use check::{BadRecord, Own, PeerRecord, check, is_host};
 pub use key::{KeyError, SubnetKey};
 
 /// The `BackendType` of the records that Twill writes and follows.

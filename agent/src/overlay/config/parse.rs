@@ -73,17 +73,27 @@ const IPV6: Names = Names {
     example: "an IPv6 network, as in \"fc00::/48\"",
 };
 
+/// The highest VNI: `flannel.9999999` and `flannel-v6.9999` have as many characters as a device name may (`IFNAMSIZ`,
+/// include/uapi/linux/if.h).
+const HIGHEST_VNI_V4: u32 = 9_999_999;
+const HIGHEST_VNI_V6: u32 = 9_999;
+/// The least MTU of the external interface: what the kernel asks of a device with an address of the family (68, 1280), and
+/// what VXLAN adds over it (50, 70).
+const LEAST_MTU_V4: u32 = 118;
+const LEAST_MTU_V6: u32 = 1_350;
+
 pub(super) fn network_config(bytes: &[u8]) -> Result<NetworkConfig, ConfigError> {
     let object = Object::parse(bytes).map_err(ConfigError::NotJson)?;
     let (enable4, enable6) = (flag(&object, "EnableIPv4", true)?, flag(&object, "EnableIPv6", false)?);
     if !enable4 && !enable6 {
         return Err(bad("EnableIPv4", "false", "leaves no address family", "true, or EnableIPv6 true"));
     }
+    // Checked as flannel does, though it is nftables here either way.
+    flag(&object, "EnableNFTables", false)?;
     Ok(NetworkConfig {
         ipv4: if enable4 { Some(family(&object, &IPV4)?) } else { None },
         ipv6: if enable6 { Some(family(&object, &IPV6)?) } else { None },
-        nftables: flag(&object, "EnableNFTables", false)?,
-        backend: object.get("Backend").map_or(Ok(Backend::default()), backend)?,
+        backend: object.get("Backend").map_or(Ok(Backend::default()), |value| backend(value, enable6))?,
     })
 }
 
@@ -167,7 +177,7 @@ fn limit(
     Ok(given)
 }
 
-fn backend(value: &Value) -> Result<Backend, ConfigError> {
+fn backend(value: &Value, ipv6: bool) -> Result<Backend, ConfigError> {
     let expected = "an object, as in {\"Type\":\"vxlan\"}";
     let object = Object::nested(value).ok_or_else(|| bad("Backend", &shown(value), "is not an object", expected))?;
     let kind = object.get("Type").unwrap_or(&Value::Null);
@@ -179,10 +189,11 @@ fn backend(value: &Value) -> Result<Backend, ConfigError> {
         integer(&object, name, "is out of range", &unit, range).map_err(in_backend)
     };
     let flag = |name| flag(&object, name, false).map_err(in_backend);
+    let (highest_vni, least_mtu) = if ipv6 { (HIGHEST_VNI_V6, LEAST_MTU_V6) } else { (HIGHEST_VNI_V4, LEAST_MTU_V4) };
     Ok(Backend {
-        vni: number("VNI", 1..=(1 << 24) - 1)?.unwrap_or(DEFAULT_VNI),
+        vni: number("VNI", 1..=highest_vni)?.unwrap_or(DEFAULT_VNI),
         port: number("Port", 1..=65_535)?.map_or(DEFAULT_PORT, |port| port as u16),
-        mtu: number("MTU", 68..=65_535)?,
+        mtu: number("MTU", least_mtu..=65_535)?,
         gbp: flag("GBP")?,
         learning: flag("Learning")?,
         direct_routing: flag("DirectRouting")?,
@@ -264,7 +275,7 @@ mod tests {
         let family = config.ipv4.unwrap();
         assert_eq!(family.network, "10.5.0.0/16".parse().unwrap());
         assert_eq!((family.subnet_len, family.subnet_min, family.subnet_max), (24, ip("10.5.1.0"), ip("10.5.255.0")));
-        assert_eq!((config.ipv6, config.nftables, config.backend), (None, false, Backend::default()));
+        assert_eq!((config.ipv6, config.backend), (None, Backend::default()));
         assert_eq!(config.backend.port, 8472);
     }
 
@@ -348,7 +359,19 @@ mod tests {
             ),
             (
                 r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":16777216}}"#,
-                "Backend.VNI: 16777216 is out of range: expected a number from 1 to 16777215",
+                "Backend.VNI: 16777216 is out of range: expected a number from 1 to 9999999",
+            ),
+            (
+                r#"{"EnableIPv6":true,"Network":"10.5.0.0/16","IPv6Network":"fc00::/48","Backend":{"Type":"vxlan","VNI":10000}}"#,
+                "Backend.VNI: 10000 is out of range: expected a number from 1 to 9999",
+            ),
+            (
+                r#"{"EnableIPv6":true,"Network":"10.5.0.0/16","IPv6Network":"fc00::/48","Backend":{"Type":"vxlan","MTU":1349}}"#,
+                "Backend.MTU: 1349 is out of range: expected a number from 1350 to 65535",
+            ),
+            (
+                r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","MTU":100}}"#,
+                "Backend.MTU: 100 is out of range: expected a number from 118 to 65535",
             ),
             (
                 r#"{"EnableIPv4":false}"#,

@@ -182,7 +182,8 @@ fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
     one.contains(other.network()) || other.contains(one.network())
 }
 
-fn is_host(address: IpAddr) -> bool {
+/// Whether an address names a single host that others can send to.
+pub fn is_host(address: IpAddr) -> bool {
     let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
     !(address.is_loopback() || address.is_multicast() || address.is_unspecified() || broadcast)
 }
