@@ -114,7 +114,7 @@ pub struct EtcdStore {
 struct Leases {
     /// The TTLs they were granted with. The client swallows the one in a keep-alive's first answer.
     ttls: BTreeMap<i64, Duration>,
-    /// A grant whose answer got lost: the next one asks for the same id, so that no lease is left without an owner.
+    /// A grant that failed, perhaps only in its answer: the next one asks for the same id, so that no lease is left without an owner.
     unanswered: Option<i64>,
 }
 
@@ -174,6 +174,19 @@ impl EtcdStore {
         let answer = self.connection.retried(access, call).await?;
         Ok(Duration::from_secs(answer.ttl().unsigned_abs()))
     }
+
+    /// The same where an earlier try may have worked without our hearing of it. Its time has been running since.
+    async fn grant_or_renew(&self, id: i64, ttl: Duration) -> Result<Duration, Error> {
+        match self.grant_as(id, ttl).await {
+            Err(failure) if failure.kind == Kind::LeaseExists => {
+                if let Some(left) = self.keep_alive(LeaseId(id)).await? {
+                    return Ok(left);
+                }
+                self.grant_as(id, ttl).await.map_err(|failure| failure.error)
+            }
+            granted => granted.map_err(|failure| failure.error),
+        }
+    }
 }
 
 impl Store for EtcdStore {
@@ -203,20 +216,18 @@ impl Store for EtcdStore {
 
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, Error> {
         let id = self.leases().unanswered.take().unwrap_or_else(|| rand::random_range(1..i64::MAX));
-        let granted = match self.grant_as(id, ttl).await {
-            Ok(granted) => granted,
-            // The earlier try did work. Its time has been running since.
-            Err(failure) if failure.kind == Kind::LeaseExists => match self.keep_alive(LeaseId(id)).await? {
-                Some(left) => left,
-                None => self.grant_as(id, ttl).await.map_err(|failure| failure.error)?,
-            },
-            Err(failure) => {
-                self.leases().unanswered = failure.error.transient.then_some(id);
-                return Err(failure.error);
+        let granted = self.grant_or_renew(id, ttl).await;
+        let mut leases = self.leases();
+        match granted {
+            Ok(granted) => {
+                leases.ttls.insert(id, granted);
+                Ok(LeaseId(id))
             }
-        };
-        self.leases().ttls.insert(id, granted);
-        Ok(LeaseId(id))
+            Err(error) => {
+                leases.unanswered = Some(id);
+                Err(error)
+            }
+        }
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<Option<Duration>, Error> {
