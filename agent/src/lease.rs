@@ -264,6 +264,7 @@ impl<S: Store> Search<'_, S> {
     }
 
     fn done(&mut self, held: Held) -> Held {
+        self.outage.worked();
         if self.grant == held.lease {
             self.grant = None;
         }

@@ -124,8 +124,10 @@ async fn keep(store: &EtcdStore, held: Held, ttl: Duration) -> (KeeperHandle, Re
     let told = keeper.clone();
     tokio::spawn(async move {
         while let Some(event) = events.recv().await {
-            if let Event::Changes(changes) = event {
-                changes.into_iter().for_each(|change| told.seen(change));
+            match event {
+                Event::Changes(changes) => changes.into_iter().for_each(|change| told.seen(change)),
+                Event::Listed { .. } => told.check(),
+                _ => {}
             }
         }
     });

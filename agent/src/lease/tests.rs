@@ -7,7 +7,7 @@ use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::overlay::NetworkConfig;
-use crate::store::Change;
+use crate::store::{Change, Event};
 use crate::store::fake::{FakeStore, Op};
 
 mod doubled;
@@ -55,10 +55,13 @@ struct Node {
 async fn keep(store: &FakeStore, held: Held) -> Node {
     let (handle, events) = Keeper::spawn(store.clone(), held.clone(), TTL, MARGIN);
     let (mut follow, told) = (store.follow(), handle.clone());
+    while follow.recv().await.is_some_and(|event| !matches!(event, Event::Listed { .. } | Event::Down { .. })) {}
     tokio::spawn(async move {
         while let Some(event) = follow.recv().await {
-            if let crate::store::Event::Changes(changes) = event {
-                changes.into_iter().for_each(|change| told.seen(change));
+            match event {
+                Event::Changes(changes) => changes.into_iter().for_each(|change| told.seen(change)),
+                Event::Listed { .. } => told.check(),
+                _ => {}
             }
         }
     });
@@ -309,6 +312,67 @@ async fn a_subnet_that_another_took_during_an_outage_is_lost_without_an_orphan()
     assert_eq!(node.next().await, LeaseEvent::Lost { holder: "10.99.0.2".to_owned() });
     sleep(Duration::from_secs(60)).await;
     assert_eq!(store.leases(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subnet_that_another_took_with_a_lease_of_its_own_leaves_no_lease_of_ours() {
+    let store = FakeStore::new();
+    let mut node = node(&store, 1).await;
+    let its = store.grant(TTL).await.unwrap();
+    store.put(&node.key(), &record(2).to_json(), its.0);
+    assert!(matches!(node.next().await, LeaseEvent::Lost { .. }));
+    assert_eq!(store.leases(), [its]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_names_nobody_is_spoilt_and_one_of_our_id_is_ours() {
+    let store = FakeStore::new();
+    let mut node = node(&store, 1).await;
+    for spoilt in [r#"{}"#, r#"{"PublicIP":"0.0.0.0"}"#, r#"{"NodeID":"node-1"}"#] {
+        store.put(&node.key(), spoilt.as_bytes(), node.held.lease.unwrap().0);
+        let event = node.next().await;
+        assert!(matches!(event, LeaseEvent::Recreated { .. }), "{spoilt}: {event:?}");
+        assert_eq!(node.stored().unwrap().value, node.held.record.to_json());
+    }
+    store.put(&node.key(), br#"{"NodeID":"node-2"}"#, 0);
+    assert_eq!(node.next().await, LeaseEvent::Lost { holder: "node node-2".to_owned() });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restored_store_has_our_record_again_whatever_its_revisions() {
+    let store = FakeStore::new();
+    let empty = store.snapshot();
+    store.put("10.5.99.0-24", b"{}", 0);
+    let mut node = node(&store, 1).await;
+    let with_ours = store.snapshot();
+    store.put(&node.key(), &node.held.record.to_json(), node.held.lease.unwrap().0);
+    // Emptied: the record comes back on a lease of the new history.
+    store.restore(&empty);
+    let LeaseEvent::Recreated { revision, lease } = node.next().await else { panic!() };
+    assert!(revision < node.held.revision);
+    assert_eq!(store.leases(), [lease.unwrap()]);
+    assert_eq!(node.stored().unwrap().lease, lease.unwrap().0);
+    while let Ok(event) = timeout(Duration::from_secs(1), node.events.recv()).await {
+        assert!(matches!(event, Some(LeaseEvent::Renewed { .. })), "{event:?}");
+    }
+    // Back to an earlier state that has it: it is taken as it is, on the lease of then, which is kept.
+    store.restore(&with_ours);
+    let before = node.stored().unwrap();
+    sleep(TTL * 2).await;
+    assert_eq!(node.stored(), Some(before));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restored_store_in_which_another_has_our_subnet_ends_the_keeper() {
+    let store = FakeStore::new();
+    let key = acquire_as(&store, &config(1), 2).await.unwrap().key.to_string();
+    let then = store.snapshot();
+    store.remove(&key);
+    let held = acquire_as(&store, &config(1), 1).await.unwrap();
+    let mut node = keep(&store, held).await;
+    assert_eq!(node.key(), key);
+    store.restore(&then);
+    assert_eq!(node.next().await, LeaseEvent::Lost { holder: "10.99.0.2 (node node-2)".to_owned() });
 }
 
 #[tokio::test(start_paused = true)]

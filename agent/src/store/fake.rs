@@ -54,6 +54,15 @@ struct Model {
     requests: BTreeMap<Op, u32>,
 }
 
+/// The state of a [`FakeStore`] at a moment.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    revision: i64,
+    config: Option<Vec<u8>>,
+    records: BTreeMap<String, RawRecord>,
+    leases: BTreeMap<i64, Lease>,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Lease {
     ttl: Duration,
@@ -130,6 +139,25 @@ impl FakeStore {
     /// Ends a lease now, as its expiry does.
     pub fn expire(&self, lease: LeaseId) {
         self.model().end(lease.0);
+    }
+
+    /// What is stored now, as `etcdctl snapshot save` saves it.
+    pub fn snapshot(&self) -> Snapshot {
+        let model = self.model();
+        let (config, records, leases) = (model.config.clone(), model.records.clone(), model.leases.clone());
+        Snapshot { revision: model.revision, config, records, leases }
+    }
+
+    /// Back to an earlier state, revisions included. Its leases begin anew, and followers read all again.
+    pub fn restore(&self, snapshot: &Snapshot) {
+        let Snapshot { revision, config, records, leases } = snapshot.clone();
+        let mut model = self.model();
+        (model.revision, model.config, model.records, model.leases) = (revision, config, records, leases);
+        for (id, lease) in &mut model.leases {
+            lease.ends = Instant::now() + lease.ttl;
+            tokio::spawn(self.clone().watch_lease(*id));
+        }
+        model.list_again();
     }
 
     /// All records, by key.
