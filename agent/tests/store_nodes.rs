@@ -229,6 +229,58 @@ async fn a_lease_of_seconds_is_kept_and_ends_without_its_keeper(release: Release
     watch.until("its end", LIMIT, |mirror| mirror.revision() > again.revision && mirror.table.is_empty()).await;
 }
 
+/// `store` shows the record as `held` has it, on a lease that lives.
+async fn is_there(store: &EtcdStore, held: &Held) -> bool {
+    let Some(raw) = store.record(&held.key.to_string()).await.unwrap() else { return false };
+    raw.value == held.record.to_json() && store.keep_alive(LeaseId(raw.lease)).await.unwrap().is_some()
+}
+
+async fn a_wiped_or_restored_etcd_has_our_record_again(release: Release) {
+    let mut etcd = Etcd::start(release);
+    let store = etcd.store();
+    etcd.save();
+    etcd.ctl(&["put", "x", "so that our record's revision is later than any of the etcd that comes"]);
+    etcd.ctl(&["put", "x", "y"]);
+    let held = join(&store, &config(99), &record(1)).await.1.unwrap();
+    let (_keeper, mut lease) = keep(&store, held.clone(), lease::TTL).await;
+    for (come, what) in [(Etcd::wipe as fn(&Etcd), "wiped"), (Etcd::restore, "restored")] {
+        etcd.kill();
+        come(&etcd);
+        etcd.restart();
+        while !matches!(heard(&mut lease).await, LeaseEvent::Recreated { .. }) {}
+        assert!(is_there(&store, &held).await, "{what}");
+        let raw = store.record(&held.key.to_string()).await.unwrap().unwrap();
+        assert!(raw.revision < held.revision, "{what}");
+    }
+    // A snapshot in which another node has the subnet.
+    let key = Etcd::key(&held.key.to_string());
+    etcd.ctl(&["del", &key]);
+    while !matches!(heard(&mut lease).await, LeaseEvent::Recreated { .. }) {}
+    etcd.kill();
+    etcd.restore();
+    etcd.aside(|etcd| drop(etcd.ctl(&["put", &key, std::str::from_utf8(&record(2).to_json()).unwrap()])));
+    etcd.restart();
+    loop {
+        match heard(&mut lease).await {
+            LeaseEvent::Lost { holder } => break assert_eq!(holder, "10.99.0.2 (node node-2)"),
+            event => assert!(!matches!(event, LeaseEvent::Recreated { .. }), "{event:?}"),
+        }
+    }
+}
+
+async fn a_subnet_that_another_took_with_a_lease_of_its_own_leaves_none_of_ours(release: Release) {
+    let etcd = Etcd::start(release);
+    let store = etcd.store();
+    let held = join(&store, &config(99), &record(1)).await.1.unwrap();
+    let (_keeper, mut lease) = keep(&store, held.clone(), lease::TTL).await;
+    let its = store.grant(lease::TTL).await.unwrap();
+    let (key, id) = (Etcd::key(&held.key.to_string()), format!("{:x}", its.0));
+    etcd.ctl(&["put", "--lease", &id, &key, std::str::from_utf8(&record(2).to_json()).unwrap()]);
+    assert!(matches!(heard(&mut lease).await, LeaseEvent::Lost { .. }));
+    let leases = etcd.ctl(&["lease", "list"]);
+    assert!(leases.starts_with("found 1 leases") && leases.contains(&id), "{leases}");
+}
+
 async fn a_subnet_that_another_took_under_another_key_is_lost(release: Release) {
     let etcd = Etcd::start(release);
     let store = etcd.store();
@@ -249,5 +301,7 @@ on_each_etcd!(
     a_reservation_waits_for_its_node_and_stays_one,
     two_living_nodes_with_one_address_are_both_named,
     a_lease_of_seconds_is_kept_and_ends_without_its_keeper,
+    a_wiped_or_restored_etcd_has_our_record_again,
+    a_subnet_that_another_took_with_a_lease_of_its_own_leaves_none_of_ours,
     a_subnet_that_another_took_under_another_key_is_lost,
 );

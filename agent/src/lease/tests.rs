@@ -7,8 +7,8 @@ use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::overlay::NetworkConfig;
-use crate::store::{Change, Event};
 use crate::store::fake::{FakeStore, Op};
+use crate::store::{Change, Event};
 
 mod doubled;
 
