@@ -82,6 +82,17 @@ pub fn explain(subnet_file: &Path, reason: Option<&str>) {
     }
 }
 
+/// Takes the subnet back that `subnet.env` names, for this reason: nothing may be added to it any more.
+pub fn withdraw(subnet_file: &Path, reason: &str) {
+    explain(subnet_file, Some(reason));
+    match fs::remove_file(subnet_file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(file = %subnet_file.display(), %error, "cannot remove subnet.env, which names a subnet that is not ours");
+        }
+        _ => {}
+    }
+}
+
 /// The subnets that an earlier daemon left in `subnet.env`, if there is such a file and it can be read.
 pub fn previous(path: &Path) -> Option<SubnetKey> {
     let text = fs::read_to_string(path).ok()?;

@@ -88,8 +88,23 @@ pub async fn acquire<S: Store>(
     record: &Record,
     ttl: Duration,
 ) -> Result<Held, AcquireError> {
+    acquire_telling(store, wanted, known, record, ttl, &|_| {}).await
+}
+
+/// The same; says what keeps it from a subnet when the store fails, and `None` when that works again.
+///
+/// # Errors
+/// As [`acquire`].
+pub async fn acquire_telling<S: Store>(
+    store: &S,
+    wanted: &Wanted<'_>,
+    known: &Known,
+    record: &Record,
+    ttl: Duration,
+    tell: Tell<'_>,
+) -> Result<Held, AcquireError> {
     let Known { own: seen, others: taken } = known.clone();
-    let mut search = Search { store, wanted, record, ttl, seen, taken, grant: None, outage: Outage::default() };
+    let mut search = Search { store, wanted, record, ttl, seen, taken, grant: None, outage: Outage::new(tell) };
     let result = search.run().await;
     if let Some(lease) = search.grant {
         revoke(store, lease).await;
@@ -164,7 +179,7 @@ struct Search<'a, S> {
     taken: BTreeSet<SubnetKey>,
     /// A lease that nothing hangs on yet.
     grant: Option<LeaseId>,
-    outage: Outage,
+    outage: Outage<'a>,
 }
 
 impl<S: Store> Search<'_, S> {
@@ -339,8 +354,8 @@ async fn revoke<S: Store>(store: &S, lease: LeaseId) {
 }
 
 /// Failures in a row: waits between tries, one line in the log when they begin and one when they end.
-#[derive(Debug, Default)]
-struct Outage {
+struct Outage<'a> {
+    tell: Tell<'a>,
     backoff: Backoff,
     /// What was logged, while it lasts.
     logged: Option<String>,
@@ -348,7 +363,14 @@ struct Outage {
     is_refusal: bool,
 }
 
-impl Outage {
+/// Who is told why a search has no subnet yet.
+type Tell<'a> = &'a (dyn Fn(Option<&str>) + Sync);
+
+impl<'a> Outage<'a> {
+    fn new(tell: Tell<'a>) -> Self {
+        Self { tell, backoff: Backoff::default(), logged: None, is_refusal: false }
+    }
+
     /// Tries until it works. Only for what may be done twice.
     async fn retry<T, F>(&mut self, step: &str, attempt: impl Fn() -> F) -> T
     where
@@ -370,6 +392,7 @@ impl Outage {
         if self.logged.is_none() || (self.is_refusal && self.logged.as_deref() != Some(error.reason.as_str())) {
             tracing::warn!(step, %error, "the store fails us while getting a lease, trying until it works");
             self.logged = Some(error.reason.clone());
+            (self.tell)(Some(&error.to_string()));
         }
         tokio::time::sleep(self.backoff.failed()).await;
     }
@@ -379,6 +402,7 @@ impl Outage {
         self.is_refusal = false;
         if self.logged.take().is_some() {
             tracing::info!("the store works again");
+            (self.tell)(None);
         }
     }
 }

@@ -26,7 +26,10 @@ pub(crate) struct Reader<S> {
     events: mpsc::Receiver<Event>,
     /// Where etcd is, for the log.
     endpoints: String,
-    subnet_file: PathBuf,
+    /// The last config that was usable, and whether the key holds another one by now.
+    config: Option<Vec<u8>>,
+    changed: bool,
+    pub(crate) waiting: Waiting,
 }
 
 /// Where the records go before we have a lease.
@@ -42,7 +45,13 @@ impl<S: Store> Reader<S> {
     /// Begins to read the store, which is at these endpoints.
     pub(crate) fn new(store: S, endpoints: String, subnet_file: PathBuf) -> Self {
         let events = store.follow();
-        Self { store, events, endpoints, subnet_file }
+        let waiting = Waiting::new(&subnet_file);
+        Self { store, events, endpoints, config: None, changed: false, waiting }
+    }
+
+    /// Whether the config that [`Self::config`] gave last is not what its key holds now.
+    pub(crate) fn is_config_changed(&self) -> bool {
+        self.changed
     }
 
     /// The events from here on.
@@ -50,20 +59,29 @@ impl<S: Store> Reader<S> {
         self.events
     }
 
-    /// The network config, as soon as there is a good one. The records of the same read are still to come.
+    /// The network config, as soon as there is a good one. The records of the same read are still to come. May be asked for
+    /// again, which reads everything from the start.
     pub(crate) async fn config(&mut self, prefix: &str) -> Result<(NetworkConfig, Vec<u8>)> {
-        let mut waiting = Waiting::new(&self.subnet_file);
+        if self.config.take().is_some() {
+            self.begin();
+        }
         let mut why = format!("waiting for etcd at {}", self.endpoints);
         let (mut listing, mut loud) = (false, false);
         loop {
-            waiting.say(&why, loud);
+            match self.waiting.down.clone() {
+                Some(why) => self.waiting.say(&why, true),
+                None => self.waiting.say(&why, loud),
+            }
             let Ok(event) = tokio::time::timeout(REMIND, self.event()).await else { continue };
             match event? {
                 Event::Listing => listing = true,
                 Event::Config(Some(text)) => match NetworkConfig::parse(&text) {
-                    Ok(config) if listing => return Ok((config, text)),
+                    Ok(config) if listing => {
+                        (self.config, self.changed) = (Some(text.clone()), false);
+                        return Ok((config, text));
+                    }
                     // The records of this read went by unread: once more, from the start.
-                    Ok(_) => self.events = self.store.follow(),
+                    Ok(_) => self.begin(),
                     Err(error) => {
                         (why, loud) = (format!("the network config {prefix}/config is not usable: {error}"), true);
                     }
@@ -77,6 +95,16 @@ impl<S: Store> Reader<S> {
                 Event::Changes(_) | Event::Down { .. } | Event::Up => {}
             }
         }
+    }
+
+    /// Takes in what has come, and the whole of a read that has begun.
+    pub(crate) async fn pending(&mut self, intake: &mut Intake, wanted: &Wanted<'_>) -> Result<()> {
+        while !self.events.is_empty() {
+            self.next(intake, wanted).await?;
+            // Whoever sends may be waiting for room.
+            tokio::task::yield_now().await;
+        }
+        self.all(intake, wanted).await
     }
 
     /// Takes in events until a complete read is done.
@@ -94,13 +122,26 @@ impl<S: Store> Reader<S> {
         Ok(())
     }
 
+    /// Reads everything from the start.
+    fn begin(&mut self) {
+        self.events = self.store.follow();
+        self.waiting.down = None;
+    }
+
     async fn event(&mut self) -> Result<Event> {
         let event = self.events.recv().await.ok_or_else(|| anyhow!("the reader of etcd has stopped"))?;
         match &event {
             Event::Down { reason } => {
-                warn!(endpoints = %self.endpoints, %reason, "etcd does not answer, trying until it does");
+                let why = format!("etcd at {} does not answer, trying until it does: {reason}", self.endpoints);
+                self.waiting.say(&why, true);
+                self.waiting.down = Some(why);
             }
-            Event::Up => info!(endpoints = %self.endpoints, "etcd answers"),
+            Event::Up => {
+                self.waiting.down = None;
+                self.waiting.note("etcd answers; on the way to a subnet");
+                info!(endpoints = %self.endpoints, "etcd answers");
+            }
+            Event::Config(text) => self.changed = *text != self.config,
             _ => {}
         }
         Ok(event)
@@ -156,13 +197,15 @@ impl Intake {
 /// Says why something waits: at once where that is news, and again every half minute.
 pub(crate) struct Waiting {
     said: Option<(String, Instant)>,
+    /// What etcd fails by, while it does.
+    down: Option<String>,
     subnet_file: PathBuf,
 }
 
 impl Waiting {
     /// For the daemon of this `subnet.env`, beside which the CNI plugin finds the reason too.
     pub(crate) fn new(subnet_file: &Path) -> Self {
-        Self { said: None, subnet_file: subnet_file.to_owned() }
+        Self { said: None, down: None, subnet_file: subnet_file.to_owned() }
     }
 
     /// `loud`: worth a line even if the wait has only begun.
@@ -177,5 +220,11 @@ impl Waiting {
         if loud || !first {
             warn!("{why}");
         }
+    }
+
+    /// The same for the CNI plugin only: the log has it from elsewhere, or needs no line.
+    pub(crate) fn note(&mut self, why: &str) {
+        handoff::explain(&self.subnet_file, Some(why));
+        self.said = Some((why.to_owned(), Instant::now()));
     }
 }

@@ -26,7 +26,7 @@ use crate::overlay::iface;
 use crate::overlay::plane::{Plane, Setup};
 use crate::overlay::record::{Family, Record};
 use crate::overlay::records::Records;
-use crate::reader::{Intake, REMIND, Reader, Waiting};
+use crate::reader::{Intake, REMIND, Reader};
 use crate::site::{self, End, Site};
 use crate::store::Store;
 use crate::store::etcd::EtcdStore;
@@ -40,7 +40,12 @@ pub async fn run(flags: Flags) -> Result<Ended> {
         () = signals.recv() => return Ok(Ended::Stopped),
     };
     let prepared = prepared.inspect_err(|why| handoff::explain(&subnet_file, Some(&format!("{why:#}"))))?;
-    Ok(prepared.run(signals).await)
+    let ended = prepared.run(signals).await;
+    if let Ended::LeaseLost { holder } = &ended {
+        // A pod that is added now would have an address of the other node's.
+        handoff::withdraw(&subnet_file, &format!("another node holds the subnet that this one had: {holder}"));
+    }
+    Ok(ended)
 }
 
 /// All that comes before the first turn of the event loop.
@@ -63,29 +68,23 @@ async fn prepare(flags: Flags) -> Result<EventLoop<Kernel>> {
     }
     let store = flags.etcd.store()?;
     let mut reader = Reader::new(store.clone(), flags.etcd.etcd_endpoints.join(", "), flags.subnet_file.clone());
-    let (config, config_text) = reader.config(&flags.etcd.etcd_prefix).await?;
-    let site = Site { config, config_text, wish, subnet_file: flags.subnet_file.clone(), ip_masq: flags.ip_masq };
-    // The wait for a config may have been long.
-    let ends = site.ends(&kernel.interfaces()?)?;
-    for End { chosen, .. } in &ends {
-        let interface = &chosen.interface;
-        info!(interface = %interface.name, local = %chosen.local, public = %chosen.public, mtu = interface.mtu, why = %chosen.why, "interface");
-    }
-    let (mode, idle) = (flags.peer_mode.into(), flags.peer_idle_timeout);
-    let plane = |end: &End| {
-        let mut plane = Plane::new(Setup { net: end.net, subnet: site::no_subnet(end.family), mode, idle });
-        if site.config.backend.direct_routing {
-            plane.route_directly();
-        }
-        if flags.ip_blackhole_route {
-            plane.drop_own();
-        }
-        plane
-    };
-    let own = ends.iter().map(End::without_subnet).collect();
-    let mut intake = Intake::new(ends.iter().map(plane).collect(), Records::new(site.config.backend.vni, own));
     let node = nodeid::id(flags.node_id.as_deref());
-    let held = get_subnet(&site, &ends, node.as_deref(), &store, &mut reader, &mut intake, &mut kernel).await?;
+    let (site, ends, intake, held) = loop {
+        let (config, config_text) = reader.config(&flags.etcd.etcd_prefix).await?;
+        let (wish, subnet_file) = (wish.clone(), flags.subnet_file.clone());
+        let site = Site { config, config_text, wish, subnet_file, ip_masq: flags.ip_masq };
+        // The wait for a config may have been long.
+        let ends = site.ends(&kernel.interfaces()?)?;
+        for End { chosen, .. } in &ends {
+            let interface = &chosen.interface;
+            info!(interface = %interface.name, local = %chosen.local, public = %chosen.public, mtu = interface.mtu, why = %chosen.why, "interface");
+        }
+        let mut intake = intake(&flags, &site, &ends);
+        match get_subnet(&site, &ends, node.as_deref(), &store, &mut reader, &mut intake, &mut kernel).await? {
+            Some(held) => break (site, ends, intake, held),
+            None => warn!("the network config was changed on the way to a subnet: beginning again with what it is now"),
+        }
+    };
 
     let Intake { planes, mut records, .. } = intake;
     records.we_are(&held.key.to_string(), ends.iter().map(|end| site::own(&held.key, end)).collect::<Result<_, _>>()?);
@@ -108,6 +107,23 @@ async fn prepare(flags: Flags) -> Result<EventLoop<Kernel>> {
     turn.read_again = Some(Box::new(move || store.follow()));
     turn.report(readiness, rules);
     Ok(turn)
+}
+
+/// Where the records of this network go.
+fn intake(flags: &Flags, site: &Site, ends: &[End]) -> Intake {
+    let (mode, idle) = (flags.peer_mode.into(), flags.peer_idle_timeout);
+    let plane = |end: &End| {
+        let mut plane = Plane::new(Setup { net: end.net, subnet: site::no_subnet(end.family), mode, idle });
+        if site.config.backend.direct_routing {
+            plane.route_directly();
+        }
+        if flags.ip_blackhole_route {
+            plane.drop_own();
+        }
+        plane
+    };
+    let own = ends.iter().map(End::without_subnet).collect();
+    Intake::new(ends.iter().map(plane).collect(), Records::new(site.config.backend.vni, own))
 }
 
 /// Starts what keeps the nftables rules, also where none are wanted: those of an earlier run go then. Returns what is
@@ -167,7 +183,7 @@ fn privileged() -> Result<()> {
     Ok(())
 }
 
-/// Leases a subnet; waits where none is free.
+/// Leases a subnet; waits where none is free. `None`: the network config was changed meanwhile.
 async fn get_subnet(
     site: &Site,
     ends: &[End],
@@ -176,7 +192,7 @@ async fn get_subnet(
     reader: &mut Reader<EtcdStore>,
     intake: &mut Intake,
     kernel: &mut Kernel,
-) -> Result<Held> {
+) -> Result<Option<Held>> {
     let (mut public_ip, mut public_ipv6) = (None, None);
     for end in ends {
         match end.chosen.public {
@@ -187,17 +203,24 @@ async fn get_subnet(
     let previous = handoff::previous(&site.subnet_file);
     let wanted = Wanted { config: &site.config, public_ip, public_ipv6, previous, node };
     reader.all(intake, &wanted).await?;
-    let mut waiting = Waiting::new(&site.subnet_file);
-    loop {
+    while !reader.is_config_changed() {
         let record = Record { node: node.map(str::to_owned), ..our_record(site, ends, &intake.known, kernel)? };
-        match lease::acquire(store, &wanted, &intake.known, &record, lease::TTL).await {
+        let trouble = |reason: Option<&str>| {
+            let why = reason.map(|reason| format!("no lease yet, trying until it works: {reason}"));
+            handoff::explain(&site.subnet_file, Some(why.as_deref().unwrap_or("on the way to a subnet")));
+        };
+        match lease::acquire_telling(store, &wanted, &intake.known, &record, lease::TTL, &trouble).await {
             Ok(held) => {
+                reader.pending(intake, &wanted).await?;
+                if reader.is_config_changed() {
+                    break;
+                }
                 let lease = held.lease.map_or("none: a reservation".to_owned(), |lease| format!("{:x}", lease.0));
                 info!(subnet = %held.key, revision = held.revision, %lease, "lease");
-                return Ok(held);
+                return Ok(Some(held));
             }
             Err(error @ AcquireError::NoFreeSubnet { .. }) => {
-                waiting.say(&format!("{error}; waiting for one to be freed"), true);
+                reader.waiting.say(&format!("{error}; waiting for one to be freed"), true);
                 if let Ok(result) = tokio::time::timeout(REMIND, reader.next(intake, &wanted)).await {
                     result?;
                     reader.all(intake, &wanted).await?;
@@ -206,6 +229,7 @@ async fn get_subnet(
             Err(error @ AcquireError::Doubled { .. }) => return Err(error.into()),
         }
     }
+    Ok(None)
 }
 
 /// What our record shall say. The MAC is that of the device that is there, else that of our last record, else random.

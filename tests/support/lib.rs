@@ -46,7 +46,7 @@ pub use node::{Node, SubnetEnv};
 pub use peer::{Peer, first_address};
 pub use ping::{Ping, PingReport};
 pub use pod::Pod;
-pub use process::Exit;
+pub use process::{Exit, program};
 pub use state::State;
 pub use twilld::{READY, Twilld};
 pub use wait::{Outcome, wait_for, wait_until};

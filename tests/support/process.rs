@@ -112,7 +112,7 @@ fn spawn(command: Command) -> io::Result<Child> {
 }
 
 /// The program `name` of this workspace, built into the directory of the running executable.
-pub(crate) fn program(name: &str) -> Result<PathBuf> {
+pub fn program(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe().context("find the running executable")?;
     // Tests run from target/<profile>/deps, the demo from target/<profile>.
     let found = own.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|path| path.is_file());
