@@ -88,23 +88,25 @@ pub async fn acquire<S: Store>(
     record: &Record,
     ttl: Duration,
 ) -> Result<Held, AcquireError> {
-    acquire_telling(store, wanted, known, record, ttl, &|_| {}).await
+    acquire_telling(store, wanted, (known, 0), record, ttl, &|_| {}).await
 }
 
-/// The same; says what keeps it from a subnet when the store fails, and `None` when that works again.
+/// The same with the revision at which `known` was read, which spares a second look at all keys in a network of both
+/// families; says what keeps it from a subnet when the store fails, and `None` when that works again.
 ///
 /// # Errors
 /// As [`acquire`].
 pub async fn acquire_telling<S: Store>(
     store: &S,
     wanted: &Wanted<'_>,
-    known: &Known,
+    (known, since): (&Known, i64),
     record: &Record,
     ttl: Duration,
     tell: Tell<'_>,
 ) -> Result<Held, AcquireError> {
     let Known { own: seen, others: taken } = known.clone();
-    let mut search = Search { store, wanted, record, ttl, seen, taken, grant: None, outage: Outage::new(tell) };
+    let outage = Outage::new(tell);
+    let mut search = Search { store, wanted, record, ttl, since, seen, taken, grant: None, outage };
     let result = search.run().await;
     if let Some(lease) = search.grant {
         revoke(store, lease).await;
@@ -173,6 +175,8 @@ struct Search<'a, S> {
     wanted: &'a Wanted<'a>,
     record: &'a Record,
     ttl: Duration,
+    /// What was created before this revision is known.
+    since: i64,
     /// By the key as the store has it.
     seen: BTreeMap<String, Seen>,
     /// What others hold.
@@ -253,22 +257,42 @@ impl<S: Store> Search<'_, S> {
         loop {
             match self.store.create(&text, &value, lease).await {
                 Ok(Written::At(revision)) => {
-                    return Some(self.done(Held { key, record: self.record.clone(), revision, lease }));
+                    return self.alone(Held { key, record: self.record.clone(), revision, lease }).await;
                 }
-                Ok(Written::Conflict) => {
-                    let adopted = self.adopt(key, self.record.clone(), lease).await;
-                    if adopted.is_none() {
+                Ok(Written::Conflict) => match self.adopt(key, self.record.clone(), lease).await {
+                    Some(held) => return self.alone(held).await,
+                    None => {
                         tracing::debug!(subnet = %key, "another node was faster, looking again");
                         self.taken.insert(key);
+                        return None;
                     }
-                    return adopted;
-                }
+                },
                 Err(error) => self.outage.failed("create", &error).await,
             }
             if !self.is_alive(lease).await {
                 return None;
             }
         }
+    }
+
+    /// What we have created, unless another node has its IPv6 subnet under another IPv4 one, which etcd can't see to: then
+    /// whoever came later lets go.
+    async fn alone(&mut self, held: Held) -> Option<Held> {
+        let (Some(_), Some(ours)) = (held.key.ipv4, held.key.ipv6) else { return Some(self.done(held)) };
+        let (store, since) = (self.store, self.since);
+        let created = self.outage.retry("read", || store.created_since(since)).await;
+        let earlier = created.iter().filter(|(_, created)| *created < held.revision);
+        let others = earlier.filter_map(|(key, _)| SubnetKey::occupied(key));
+        let Some(other) = others.into_iter().find(|key| key.ipv6.is_some_and(|theirs| theirs.overlaps(ours))) else {
+            return Some(self.done(held));
+        };
+        tracing::debug!(subnet = %held.key, %other, "another node has the IPv6 subnet, looking again");
+        self.taken.insert(other);
+        let text = held.key.to_string();
+        self.outage.retry("delete", || store.delete(&text, held.revision)).await;
+        self.seen.remove(&text);
+        self.grant = held.lease;
+        None
     }
 
     /// After a conflict: perhaps the write of ours whose answer got lost is what stands in the way.

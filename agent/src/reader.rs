@@ -38,6 +38,8 @@ pub(crate) struct Intake {
     pub(crate) records: Records,
     /// What allocation needs to know.
     pub(crate) known: Known,
+    /// The revision of the last complete read.
+    pub(crate) revision: i64,
     listed: bool,
 }
 
@@ -151,7 +153,7 @@ impl<S: Store> Reader<S> {
 impl Intake {
     /// For the records of the read whose config has just come.
     pub(crate) fn new(planes: Vec<Plane>, records: Records) -> Self {
-        Self { planes, records, known: Known::default(), listed: false }
+        Self { planes, records, known: Known::default(), revision: 0, listed: false }
     }
 
     fn take_in(&mut self, event: Event, wanted: &Wanted<'_>) {
@@ -165,7 +167,7 @@ impl Intake {
             Event::Page(page) => page.into_iter().for_each(|record| self.put(&record, wanted)),
             Event::Listed { revision } => {
                 self.planes.iter_mut().for_each(|plane| drop(plane.listed()));
-                self.listed = true;
+                (self.listed, self.revision) = (true, revision);
                 debug!(revision, "read all records");
             }
             Event::Changes(changes) => {

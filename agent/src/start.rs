@@ -209,7 +209,8 @@ async fn get_subnet(
             let why = reason.map(|reason| format!("no lease yet, trying until it works: {reason}"));
             handoff::explain(&site.subnet_file, Some(why.as_deref().unwrap_or("on the way to a subnet")));
         };
-        match lease::acquire_telling(store, &wanted, &intake.known, &record, lease::TTL, &trouble).await {
+        let known = (&intake.known, intake.revision + 1);
+        match lease::acquire_telling(store, &wanted, known, &record, lease::TTL, &trouble).await {
             Ok(held) => {
                 reader.pending(intake, &wanted).await?;
                 if reader.is_config_changed() {

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use twill_agent::lease::{self, AcquireError, Held, Keeper, KeeperHandle, LeaseEvent};
 use twill_agent::overlay::NetworkConfig;
 use twill_agent::overlay::alloc::Wanted;
-use twill_agent::overlay::record::Record;
+use twill_agent::overlay::record::{Family, Record};
 use twill_agent::store::etcd::EtcdStore;
 use twill_agent::store::{Change, Event, LeaseId, Store, Written};
 
@@ -52,6 +52,27 @@ async fn fifty_nodes_at_once_have_fifty_subnets(release: Release) {
     // Three seconds are the promise, on a machine with nothing else to do.
     assert!(took < LIMIT, "{took:?}");
     assert!(etcd.ctl(&["lease", "list"]).starts_with("found 50 leases"), "a grant that nobody needed is left");
+}
+
+/// etcd keeps nodes apart by their IPv4 subnets only.
+async fn nodes_at_once_in_both_families_meet_in_neither(release: Release) {
+    let etcd = Etcd::start(release);
+    let config = br#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48",
+        "IPv6SubnetMin":"fc00:0:0:1::","IPv6SubnetMax":"fc00:0:0:20::"}"#;
+    let config = NetworkConfig::parse(config).unwrap();
+    let mut all = JoinSet::new();
+    for node in 1..=20 {
+        let (store, config) = (etcd.store(), config.clone());
+        all.spawn(async move { join(&store, &config, &record(node)).await.1.unwrap().key });
+    }
+    let keys = tokio::time::timeout(LIMIT * 2, all.join_all()).await.unwrap();
+    let distinct: [BTreeSet<_>; 2] =
+        [Family::V4, Family::V6].map(|family| keys.iter().filter_map(|key| key.side(family)).collect());
+    assert_eq!(distinct.map(|side| side.len()), [20, 20], "{keys:?}");
+    let stored: BTreeSet<_> =
+        etcd.ctl(&["get", "--prefix", "--keys-only", &Etcd::key("")]).split_whitespace().map(str::to_owned).collect();
+    assert_eq!(stored, keys.iter().map(|key| Etcd::key(&key.to_string())).collect());
+    assert!(etcd.ctl(&["lease", "list"]).starts_with("found 20 leases"));
 }
 
 async fn the_fifty_first_of_fifty_is_told(release: Release) {
@@ -296,6 +317,7 @@ async fn a_subnet_that_another_took_under_another_key_is_lost(release: Release) 
 
 on_each_etcd!(
     fifty_nodes_at_once_have_fifty_subnets,
+    nodes_at_once_in_both_families_meet_in_neither,
     the_fifty_first_of_fifty_is_told,
     a_start_costs_a_request_for_a_thousand_records,
     a_reservation_waits_for_its_node_and_stays_one,

@@ -207,6 +207,19 @@ impl Store for EtcdStore {
         Ok(found.iter().find(|record| record.key == key).or(found.first()).cloned())
     }
 
+    async fn created_since(&self, revision: i64) -> Result<Vec<(String, i64)>, Error> {
+        let key = self.keys.subnets.as_str();
+        let access = Access { verb: "read", key, permission: "read" };
+        let options = GetOptions::new().with_prefix().with_keys_only().with_min_create_revision(revision);
+        let call = |client: Client| {
+            let options = Some(options.clone());
+            async move { client.kv_client().get(key, options).await }
+        };
+        let answer = self.connection.retried(access, call).await.map_err(|failure| failure.error)?;
+        let created = |kv: &KeyValue| Some((self.keys.record(kv)?.key, kv.create_revision()));
+        Ok(answer.kvs().iter().filter_map(created).collect())
+    }
+
     fn follow(&self) -> mpsc::Receiver<Event> {
         let (events, receiver) = mpsc::channel(UNREAD);
         let follower = Follower::new(Arc::clone(&self.connection), Arc::clone(&self.keys), events);

@@ -19,10 +19,11 @@ const PAGE: usize = 1_000;
 
 /// The calls of [`Store`], to count them and to make them fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(missing_docs, reason = "each is the method of its name")]
+#[expect(missing_docs, reason = "each is the method of its name, but for Keys: created_since")]
 pub enum Op {
     Config,
     Record,
+    Keys,
     Grant,
     KeepAlive,
     Revoke,
@@ -42,6 +43,8 @@ struct Model {
     revision: i64,
     config: Option<Vec<u8>>,
     records: BTreeMap<String, RawRecord>,
+    /// At which revision each record was created; those that are gone too.
+    created: BTreeMap<String, i64>,
     leases: BTreeMap<i64, Lease>,
     last_lease: i64,
     followers: Vec<mpsc::Sender<Event>>,
@@ -242,7 +245,9 @@ impl Model {
     fn put(&mut self, key: &str, value: &[u8], lease: i64) -> i64 {
         self.revision += 1;
         let record = RawRecord { key: key.to_owned(), value: value.to_vec(), revision: self.revision, lease };
-        self.records.insert(key.to_owned(), record.clone());
+        if self.records.insert(key.to_owned(), record.clone()).is_none() {
+            self.created.insert(key.to_owned(), self.revision);
+        }
         self.publish(Event::Changes(vec![Change::Put(record)]));
         self.revision
     }
@@ -307,6 +312,14 @@ impl Store for FakeStore {
             Ok(exact.or_else(|| model.records.values().find(|record| blocks(&record.key))).cloned())
         };
         self.request(Op::Record, find).await
+    }
+
+    async fn created_since(&self, revision: i64) -> Result<Vec<(String, i64)>, Error> {
+        let find = |model: &mut Model| {
+            let keys = model.records.keys().filter_map(|key| Some((key.clone(), *model.created.get(key)?)));
+            Ok(keys.filter(|(_, created)| *created >= revision).collect())
+        };
+        self.request(Op::Keys, find).await
     }
 
     fn follow(&self) -> mpsc::Receiver<Event> {
