@@ -416,6 +416,13 @@ async fn a_role_for_the_prefix_is_enough_and_less_is_explained(release: Release)
     // Another network's, from a prefix as twilld takes it.
     etcd.node_role(&["--prefix", "other//net/", "--role", "other"], "");
     assert!(etcd.ctl(&["role", "get", "other"]).contains("(prefix /other/net/subnets/)"));
+    etcd.node_role(&["--prefix", "/", "--role", "top"], "");
+    let top = etcd.ctl(&["role", "get", "top"]);
+    assert!(top.contains("\t/config\n") && top.contains("(prefix /subnets/)"), "{top}");
+    // Again, with nothing on its standard input: what is there stays.
+    for _ in 0..5 {
+        etcd.node_role(&["--user", "node"], "");
+    }
     for user in ["root", "nobody", "half", "other-half"] {
         etcd.ctl(&["user", "add", &format!("{user}:secret")]);
     }

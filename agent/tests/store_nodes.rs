@@ -200,6 +200,27 @@ async fn a_reservation_waits_for_its_node_and_stays_one(release: Release) {
     assert_eq!(refused, "twill: 10.6.1.0/24 is outside the network 10.5.0.0/16");
 }
 
+async fn leases_names_a_refusal_at_once_and_what_is_kept_out(release: Release) {
+    let etcd = Etcd::start(release);
+    etcd.ctl(&["put", "/coreos.com/network/config", r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#]);
+    etcd.ctl(&["put", &Etcd::key("10.5.1.0-24"), std::str::from_utf8(&record(1).to_json()).unwrap()]);
+    assert!(line(&etcd, "10.5.1.0/24").ends_with("node-1 kept out: the VNI is 1, not 7"));
+    for words in ["user add root:secret", "user grant-role root root", "user add nobody:secret", "auth enable"] {
+        etcd.ctl(&words.split(' ').collect::<Vec<_>>());
+    }
+    for (user, password, words) in [
+        ("root", "wrong", "invalid user ID or password"),
+        ("nobody", "secret", "the user needs a role with read permission on /coreos.com/network/config and "),
+    ] {
+        let began = Instant::now();
+        let login = [format!("--etcd-username={user}"), format!("--etcd-password={password}")];
+        let refused = twill(&etcd, &[&login[0], &login[1], "leases"]).unwrap_err();
+        assert!(refused.starts_with("twill: etcd refuses: read ") && refused.contains(words), "{refused}");
+        assert!(began.elapsed() < Duration::from_secs(8), "not after the wait for an etcd that is away");
+    }
+    twill(&etcd, &["--etcd-username=root", "--etcd-password=secret", "leases"]).unwrap();
+}
+
 async fn two_living_nodes_with_one_address_are_both_named(release: Release) {
     let etcd = Etcd::start(release);
     let store = etcd.store();
@@ -321,6 +342,7 @@ on_each_etcd!(
     the_fifty_first_of_fifty_is_told,
     a_start_costs_a_request_for_a_thousand_records,
     a_reservation_waits_for_its_node_and_stays_one,
+    leases_names_a_refusal_at_once_and_what_is_kept_out,
     two_living_nodes_with_one_address_are_both_named,
     a_lease_of_seconds_is_kept_and_ends_without_its_keeper,
     a_wiped_or_restored_etcd_has_our_record_again,
