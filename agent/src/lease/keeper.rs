@@ -183,7 +183,9 @@ impl<S: Store> Keeper<S> {
                 Ok(())
             }
             Command::Seen(Change::Put(raw)) if raw.key == self.key && raw.revision > self.held.revision => {
-                self.judge(raw).await
+                self.judge(raw).await?;
+                // What failed, or only its answer got lost, may be done by now.
+                if self.todo.is_none() && !self.unsure { self.works().await } else { Ok(()) }
             }
             Command::Seen(Change::Put(_)) => Ok(()),
             Command::Check => {
@@ -195,11 +197,9 @@ impl<S: Store> Keeper<S> {
 
     async fn act(&mut self) -> Result<(), Stop> {
         let is_due = self.renew_at.is_some_and(|at| at <= Instant::now());
+        let mut left = None;
         if is_due || self.unsure || std::mem::take(&mut self.in_doubt) {
-            let left = self.renew().await?;
-            if let Some(left) = left.filter(|_| is_due) {
-                self.tell(LeaseEvent::Renewed { left }).await?;
-            }
+            left = self.renew().await?.filter(|_| is_due);
         }
         if self.unsure {
             self.check().await?;
@@ -210,6 +210,15 @@ impl<S: Store> Keeper<S> {
             Some(Todo::Write(cause)) => self.write(cause).await?,
             None => {}
         }
+        // Last: it means that all is well with the lease.
+        if let Some(left) = left {
+            self.tell(LeaseEvent::Renewed { left }).await?;
+        }
+        Ok(self.works().await?)
+    }
+
+    /// Nothing is left to do.
+    async fn works(&mut self) -> Result<(), Over> {
         self.backoff.worked();
         if std::mem::take(&mut self.troubled) {
             self.tell(LeaseEvent::Recovered).await?;
