@@ -11,6 +11,9 @@ use crate::store::fake::{FakeStore, Op};
 use crate::store::{Change, Event};
 
 mod doubled;
+mod families;
+mod restored;
+mod trouble;
 
 const MARGIN: Duration = Duration::from_secs(3_600);
 
@@ -123,47 +126,6 @@ async fn the_fifty_first_node_is_told_and_leaves_no_lease_behind() {
     assert_eq!((held.len(), store.records().len(), store.leases().len()), (50, 50, 50));
     let error = refused[0].as_ref().unwrap_err();
     assert_eq!(error.to_string(), "no free subnet: every /24 that 10.5.0.0/16 gives out is held");
-}
-
-/// Ten nodes that start at once where IPv6 has just as many subnets and IPv4 has many more: etcd keeps them apart by
-/// their IPv4 subnets only.
-#[tokio::test(start_paused = true)]
-async fn nodes_that_race_in_both_families_meet_in_neither() {
-    let config = br#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48",
-        "IPv6SubnetMin":"fc00:0:0:1::","IPv6SubnetMax":"fc00:0:0:a::"}"#;
-    let config = NetworkConfig::parse(config).unwrap();
-    for faults in [0, 6] {
-        let store = FakeStore::new();
-        for op in [Op::Keys, Op::Delete] {
-            store.fail_next(op, faults);
-        }
-        store.lose_answers(Op::Create, faults);
-        let race = (1..=10).map(|node| {
-            let (store, config) = (store.clone(), config.clone());
-            tokio::spawn(async move {
-                loop {
-                    // One that finds none free for the moment, since others have not let go yet, looks again.
-                    let records = if node <= 5 { BTreeMap::new() } else { store.records() };
-                    match acquire_from(&store, &config, node, &records).await {
-                        Ok(held) => break held,
-                        Err(_) => sleep(Duration::from_millis(10)).await,
-                    }
-                }
-            })
-        });
-        let mut held = Vec::new();
-        for task in race.collect::<Vec<_>>() {
-            held.push(task.await.unwrap());
-        }
-        let distinct = |side: fn(&Held) -> Option<IpNetwork>| held.iter().filter_map(side).collect::<BTreeSet<_>>();
-        assert_eq!(distinct(|held| held.key.ipv4.map(IpNetwork::V4)).len(), 10);
-        assert_eq!(distinct(|held| held.key.ipv6.map(IpNetwork::V6)).len(), 10);
-        assert_eq!((store.records().len(), store.leases().len()), (10, 10), "nothing is left of those that let go");
-        for held in held {
-            let stored = &store.records()[&held.key.to_string()];
-            assert_eq!((stored.revision, stored.lease), (held.revision, held.lease.unwrap().0));
-        }
-    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -380,43 +342,6 @@ async fn a_record_that_names_nobody_is_spoilt_and_one_of_our_id_is_ours() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_restored_store_has_our_record_again_whatever_its_revisions() {
-    let store = FakeStore::new();
-    let empty = store.snapshot();
-    store.put("10.5.99.0-24", b"{}", 0);
-    let mut node = node(&store, 1).await;
-    let with_ours = store.snapshot();
-    store.put(&node.key(), &node.held.record.to_json(), node.held.lease.unwrap().0);
-    // Emptied: the record comes back on a lease of the new history.
-    store.restore(&empty);
-    let LeaseEvent::Recreated { revision, lease } = node.next().await else { panic!() };
-    assert!(revision < node.held.revision);
-    assert_eq!(store.leases(), [lease.unwrap()]);
-    assert_eq!(node.stored().unwrap().lease, lease.unwrap().0);
-    while let Ok(event) = timeout(Duration::from_secs(1), node.events.recv()).await {
-        assert!(matches!(event, Some(LeaseEvent::Renewed { .. })), "{event:?}");
-    }
-    // Back to an earlier state that has it: it is taken as it is, on the lease of then, which is kept.
-    store.restore(&with_ours);
-    let before = node.stored().unwrap();
-    sleep(TTL * 2).await;
-    assert_eq!(node.stored(), Some(before));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_restored_store_in_which_another_has_our_subnet_ends_the_keeper() {
-    let store = FakeStore::new();
-    let key = acquire_as(&store, &config(1), 2).await.unwrap().key.to_string();
-    let then = store.snapshot();
-    store.remove(&key);
-    let held = acquire_as(&store, &config(1), 1).await.unwrap();
-    let mut node = keep(&store, held).await;
-    assert_eq!(node.key(), key);
-    store.restore(&then);
-    assert_eq!(node.next().await, LeaseEvent::Lost { holder: "10.99.0.2 (node node-2)".to_owned() });
-}
-
-#[tokio::test(start_paused = true)]
 async fn another_node_with_our_address_is_another() {
     let store = FakeStore::new();
     let mut node = node(&store, 1).await;
@@ -461,33 +386,6 @@ async fn publishing_is_conditional_and_survives_conflicts() {
     sleep(Duration::from_secs(10)).await;
     assert_eq!(node.stored().unwrap().value, moved.to_json());
     assert_eq!(node.stored().unwrap().lease, node.held.lease.unwrap().0);
-}
-
-#[tokio::test(start_paused = true)]
-async fn trouble_ends_when_the_watch_shows_that_the_write_was_done() {
-    let store = FakeStore::new();
-    let mut node = node(&store, 1).await;
-    store.lose_answers(Op::Update, 1);
-    node.handle.publish(Record { public_ip: Ipv4Addr::new(10, 99, 7, 7), ..record(1) });
-    let mut events = [node.next().await, node.next().await, node.next().await];
-    events.sort_by_key(|event| format!("{event:?}"));
-    let [LeaseEvent::Published { .. }, LeaseEvent::Recovered, LeaseEvent::Trouble { .. }] = events else {
-        panic!("{events:?}")
-    };
-    // So the next one is said again.
-    store.fail_next(Op::KeepAlive, 1);
-    assert!(matches!(node.next().await, LeaseEvent::Trouble { .. }));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_renewal_is_no_end_of_trouble_while_the_record_is_missing() {
-    let store = FakeStore::new();
-    let mut node = node(&store, 1).await;
-    store.fail_next(Op::Create, 1_000_000);
-    store.remove(&node.key());
-    assert!(matches!(node.next().await, LeaseEvent::Trouble { .. }));
-    node.quiet(TTL).await;
-    assert!(node.stored().is_none());
 }
 
 #[tokio::test(start_paused = true)]

@@ -18,6 +18,7 @@ use super::{Error, Event, LeaseId, RawRecord, Store, Written};
 
 mod connection;
 mod follow;
+mod history;
 mod tls;
 
 /// Events that may wait for a follower: few, so that a long listing waits for its reader rather than filling memory.

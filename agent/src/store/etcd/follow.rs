@@ -8,14 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{
-    Client, EventType, GetOptions, GetResponse, ResponseHeader, Txn, TxnOp, TxnOpResponse, TxnResponse, WatchOptions,
-    WatchResponse, WatchStream,
+    Client, EventType, GetOptions, GetResponse, Txn, TxnOp, TxnOpResponse, TxnResponse, WatchOptions, WatchResponse,
+    WatchStream,
 };
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::Keys;
 use super::connection::{Access, CALL, Connection, Failure, Kind, failure, needs};
+use super::history::History;
 use crate::store::backoff::Backoff;
 use crate::store::{Change, Error, Event, RawRecord};
 
@@ -25,8 +26,8 @@ const PAGE: i64 = 1_000;
 /// request, 1.5 MiB unless told otherwise, and doesn't say so to us.
 const MAYBE_SPLIT: usize = 64 << 10;
 
-/// A watch that lived for so long was no failure: waits begin anew after it.
-const STEADY: Duration = Duration::from_secs(5);
+/// A watch that lived for so long, more than opening it may take, was no failure: waits begin anew after it.
+const STEADY: Duration = Duration::from_secs(10);
 
 /// The task behind `EtcdStore::follow`.
 pub(super) struct Follower {
@@ -51,31 +52,6 @@ struct Cursor {
     text: Option<Vec<u8>>,
     /// The etcd that counts these revisions.
     history: History,
-}
-
-/// What tells one etcd from another. A wiped or restored one can have the same id, but begins its terms anew.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct History {
-    /// The cluster's id; 0 where it isn't told, by a proxy for instance.
-    cluster: u64,
-    /// The latest raft term that was heard of.
-    term: u64,
-}
-
-impl History {
-    fn of(header: &ResponseHeader) -> Self {
-        Self { cluster: header.cluster_id(), term: header.raft_term() }
-    }
-
-    /// Whether `now`, told later, is of the same etcd.
-    fn goes_on(self, now: Self) -> bool {
-        self.is_cluster(now.cluster) && (now.term >= self.term || now.term == 0)
-    }
-
-    /// The same without the term: a member that lags behind knows an earlier one.
-    fn is_cluster(self, now: u64) -> bool {
-        now == self.cluster || now == 0 || self.cluster == 0
-    }
 }
 
 const RESTORED: &str = "etcd is not the one we knew: restored from a backup?";
@@ -126,12 +102,7 @@ impl Follower {
                     Err(Unheard) => return Unheard,
                 },
             };
-            let began = Instant::now();
-            let end = self.watch(&mut at, resumes).await;
-            if began.elapsed() >= STEADY {
-                self.backoff.worked();
-            }
-            match end {
+            match self.watch(&mut at, resumes).await {
                 End::Unheard => return Unheard,
                 End::StartOver(reason) => {
                     tracing::info!(reason, "reading all records again");
@@ -243,7 +214,14 @@ impl Follower {
         };
         let deadline = Instant::now() + CALL;
         let end = match timeout(CALL, self.open(connected.client, at)).await {
-            Ok(Ok(stream)) => self.hear(stream, at, deadline).await,
+            Ok(Ok(stream)) => {
+                let opened = Instant::now();
+                let end = self.hear(stream, at, deadline).await;
+                if opened.elapsed() >= STEADY {
+                    self.backoff.worked();
+                }
+                end
+            }
             Ok(Err(error)) => End::Broken(failure(reading(&self.keys), &error)),
             Err(_) => End::Broken(broken(reading(&self.keys), "no answer to a watch")),
         };
@@ -320,7 +298,7 @@ impl Follower {
         }
         let (revision, history) = match answer.header() {
             Some(header) => (header.revision(), History::of(header)),
-            None => (0, History { cluster: 0, term: 0 }),
+            None => (0, History::default()),
         };
         at.history.term = at.history.term.max(history.term);
         if answer.created() {
@@ -458,20 +436,4 @@ fn value(mut answer: GetResponse) -> Option<Vec<u8>> {
 fn broken(access: Access<'_>, reason: &str) -> Failure {
     let step = format!("{} {}", access.verb, access.key);
     Failure { kind: Kind::Away, error: Error { step, reason: reason.to_owned(), transient: true } }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn another_etcd_is_told_by_its_id_or_an_earlier_term() {
-        let known = History { cluster: 7, term: 3 };
-        for (cluster, term, goes_on) in
-            [(7, 3, true), (7, 4, true), (7, 2, false), (8, 3, false), (0, 3, true), (0, 2, false), (7, 0, true)]
-        {
-            assert_eq!(known.goes_on(History { cluster, term }), goes_on, "{cluster} {term}");
-        }
-        assert!(History { cluster: 0, term: 3 }.goes_on(known), "an id that was not told says nothing");
-    }
 }
