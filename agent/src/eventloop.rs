@@ -239,6 +239,7 @@ impl<D: Dataplane> EventLoop<D> {
                 if !self.own.listed {
                     self.own.keeper.seen(Change::Deleted { key: self.own.text.clone(), revision });
                 }
+                self.own.keeper.check();
                 planes.for_each(|plane| told.deltas.extend(plane.listed()));
             }
             store::Event::Changes(changes) => {
@@ -339,8 +340,15 @@ impl<D: Dataplane> EventLoop<D> {
             }
             LeaseEvent::Claimed { by } => {
                 warn!(node = %by, subnet = %self.own.text, "another node has our public IP and was told that we are here: give one of them another address");
+                return None;
             }
-            event => info!(?event, subnet = %self.own.text, "lease"),
+            event @ LeaseEvent::Rehung { .. } => {
+                info!(?event, subnet = %self.own.text, "lease");
+                return None;
+            }
+            event @ (LeaseEvent::Published { .. } | LeaseEvent::Recovered) => {
+                info!(?event, subnet = %self.own.text, "lease");
+            }
         }
         self.health.lease = None;
         None

@@ -82,12 +82,25 @@ pub fn explain(subnet_file: &Path, reason: Option<&str>) {
     }
 }
 
+/// Takes the subnet back that `subnet.env` names, for this reason: nothing may be added to it any more.
+pub fn withdraw(subnet_file: &Path, reason: &str) {
+    explain(subnet_file, Some(reason));
+    match fs::remove_file(subnet_file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(file = %subnet_file.display(), %error, "cannot remove subnet.env, which names a subnet that is not ours");
+        }
+        _ => {}
+    }
+}
+
 /// The subnets that an earlier daemon left in `subnet.env`, if there is such a file and it can be read.
 pub fn previous(path: &Path) -> Option<SubnetKey> {
     let text = fs::read_to_string(path).ok()?;
     let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-    let ipv4 = value("FLANNEL_SUBNET").and_then(|v| v.trim().parse::<Ipv4Network>().ok());
-    let ipv6 = value("FLANNEL_IPV6_SUBNET").and_then(|v| v.trim().parse::<Ipv6Network>().ok());
+    // A bare address would be taken for a subnet of one.
+    let subnet = |key| value(key).map(str::trim).filter(|v| v.contains('/'));
+    let ipv4 = subnet("FLANNEL_SUBNET").and_then(|v| v.parse::<Ipv4Network>().ok());
+    let ipv6 = subnet("FLANNEL_IPV6_SUBNET").and_then(|v| v.parse::<Ipv6Network>().ok());
     let ipv4 = ipv4.and_then(|net| Ipv4Network::new(net.network(), net.prefix()).ok());
     let ipv6 = ipv6.and_then(|net| Ipv6Network::new(net.network(), net.prefix()).ok());
     (ipv4.is_some() || ipv6.is_some()).then_some(SubnetKey { ipv4, ipv6 })
@@ -142,9 +155,16 @@ mod tests {
     #[test]
     fn junk_is_no_previous_subnet() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), "FLANNEL_SUBNET=10.5.52.1\nFLANNEL_SUBNETX=10.5.1.1/24\n").unwrap();
-        let key = previous(file.path());
-        assert!(key.is_none_or(|key| key.ipv4.is_none_or(|net| net.prefix() == 32)));
+        for junk in
+            ["", "FLANNEL_SUBNETX=10.5.1.1/24\n", "FLANNEL_SUBNET=\nFLANNEL_MTU=1450\n", "FLANNEL_SUBNET=x/24\n"]
+        {
+            fs::write(file.path(), junk).unwrap();
+            assert_eq!(previous(file.path()), None, "{junk:?}");
+        }
+        // A bare address is no subnet, and one family's junk doesn't spoil the other's.
+        fs::write(file.path(), "FLANNEL_SUBNET=10.5.52.1\nFLANNEL_IPV6_SUBNET=fc00:0:0:22::1/64\n").unwrap();
+        let ipv6 = Some("fc00:0:0:22::/64".parse().unwrap());
+        assert_eq!(previous(file.path()), Some(SubnetKey { ipv4: None, ipv6 }));
         assert_eq!(previous(Path::new("/nosuch")), None);
     }
 }

@@ -7,12 +7,19 @@ use std::fs::{self, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The plugin's name, which is also its `type` in a configuration.
 pub const PLUGIN: &str = "flannel";
 
 /// The configuration's name: flannel's own, so that it takes its place and does not stand beside it.
 pub const CONFLIST: &str = "10-flannel.conflist";
+
+/// Begins the names of files that are being written.
+const NEW: &str = ".twill-";
+
+/// So old a file that is being written is one that nobody writes any more.
+const LEFT_BEHIND: Duration = Duration::from_secs(60);
 
 /// flannel and portmap.
 const DEFAULT_CONFLIST: &[u8] = include_bytes!("../../deploy/cni/10-flannel.conflist");
@@ -61,21 +68,33 @@ pub fn install(plugin: &Path, conflist: &[u8], bin_dir: &Path, conf_dir: &Path) 
 
 /// Writes a file unless it is there with the same content and mode. Whether it wrote.
 fn put(path: &Path, content: &[u8], mode: u32) -> Result<bool, Error> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    sweep(dir);
     let same = fs::read(path).is_ok_and(|there| there == content)
         && fs::metadata(path).is_ok_and(|m| m.permissions().mode() & 0o7777 == mode);
     if same {
         return Ok(false);
     }
-    let dir = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(dir).map_err(failed("make", dir))?;
     // With no ending that a runtime takes for a configuration's.
-    let mut file = tempfile::Builder::new().prefix(".twill-").tempfile_in(dir).map_err(failed("write in", dir))?;
+    let mut file = tempfile::Builder::new().prefix(NEW).tempfile_in(dir).map_err(failed("write in", dir))?;
     file.write_all(content).map_err(failed("write", path))?;
     file.as_file().set_permissions(Permissions::from_mode(mode)).map_err(failed("set the mode of", path))?;
     file.as_file().sync_all().map_err(failed("sync", path))?;
     file.persist(path).map_err(|e| failed("replace", path)(e.error))?;
     fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("sync", dir))?;
     Ok(true)
+}
+
+/// Removes what an installer that was killed left behind. Best effort: it does no harm but that it is there.
+fn sweep(dir: &Path) {
+    let old = |file: &fs::DirEntry| {
+        let age = file.metadata().and_then(|m| m.modified()).ok().and_then(|at| at.elapsed().ok());
+        file.file_name().to_string_lossy().starts_with(NEW) && age.is_some_and(|age| age >= LEFT_BEHIND)
+    };
+    for file in fs::read_dir(dir).into_iter().flatten().flatten().filter(old) {
+        let _ = fs::remove_file(file.path());
+    }
 }
 
 fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
@@ -110,6 +129,20 @@ mod tests {
         assert_eq!((mode(&installed.plugin.0), mode(&installed.conflist.0)), (0o755, 0o644));
         let again = install(&plugin, DEFAULT_CONFLIST, &bin, &conf).unwrap();
         assert!(!again.plugin.1 && !again.conflist.1);
+    }
+
+    #[test]
+    fn what_a_killed_installer_left_goes() {
+        let root = tempfile::tempdir().unwrap();
+        let file = |name: &str, age: Duration| {
+            let file = fs::File::create(root.path().join(name)).unwrap();
+            file.set_modified(std::time::SystemTime::now() - age).unwrap();
+        };
+        file(".twill-old", LEFT_BEHIND);
+        file(".twill-being-written", Duration::ZERO);
+        file(".other", LEFT_BEHIND);
+        put(&root.path().join(PLUGIN), b"new", 0o755).unwrap();
+        assert_eq!(files(root.path()), [".other", ".twill-being-written", PLUGIN]);
     }
 
     #[test]

@@ -89,10 +89,25 @@ pub async fn acquire<S: Store>(
     record: &Record,
     ttl: Duration,
 ) -> Result<Held, AcquireError> {
-    let census = known.into();
+    acquire_telling(store, wanted, (known.into(), 0), record, ttl, &|_| {}).await
+}
+
+/// The same with the revision at which `known` was read, which spares a second look at all keys in a network of both
+/// families; says what keeps it from a subnet when the store fails, and `None` when that works again.
+///
+/// # Errors
+/// As [`acquire`].
+pub async fn acquire_telling<S: Store>(
+    store: &S,
+    wanted: &Wanted<'_>,
+    (census, since): (Census<'_>, i64),
+    record: &Record,
+    ttl: Duration,
+    tell: Tell<'_>,
+) -> Result<Held, AcquireError> {
     let seen = census.known.own.clone();
-    let (lost, grant, outage) = (BTreeSet::new(), None, Outage::default());
-    let mut search = Search { store, wanted, record, ttl, census, seen, lost, grant, outage };
+    let (lost, grant, outage) = (BTreeSet::new(), None, Outage::new(tell));
+    let mut search = Search { store, wanted, record, ttl, since, census, seen, lost, grant, outage };
     let result = search.run().await;
     if let Some(lease) = search.grant {
         revoke(store, lease).await;
@@ -185,13 +200,15 @@ struct Search<'a, S> {
     ttl: Duration,
     /// What was held when the search began.
     census: Census<'a>,
+    /// What was created before this revision is known.
+    since: i64,
     /// Records of our own, by the key as the store has it.
     seen: BTreeMap<String, Seen>,
     /// What others have taken since.
     lost: BTreeSet<SubnetKey>,
     /// A lease that nothing hangs on yet.
     grant: Option<LeaseId>,
-    outage: Outage,
+    outage: Outage<'a>,
 }
 
 impl<S: Store> Search<'_, S> {
@@ -266,22 +283,42 @@ impl<S: Store> Search<'_, S> {
         loop {
             match self.store.create(&text, &value, lease).await {
                 Ok(Written::At(revision)) => {
-                    return Some(self.done(Held { key, record: self.record.clone(), revision, lease }));
+                    return self.alone(Held { key, record: self.record.clone(), revision, lease }).await;
                 }
-                Ok(Written::Conflict) => {
-                    let adopted = self.adopt(key, self.record.clone(), lease).await;
-                    if adopted.is_none() {
+                Ok(Written::Conflict) => match self.adopt(key, self.record.clone(), lease).await {
+                    Some(held) => return self.alone(held).await,
+                    None => {
                         tracing::debug!(subnet = %key, "another node was faster, looking again");
                         self.lost.insert(key);
+                        return None;
                     }
-                    return adopted;
-                }
+                },
                 Err(error) => self.outage.failed("create", &error).await,
             }
             if !self.is_alive(lease).await {
                 return None;
             }
         }
+    }
+
+    /// What we have created, unless another node has its IPv6 subnet under another IPv4 one, which etcd can't see to: then
+    /// whoever came later lets go.
+    async fn alone(&mut self, held: Held) -> Option<Held> {
+        let (Some(_), Some(ours)) = (held.key.ipv4, held.key.ipv6) else { return Some(self.done(held)) };
+        let (store, since) = (self.store, self.since);
+        let created = self.outage.retry("read", || store.created_since(since)).await;
+        let earlier = created.iter().filter(|(_, created)| *created < held.revision);
+        let others = earlier.filter_map(|(key, _)| SubnetKey::occupied(key));
+        let Some(other) = others.into_iter().find(|key| key.ipv6.is_some_and(|theirs| theirs.overlaps(ours))) else {
+            return Some(self.done(held));
+        };
+        tracing::debug!(subnet = %held.key, %other, "another node has the IPv6 subnet, looking again");
+        self.lost.insert(other);
+        let text = held.key.to_string();
+        self.outage.retry("delete", || store.delete(&text, held.revision)).await;
+        self.seen.remove(&text);
+        self.grant = held.lease;
+        None
     }
 
     /// After a conflict: perhaps the write of ours whose answer got lost is what stands in the way.
@@ -292,6 +329,7 @@ impl<S: Store> Search<'_, S> {
     }
 
     fn done(&mut self, held: Held) -> Held {
+        self.outage.worked();
         if self.grant == held.lease {
             self.grant = None;
         }
@@ -366,8 +404,8 @@ async fn revoke<S: Store>(store: &S, lease: LeaseId) {
 }
 
 /// Failures in a row: waits between tries, one line in the log when they begin and one when they end.
-#[derive(Debug, Default)]
-struct Outage {
+struct Outage<'a> {
+    tell: Tell<'a>,
     backoff: Backoff,
     /// What was logged, while it lasts.
     logged: Option<String>,
@@ -375,7 +413,14 @@ struct Outage {
     is_refusal: bool,
 }
 
-impl Outage {
+/// Who is told why a search has no subnet yet.
+type Tell<'a> = &'a (dyn Fn(Option<&str>) + Sync);
+
+impl<'a> Outage<'a> {
+    fn new(tell: Tell<'a>) -> Self {
+        Self { tell, backoff: Backoff::default(), logged: None, is_refusal: false }
+    }
+
     /// Tries until it works. Only for what may be done twice.
     async fn retry<T, F>(&mut self, step: &str, attempt: impl Fn() -> F) -> T
     where
@@ -397,6 +442,7 @@ impl Outage {
         if self.logged.is_none() || (self.is_refusal && self.logged.as_deref() != Some(error.reason.as_str())) {
             tracing::warn!(step, %error, "the store fails us while getting a lease, trying until it works");
             self.logged = Some(error.reason.clone());
+            (self.tell)(Some(&error.to_string()));
         }
         tokio::time::sleep(self.backoff.failed()).await;
     }
@@ -406,6 +452,7 @@ impl Outage {
         self.is_refusal = false;
         if self.logged.take().is_some() {
             tracing::info!("the store works again");
+            (self.tell)(None);
         }
     }
 }

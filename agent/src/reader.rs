@@ -26,7 +26,10 @@ pub(crate) struct Reader<S> {
     events: mpsc::Receiver<Event>,
     /// Where etcd is, for the log.
     endpoints: String,
-    subnet_file: PathBuf,
+    /// The last config that was usable, and whether the key holds another one by now.
+    config: Option<Vec<u8>>,
+    changed: bool,
+    pub(crate) waiting: Waiting,
 }
 
 /// Where the records go before we have a lease.
@@ -35,6 +38,8 @@ pub(crate) struct Intake {
     pub(crate) records: Records,
     /// What else allocation needs to know.
     pub(crate) known: Known,
+    /// The revision of the last complete read.
+    pub(crate) revision: i64,
     listed: bool,
 }
 
@@ -42,7 +47,13 @@ impl<S: Store> Reader<S> {
     /// Begins to read the store, which is at these endpoints.
     pub(crate) fn new(store: S, endpoints: String, subnet_file: PathBuf) -> Self {
         let events = store.follow();
-        Self { store, events, endpoints, subnet_file }
+        let waiting = Waiting::new(&subnet_file);
+        Self { store, events, endpoints, config: None, changed: false, waiting }
+    }
+
+    /// Whether the config that [`Self::config`] gave last is not what its key holds now.
+    pub(crate) fn is_config_changed(&self) -> bool {
+        self.changed
     }
 
     /// The events from here on.
@@ -50,20 +61,29 @@ impl<S: Store> Reader<S> {
         self.events
     }
 
-    /// The network config, as soon as there is a good one. The records of the same read are still to come.
+    /// The network config, as soon as there is a good one. The records of the same read are still to come. May be asked for
+    /// again, which reads everything from the start.
     pub(crate) async fn config(&mut self, prefix: &str) -> Result<(NetworkConfig, Vec<u8>)> {
-        let mut waiting = Waiting::new(&self.subnet_file);
+        if self.config.take().is_some() {
+            self.begin();
+        }
         let mut why = format!("waiting for etcd at {}", self.endpoints);
         let (mut listing, mut loud) = (false, false);
         loop {
-            waiting.say(&why, loud);
+            match self.waiting.down.clone() {
+                Some(why) => self.waiting.say(&why, true),
+                None => self.waiting.say(&why, loud),
+            }
             let Ok(event) = tokio::time::timeout(REMIND, self.event()).await else { continue };
             match event? {
                 Event::Listing => listing = true,
                 Event::Config(Some(text)) => match NetworkConfig::parse(&text) {
-                    Ok(config) if listing => return Ok((config, text)),
+                    Ok(config) if listing => {
+                        (self.config, self.changed) = (Some(text.clone()), false);
+                        return Ok((config, text));
+                    }
                     // The records of this read went by unread: once more, from the start.
-                    Ok(_) => self.events = self.store.follow(),
+                    Ok(_) => self.begin(),
                     Err(error) => {
                         (why, loud) = (format!("the network config {prefix}/config is not usable: {error}"), true);
                     }
@@ -77,6 +97,16 @@ impl<S: Store> Reader<S> {
                 Event::Changes(_) | Event::Down { .. } | Event::Up => {}
             }
         }
+    }
+
+    /// Takes in what has come, and the whole of a read that has begun.
+    pub(crate) async fn pending(&mut self, intake: &mut Intake, wanted: &Wanted<'_>) -> Result<()> {
+        while !self.events.is_empty() {
+            self.next(intake, wanted).await?;
+            // Whoever sends may be waiting for room.
+            tokio::task::yield_now().await;
+        }
+        self.all(intake, wanted).await
     }
 
     /// Takes in events until a complete read is done.
@@ -94,13 +124,26 @@ impl<S: Store> Reader<S> {
         Ok(())
     }
 
+    /// Reads everything from the start.
+    fn begin(&mut self) {
+        self.events = self.store.follow();
+        self.waiting.down = None;
+    }
+
     async fn event(&mut self) -> Result<Event> {
         let event = self.events.recv().await.ok_or_else(|| anyhow!("the reader of etcd has stopped"))?;
         match &event {
             Event::Down { reason } => {
-                warn!(endpoints = %self.endpoints, %reason, "etcd does not answer, trying until it does");
+                let why = format!("etcd at {} does not answer, trying until it does: {reason}", self.endpoints);
+                self.waiting.say(&why, true);
+                self.waiting.down = Some(why);
             }
-            Event::Up => info!(endpoints = %self.endpoints, "etcd answers"),
+            Event::Up => {
+                self.waiting.down = None;
+                self.waiting.note("etcd answers; on the way to a subnet");
+                info!(endpoints = %self.endpoints, "etcd answers");
+            }
+            Event::Config(text) => self.changed = *text != self.config,
             _ => {}
         }
         Ok(event)
@@ -110,7 +153,7 @@ impl<S: Store> Reader<S> {
 impl Intake {
     /// For the records of the read whose config has just come.
     pub(crate) fn new(planes: Vec<Plane>, records: Records) -> Self {
-        Self { planes, records, known: Known::default(), listed: false }
+        Self { planes, records, known: Known::default(), revision: 0, listed: false }
     }
 
     fn take_in(&mut self, event: Event, wanted: &Wanted<'_>) {
@@ -124,7 +167,7 @@ impl Intake {
             Event::Page(page) => page.into_iter().for_each(|record| self.put(&record, wanted)),
             Event::Listed { revision } => {
                 self.planes.iter_mut().for_each(|plane| drop(plane.listed()));
-                self.listed = true;
+                (self.listed, self.revision) = (true, revision);
                 debug!(revision, "read all records");
             }
             Event::Changes(changes) => {
@@ -158,13 +201,15 @@ impl Intake {
 /// Says why something waits: at once where that is news, and again every half minute.
 pub(crate) struct Waiting {
     said: Option<(String, Instant)>,
+    /// What etcd fails by, while it does.
+    down: Option<String>,
     subnet_file: PathBuf,
 }
 
 impl Waiting {
     /// For the daemon of this `subnet.env`, beside which the CNI plugin finds the reason too.
     pub(crate) fn new(subnet_file: &Path) -> Self {
-        Self { said: None, subnet_file: subnet_file.to_owned() }
+        Self { said: None, down: None, subnet_file: subnet_file.to_owned() }
     }
 
     /// `loud`: worth a line even if the wait has only begun.
@@ -179,5 +224,11 @@ impl Waiting {
         if loud || !first {
             warn!("{why}");
         }
+    }
+
+    /// The same for the CNI plugin only: the log has it from elsewhere, or needs no line.
+    pub(crate) fn note(&mut self, why: &str) {
+        handoff::explain(&self.subnet_file, Some(why));
+        self.said = Some((why.to_owned(), Instant::now()));
     }
 }

@@ -26,7 +26,7 @@ use crate::overlay::iface;
 use crate::overlay::plane::{PeerMode, Plane, Setup};
 use crate::overlay::record::{Family, Record};
 use crate::overlay::records::Records;
-use crate::reader::{Intake, REMIND, Reader, Waiting};
+use crate::reader::{Intake, REMIND, Reader};
 use crate::site::{self, End, Site};
 use crate::store::Store;
 use crate::store::etcd::EtcdStore;
@@ -40,7 +40,12 @@ pub async fn run(flags: Flags) -> Result<Ended> {
         () = signals.recv() => return Ok(Ended::Stopped),
     };
     let prepared = prepared.inspect_err(|why| handoff::explain(&subnet_file, Some(&format!("{why:#}"))))?;
-    Ok(prepared.run(signals).await)
+    let ended = prepared.run(signals).await;
+    if let Ended::LeaseLost { holder } = &ended {
+        // A pod that is added now would have an address of the other node's.
+        handoff::withdraw(&subnet_file, &format!("another node holds the subnet that this one had: {holder}"));
+    }
+    Ok(ended)
 }
 
 /// All that comes before the first turn of the event loop.
@@ -63,42 +68,31 @@ async fn prepare(flags: Flags) -> Result<EventLoop<Kernel>> {
     }
     let store = flags.etcd.store()?;
     let mut reader = Reader::new(store.clone(), flags.etcd.etcd_endpoints.join(", "), flags.subnet_file.clone());
+    let node = nodeid::id(flags.node_id.as_deref());
     let (endpoints, prefix) = (flags.etcd.etcd_endpoints.join(", "), &flags.etcd.etcd_prefix);
     let config_at = format!("a usable network config: the key {prefix}/config of etcd at {endpoints}");
-    readiness.send_replace(Readiness::waiting(&config_at));
-    let (config, config_text) = reader.config(prefix).await?;
-    let (mode, idle) = (PeerMode::from(flags.peer_mode), flags.peer_idle_timeout);
-    let on_demand = mode == PeerMode::OnDemand;
-    let (subnet_file, ip_masq) = (flags.subnet_file.clone(), flags.ip_masq);
-    let site = Site { config, config_text, wish, subnet_file, ip_masq, on_demand };
-    // The wait for a config may have been long.
-    let interfaces = kernel.interfaces()?;
-    let ends = site.ends(&interfaces)?;
-    for endpoint in
-        flags.etcd.etcd_endpoints.iter().filter(|e| literal(e).is_some_and(|ip| site.swallows(ip, &interfaces)))
-    {
-        warn!(%endpoint, "etcd lies in the network, which --peer-mode=on-demand routes into the tunnel: give it a route of its own or start with --peer-mode=all");
-    }
-    for End { chosen, .. } in &ends {
-        let interface = &chosen.interface;
-        info!(interface = %interface.name, local = %chosen.local, public = %chosen.public, mtu = interface.mtu, why = %chosen.why, "interface");
-    }
-    let plane = |end: &End| {
-        let mut plane = Plane::new(Setup { net: end.net, subnet: site::no_subnet(end.family), mode, idle });
-        if site.config.backend.direct_routing {
-            plane.route_directly();
+    let on_demand = PeerMode::from(flags.peer_mode) == PeerMode::OnDemand;
+    let (site, ends, intake, held) = loop {
+        readiness.send_replace(Readiness::waiting(&config_at));
+        let (config, config_text) = reader.config(prefix).await?;
+        let (wish, subnet_file, ip_masq) = (wish.clone(), flags.subnet_file.clone(), flags.ip_masq);
+        let site = Site { config, config_text, wish, subnet_file, ip_masq, on_demand };
+        // The wait for a config may have been long.
+        let interfaces = kernel.interfaces()?;
+        let ends = site.ends(&interfaces)?;
+        warn_of_swallowed(&flags.etcd.etcd_endpoints, &site, &interfaces);
+        for End { chosen, .. } in &ends {
+            let interface = &chosen.interface;
+            info!(interface = %interface.name, local = %chosen.local, public = %chosen.public, mtu = interface.mtu, why = %chosen.why, "interface");
         }
-        if flags.ip_blackhole_route {
-            plane.drop_own();
+        let mut intake = intake(&flags, &site, &ends);
+        readiness.send_replace(Readiness::waiting("all records of etcd"));
+        let etcd = Etcd { store: &store, reader: &mut reader, readiness: &readiness };
+        match get_subnet(&site, &ends, node.as_deref(), etcd, &mut intake, &mut kernel).await? {
+            Some(held) => break (site, ends, intake, held),
+            None => warn!("the network config was changed on the way to a subnet: beginning again with what it is now"),
         }
-        plane
     };
-    let own = ends.iter().map(End::without_subnet).collect();
-    let mut intake = Intake::new(ends.iter().map(plane).collect(), Records::new(site.config.backend.vni, own));
-    let node = nodeid::id(flags.node_id.as_deref());
-    readiness.send_replace(Readiness::waiting("all records of etcd"));
-    let etcd = Etcd { store: &store, reader: &mut reader, readiness: &readiness };
-    let held = get_subnet(&site, &ends, node.as_deref(), etcd, &mut intake, &mut kernel).await?;
 
     let Intake { planes, mut records, .. } = intake;
     records.we_are(&held.key.to_string(), ends.iter().map(|end| site::own(&held.key, end)).collect::<Result<_, _>>()?);
@@ -123,10 +117,35 @@ async fn prepare(flags: Flags) -> Result<EventLoop<Kernel>> {
     Ok(turn)
 }
 
+/// Says which etcd the base route of the on-demand mode would cut off.
+fn warn_of_swallowed(endpoints: &[String], site: &Site, interfaces: &[iface::Interface]) {
+    let swallowed = |endpoint: &&String| literal(endpoint).is_some_and(|ip| site.swallows(ip, interfaces));
+    for endpoint in endpoints.iter().filter(swallowed) {
+        warn!(%endpoint, "etcd lies in the network, which --peer-mode=on-demand routes into the tunnel: give it a route of its own or start with --peer-mode=all");
+    }
+}
+
 /// The address of an endpoint that has no name.
 fn literal(endpoint: &str) -> Option<IpAddr> {
     let host = endpoint.rsplit("://").next()?.trim_end_matches('/');
     host.parse::<SocketAddr>().map(|address| address.ip()).or_else(|_| host.parse()).ok()
+}
+
+/// Where the records of this network go.
+fn intake(flags: &Flags, site: &Site, ends: &[End]) -> Intake {
+    let (mode, idle) = (flags.peer_mode.into(), flags.peer_idle_timeout);
+    let plane = |end: &End| {
+        let mut plane = Plane::new(Setup { net: end.net, subnet: site::no_subnet(end.family), mode, idle });
+        if site.config.backend.direct_routing {
+            plane.route_directly();
+        }
+        if flags.ip_blackhole_route {
+            plane.drop_own();
+        }
+        plane
+    };
+    let own = ends.iter().map(End::without_subnet).collect();
+    Intake::new(ends.iter().map(plane).collect(), Records::new(site.config.backend.vni, own))
 }
 
 /// Starts what keeps the nftables rules, also where none are wanted: those of an earlier run go then. Returns what is
@@ -191,7 +210,7 @@ struct Etcd<'a> {
     readiness: &'a watch::Sender<Readiness>,
 }
 
-/// Leases a subnet; waits where none is free.
+/// Leases a subnet; waits where none is free. `None`: the network config was changed meanwhile.
 async fn get_subnet(
     site: &Site,
     ends: &[End],
@@ -199,7 +218,7 @@ async fn get_subnet(
     etcd: Etcd<'_>,
     intake: &mut Intake,
     kernel: &mut Kernel,
-) -> Result<Held> {
+) -> Result<Option<Held>> {
     let Etcd { store, reader, readiness } = etcd;
     let (mut public_ip, mut public_ipv6) = (None, None);
     for end in ends {
@@ -211,17 +230,25 @@ async fn get_subnet(
     let previous = handoff::previous(&site.subnet_file);
     let wanted = Wanted { config: &site.config, public_ip, public_ipv6, previous, node };
     reader.all(intake, &wanted).await?;
-    let mut waiting = Waiting::new(&site.subnet_file);
-    loop {
+    while !reader.is_config_changed() {
         let record = Record { node: node.map(str::to_owned), ..our_record(site, ends, &intake.known, kernel)? };
-        match lease::acquire(store, &wanted, Census::new(&intake.known, &intake.planes), &record, lease::TTL).await {
+        let trouble = |reason: Option<&str>| {
+            let why = reason.map(|reason| format!("no lease yet, trying until it works: {reason}"));
+            handoff::explain(&site.subnet_file, Some(why.as_deref().unwrap_or("on the way to a subnet")));
+        };
+        let known = (Census::new(&intake.known, &intake.planes), intake.revision + 1);
+        match lease::acquire_telling(store, &wanted, known, &record, lease::TTL, &trouble).await {
             Ok(held) => {
+                reader.pending(intake, &wanted).await?;
+                if reader.is_config_changed() {
+                    break;
+                }
                 let lease = held.lease.map_or("none: a reservation".to_owned(), |lease| format!("{:x}", lease.0));
                 info!(subnet = %held.key, revision = held.revision, %lease, "lease");
-                return Ok(held);
+                return Ok(Some(held));
             }
             Err(error @ AcquireError::NoFreeSubnet { .. }) => {
-                waiting.say(&format!("{error}; waiting for one to be freed"), true);
+                reader.waiting.say(&format!("{error}; waiting for one to be freed"), true);
                 readiness.send_replace(Readiness::waiting(&format!("a free subnet: {error}")));
                 if let Ok(result) = tokio::time::timeout(REMIND, reader.next(intake, &wanted)).await {
                     result?;
@@ -231,6 +258,7 @@ async fn get_subnet(
             Err(error @ AcquireError::Doubled { .. }) => return Err(error.into()),
         }
     }
+    Ok(None)
 }
 
 /// What our record shall say. The MAC is that of the device that is there, else that of our last record, else random.

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use twill_agent::dataplane::fake::FakeKernel;
 use twill_agent::dataplane::{Dataplane, Device, Error, Event, Made, Refused};
 use twill_agent::eventloop::{Ended, EventLoop, Half, Own, Signals};
+use twill_agent::http::Readiness;
 use twill_agent::lease::{self, Keeper};
 use twill_agent::overlay::alloc::Wanted;
 use twill_agent::overlay::iface::{Interface, Wish};
@@ -20,7 +21,7 @@ use twill_agent::overlay::records::Records;
 use twill_agent::overlay::{MacAddr, NetworkConfig, Record};
 use twill_agent::site::{self, Site};
 use twill_agent::store::Store;
-use twill_agent::store::fake::FakeStore;
+use twill_agent::store::fake::{FakeStore, Op as StoreOp};
 
 /// A kernel that the test and the loop share.
 #[derive(Clone, Default)]
@@ -88,6 +89,7 @@ struct Node {
     kernel: Shared,
     key: String,
     subnet_file: PathBuf,
+    readiness: watch::Receiver<Readiness>,
     _folder: tempfile::TempDir,
 }
 
@@ -142,8 +144,11 @@ impl Node {
         let (own_key, own_record) = (held.key, held.record.clone());
         let (keeper, events) = Keeper::spawn(store.clone(), held, lease::TTL, margin);
         let own = Own::new(own_key, own_record, keeper, events);
-        let turn = EventLoop::new(site, vec![half], of_peers, store.follow(), own);
-        let node = Node { store, kernel, key, subnet_file, _folder: folder };
+        let mut turn = EventLoop::new(site, vec![half], of_peers, store.follow(), own);
+        let (http, readiness) = watch::channel(Readiness::starting());
+        let (_rules, rules) = watch::channel(None);
+        turn.report(http, rules);
+        let node = Node { store, kernel, key, subnet_file, readiness, _folder: folder };
         tokio::select! {
             ended = turn.run(Signals::new().unwrap()) => Some(ended),
             () = script(&node) => None,
@@ -315,6 +320,32 @@ async fn device_record_and_subnet_env_follow_the_underlay() {
         node.kernel.tell(Event::Underlay);
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(node.kernel.kernel().device.as_ref().map(|d| d.local), Some(local), "what was chosen stays");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_shows_nothing_of_the_lease_ends_no_trouble_with_it() {
+    Node::run(PeerMode::All, Shared::default(), &[1], async |node| {
+        let missing = |node: &Node| node.readiness.borrow().missing.clone();
+        node.until("ready", |node| missing(node).is_empty()).await;
+        let value = node.store.records()[&node.key].value.clone();
+        let text = String::from_utf8(value.clone()).unwrap();
+        // Another node asks whether we are here, and no answer can be written.
+        node.store.fail_next(StoreOp::Update, 1_000_000);
+        let asked = text.replacen('}', "},\"ClaimedBy\":\"other\"", 1);
+        node.store.put(&node.key, asked.as_bytes(), node.store.records()[&node.key].lease);
+        let in_trouble = |node: &Node| missing(node).iter().any(|what| what.starts_with("lease: cannot be renewed"));
+        node.until("in trouble", in_trouble).await;
+        node.store.put(&node.key, asked.replace("other", "third").as_bytes(), node.store.records()[&node.key].lease);
+        node.store.put(&node.key, asked.as_bytes(), 0);
+        for _ in 0..100 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            assert!(in_trouble(node), "{:?}", missing(node));
+        }
+        node.store.fail_next(StoreOp::Update, 0);
+        node.until("ready again", |node| missing(node).is_empty()).await;
+        assert_eq!(node.store.records()[&node.key].value, value);
     })
     .await;
 }

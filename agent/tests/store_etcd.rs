@@ -235,6 +235,81 @@ async fn an_etcd_that_lost_its_data_is_read_again(release: Release) {
     assert_eq!(next(&mut events).await, Event::Up);
 }
 
+async fn an_etcd_that_begins_anew_is_another_however_much_it_was_written_to(release: Release) {
+    let mut etcd = Etcd::start(release);
+    // Each start has a term of its own, and the new one will have two.
+    for _ in 0..3 {
+        etcd.kill();
+        etcd.restart();
+    }
+    let store = etcd.store();
+    store.create("10.5.1.0-24", b"x", None).await.unwrap();
+    let mut events = store.follow();
+    let (.., revision) = listing(&mut events).await;
+    etcd.kill();
+    down(&mut events).await;
+    etcd.wipe();
+    etcd.aside(|etcd| {
+        for _ in 0..revision + 10 {
+            etcd.ctl(&["put", &Etcd::key("10.5.2.0-24"), "y"]);
+        }
+    });
+    etcd.restart();
+    let (_, records, _) = listing(&mut events).await;
+    assert_eq!(records.into_keys().collect::<Vec<_>>(), ["10.5.2.0-24"]);
+}
+
+async fn a_compaction_of_what_was_heard_costs_no_second_read(release: Release) {
+    let mut etcd = Etcd::start(release);
+    let store = etcd.store();
+    etcd.ctl(&["put", "/coreos.com/network/config", "1"]);
+    let mut events = store.follow();
+    listing(&mut events).await;
+    // The config is not heard of for long.
+    let mut last = String::new();
+    for n in 0..5 {
+        last = key(n);
+        etcd.ctl(&["put", &Etcd::key(&last), "x"]);
+    }
+    let heard = changes(&mut events, &last).await;
+    let Some(Change::Put(RawRecord { revision, .. })) = heard.last() else { panic!("{heard:?}") };
+    etcd.ctl(&["compact", &revision.to_string()]);
+    etcd.kill();
+    down(&mut events).await;
+    etcd.aside(|etcd| {
+        etcd.ctl(&["put", &Etcd::key("10.5.9.0-24"), "x"]);
+        for config in ["2", "3"] {
+            etcd.ctl(&["put", "/coreos.com/network/config", config]);
+        }
+    });
+    etcd.restart();
+    assert_eq!(next(&mut events).await, Event::Config(Some(b"3".to_vec())), "what was missed, and no read of all");
+    assert_eq!(next(&mut events).await, Event::Up);
+    changes(&mut events, "10.5.9.0-24").await;
+    etcd.ctl(&["put", "/coreos.com/network/config", "4"]);
+    assert_eq!(next(&mut events).await, Event::Config(Some(b"4".to_vec())));
+    etcd.ctl(&["del", "/coreos.com/network/config"]);
+    assert_eq!(next(&mut events).await, Event::Config(None));
+}
+
+async fn an_etcd_without_auth_takes_whoever_logs_in(release: Release) {
+    let etcd = Etcd::start(release);
+    let mut options = etcd.options();
+    (options.username, options.password) = (Some("root".to_owned()), Some("secret".to_owned()));
+    let store = EtcdStore::connect(options).unwrap();
+    assert_eq!(store.config().await.unwrap(), None);
+    let mut events = store.follow();
+    listing(&mut events).await;
+    // From then on it logs in.
+    etcd.ctl(&["user", "add", "root:secret"]);
+    etcd.ctl(&["user", "grant-role", "root", "root"]);
+    etcd.ctl(&["auth", "enable"]);
+    while store.create("10.5.1.0-24", b"x", None).await.is_err() {}
+    until(&mut events, |event| matches!(event, Event::Changes(_))).await;
+    etcd.ctl(&["--user", "root:secret", "auth", "disable"]);
+    while store.create("10.5.2.0-24", b"x", None).await.is_err() {}
+}
+
 async fn a_hung_server_is_noticed_and_heard_again(release: Release) {
     let etcd = Etcd::start(release);
     let store = etcd.store();
@@ -341,8 +416,21 @@ async fn a_role_for_the_prefix_is_enough_and_less_is_explained(release: Release)
     // Another network's, from a prefix as twilld takes it.
     etcd.node_role(&["--prefix", "other//net/", "--role", "other"], "");
     assert!(etcd.ctl(&["role", "get", "other"]).contains("(prefix /other/net/subnets/)"));
-    for user in ["root", "nobody"] {
+    etcd.node_role(&["--prefix", "/", "--role", "top"], "");
+    let top = etcd.ctl(&["role", "get", "top"]);
+    assert!(top.contains("\t/config\n") && top.contains("(prefix /subnets/)"), "{top}");
+    // Again, with nothing on its standard input: what is there stays.
+    for _ in 0..5 {
+        etcd.node_role(&["--user", "node"], "");
+    }
+    for user in ["root", "nobody", "half", "other-half"] {
         etcd.ctl(&["user", "add", &format!("{user}:secret")]);
+    }
+    let whole = ["--prefix=true", "/coreos.com/network/subnets/"].as_slice();
+    for (role, keys) in [("half", whole), ("other-half", &["/coreos.com/network/config"])] {
+        etcd.ctl(&["role", "add", role]);
+        etcd.ctl(&[&["role", "grant-permission", role, "readwrite"], keys].concat());
+        etcd.ctl(&["user", "grant-role", role, role]);
     }
     etcd.ctl(&["user", "grant-role", "root", "root"]);
     etcd.ctl(&["auth", "enable"]);
@@ -365,7 +453,15 @@ async fn a_role_for_the_prefix_is_enough_and_less_is_explained(release: Release)
     assert!(error.to_string().ends_with(needed), "{error}");
     let mut events = as_user("nobody", "secret").follow();
     let Event::Down { reason } = next(&mut events).await else { panic!() };
-    assert!(reason.ends_with("the user needs a role with read permission on /coreos.com/network/subnets/"), "{reason}");
+    let needed = "the user needs a role with read permission on ";
+    let both = "/coreos.com/network/config and /coreos.com/network/subnets/";
+    assert!(reason.ends_with(&format!("{needed}{both}")), "{reason}");
+    for (user, missing) in [("half", "/coreos.com/network/config"), ("other-half", "/coreos.com/network/subnets/")] {
+        let mut events = as_user(user, "secret").follow();
+        let Event::Down { reason } = next(&mut events).await else { panic!() };
+        assert!(reason.starts_with(&format!("read {missing}: ")), "{reason}");
+        assert!(reason.ends_with(&format!("{needed}{missing}")), "{reason}");
+    }
     let error = as_user("node", "wrong").config().await.unwrap_err();
     assert!(error.to_string().contains("invalid user ID or password"), "{error}");
     let error = etcd.store().config().await.unwrap_err();
@@ -379,6 +475,9 @@ on_each_etcd!(
     a_restart_loses_no_change_and_reads_nothing_again,
     a_compaction_beyond_what_was_heard_starts_the_read_over,
     an_etcd_that_lost_its_data_is_read_again,
+    an_etcd_that_begins_anew_is_another_however_much_it_was_written_to,
+    a_compaction_of_what_was_heard_costs_no_second_read,
+    an_etcd_without_auth_takes_whoever_logs_in,
     a_hung_server_is_noticed_and_heard_again,
     a_server_that_comes_late_is_waited_for,
     one_dead_endpoint_of_two_fails_nothing,

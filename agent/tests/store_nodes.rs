@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use twill_agent::lease::{self, AcquireError, Held, Keeper, KeeperHandle, LeaseEvent};
 use twill_agent::overlay::NetworkConfig;
 use twill_agent::overlay::alloc::Wanted;
-use twill_agent::overlay::record::Record;
+use twill_agent::overlay::record::{Family, Record};
 use twill_agent::store::etcd::EtcdStore;
 use twill_agent::store::{Change, Event, LeaseId, Store, Written};
 
@@ -52,6 +52,27 @@ async fn fifty_nodes_at_once_have_fifty_subnets(release: Release) {
     // Three seconds are the promise, on a machine with nothing else to do.
     assert!(took < LIMIT, "{took:?}");
     assert!(etcd.ctl(&["lease", "list"]).starts_with("found 50 leases"), "a grant that nobody needed is left");
+}
+
+/// etcd keeps nodes apart by their IPv4 subnets only.
+async fn nodes_at_once_in_both_families_meet_in_neither(release: Release) {
+    let etcd = Etcd::start(release);
+    let config = br#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48",
+        "IPv6SubnetMin":"fc00:0:0:1::","IPv6SubnetMax":"fc00:0:0:20::"}"#;
+    let config = NetworkConfig::parse(config).unwrap();
+    let mut all = JoinSet::new();
+    for node in 1..=20 {
+        let (store, config) = (etcd.store(), config.clone());
+        all.spawn(async move { join(&store, &config, &record(node)).await.1.unwrap().key });
+    }
+    let keys = tokio::time::timeout(LIMIT * 2, all.join_all()).await.unwrap();
+    let distinct: [BTreeSet<_>; 2] =
+        [Family::V4, Family::V6].map(|family| keys.iter().filter_map(|key| key.side(family)).collect());
+    assert_eq!(distinct.map(|side| side.len()), [20, 20], "{keys:?}");
+    let stored: BTreeSet<_> =
+        etcd.ctl(&["get", "--prefix", "--keys-only", &Etcd::key("")]).split_whitespace().map(str::to_owned).collect();
+    assert_eq!(stored, keys.iter().map(|key| Etcd::key(&key.to_string())).collect());
+    assert!(etcd.ctl(&["lease", "list"]).starts_with("found 20 leases"));
 }
 
 async fn the_fifty_first_of_fifty_is_told(release: Release) {
@@ -124,8 +145,10 @@ async fn keep(store: &EtcdStore, held: Held, ttl: Duration) -> (KeeperHandle, Re
     let told = keeper.clone();
     tokio::spawn(async move {
         while let Some(event) = events.recv().await {
-            if let Event::Changes(changes) = event {
-                changes.into_iter().for_each(|change| told.seen(change));
+            match event {
+                Event::Changes(changes) => changes.into_iter().for_each(|change| told.seen(change)),
+                Event::Listed { .. } => told.check(),
+                _ => {}
             }
         }
     });
@@ -175,6 +198,27 @@ async fn a_reservation_waits_for_its_node_and_stays_one(release: Release) {
     assert_eq!(store.record("10.5.210.0-24").await.unwrap(), None);
     let refused = twill(&etcd, &["reserve", "10.6.1.0/24", "--public-ip=10.99.0.10"]).unwrap_err();
     assert_eq!(refused, "twill: 10.6.1.0/24 is outside the network 10.5.0.0/16");
+}
+
+async fn leases_names_a_refusal_at_once_and_what_is_kept_out(release: Release) {
+    let etcd = Etcd::start(release);
+    etcd.ctl(&["put", "/coreos.com/network/config", r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#]);
+    etcd.ctl(&["put", &Etcd::key("10.5.1.0-24"), std::str::from_utf8(&record(1).to_json()).unwrap()]);
+    assert!(line(&etcd, "10.5.1.0/24").ends_with("node-1 kept out: the VNI is 1, not 7"));
+    for words in ["user add root:secret", "user grant-role root root", "user add nobody:secret", "auth enable"] {
+        etcd.ctl(&words.split(' ').collect::<Vec<_>>());
+    }
+    for (user, password, words) in [
+        ("root", "wrong", "invalid user ID or password"),
+        ("nobody", "secret", "the user needs a role with read permission on /coreos.com/network/config and "),
+    ] {
+        let began = Instant::now();
+        let login = [format!("--etcd-username={user}"), format!("--etcd-password={password}")];
+        let refused = twill(&etcd, &[&login[0], &login[1], "leases"]).unwrap_err();
+        assert!(refused.starts_with("twill: etcd refuses: read ") && refused.contains(words), "{refused}");
+        assert!(began.elapsed() < Duration::from_secs(8), "not after the wait for an etcd that is away");
+    }
+    twill(&etcd, &["--etcd-username=root", "--etcd-password=secret", "leases"]).unwrap();
 }
 
 async fn two_living_nodes_with_one_address_are_both_named(release: Release) {
@@ -227,6 +271,58 @@ async fn a_lease_of_seconds_is_kept_and_ends_without_its_keeper(release: Release
     watch.until("its end", LIMIT, |mirror| mirror.revision() > again.revision && mirror.table.is_empty()).await;
 }
 
+/// `store` shows the record as `held` has it, on a lease that lives.
+async fn is_there(store: &EtcdStore, held: &Held) -> bool {
+    let Some(raw) = store.record(&held.key.to_string()).await.unwrap() else { return false };
+    raw.value == held.record.to_json() && store.keep_alive(LeaseId(raw.lease)).await.unwrap().is_some()
+}
+
+async fn a_wiped_or_restored_etcd_has_our_record_again(release: Release) {
+    let mut etcd = Etcd::start(release);
+    let store = etcd.store();
+    etcd.save();
+    etcd.ctl(&["put", "x", "so that our record's revision is later than any of the etcd that comes"]);
+    etcd.ctl(&["put", "x", "y"]);
+    let held = join(&store, &config(99), &record(1)).await.1.unwrap();
+    let (_keeper, mut lease) = keep(&store, held.clone(), lease::TTL).await;
+    for (come, what) in [(Etcd::wipe as fn(&Etcd), "wiped"), (Etcd::restore, "restored")] {
+        etcd.kill();
+        come(&etcd);
+        etcd.restart();
+        while !matches!(heard(&mut lease).await, LeaseEvent::Recreated { .. }) {}
+        assert!(is_there(&store, &held).await, "{what}");
+        let raw = store.record(&held.key.to_string()).await.unwrap().unwrap();
+        assert!(raw.revision < held.revision, "{what}");
+    }
+    // A snapshot in which another node has the subnet.
+    let key = Etcd::key(&held.key.to_string());
+    etcd.ctl(&["del", &key]);
+    while !matches!(heard(&mut lease).await, LeaseEvent::Recreated { .. }) {}
+    etcd.kill();
+    etcd.restore();
+    etcd.aside(|etcd| drop(etcd.ctl(&["put", &key, std::str::from_utf8(&record(2).to_json()).unwrap()])));
+    etcd.restart();
+    loop {
+        match heard(&mut lease).await {
+            LeaseEvent::Lost { holder } => break assert_eq!(holder, "10.99.0.2 (node node-2)"),
+            event => assert!(!matches!(event, LeaseEvent::Recreated { .. }), "{event:?}"),
+        }
+    }
+}
+
+async fn a_subnet_that_another_took_with_a_lease_of_its_own_leaves_none_of_ours(release: Release) {
+    let etcd = Etcd::start(release);
+    let store = etcd.store();
+    let held = join(&store, &config(99), &record(1)).await.1.unwrap();
+    let (_keeper, mut lease) = keep(&store, held.clone(), lease::TTL).await;
+    let its = store.grant(lease::TTL).await.unwrap();
+    let (key, id) = (Etcd::key(&held.key.to_string()), format!("{:x}", its.0));
+    etcd.ctl(&["put", "--lease", &id, &key, std::str::from_utf8(&record(2).to_json()).unwrap()]);
+    assert!(matches!(heard(&mut lease).await, LeaseEvent::Lost { .. }));
+    let leases = etcd.ctl(&["lease", "list"]);
+    assert!(leases.starts_with("found 1 leases") && leases.contains(&id), "{leases}");
+}
+
 async fn a_subnet_that_another_took_under_another_key_is_lost(release: Release) {
     let etcd = Etcd::start(release);
     let store = etcd.store();
@@ -242,10 +338,14 @@ async fn a_subnet_that_another_took_under_another_key_is_lost(release: Release) 
 
 on_each_etcd!(
     fifty_nodes_at_once_have_fifty_subnets,
+    nodes_at_once_in_both_families_meet_in_neither,
     the_fifty_first_of_fifty_is_told,
     a_start_costs_a_request_for_a_thousand_records,
     a_reservation_waits_for_its_node_and_stays_one,
+    leases_names_a_refusal_at_once_and_what_is_kept_out,
     two_living_nodes_with_one_address_are_both_named,
     a_lease_of_seconds_is_kept_and_ends_without_its_keeper,
+    a_wiped_or_restored_etcd_has_our_record_again,
+    a_subnet_that_another_took_with_a_lease_of_its_own_leaves_none_of_ours,
     a_subnet_that_another_took_under_another_key_is_lost,
 );

@@ -19,11 +19,15 @@ while [[ $# -gt 0 ]]; do
         *) printf 'node-role.sh: unknown argument %s\n' "$1" >&2 && exit 2 ;;
     esac
 done
-# As twilld reads --etcd-prefix: one slash before, none behind.
+# As twilld reads --etcd-prefix: one slash before, none behind; nothing at all for the top.
 prefix=/$(sed -E 's,/+,/,g; s,^/,,; s,/$,,' <<<"$prefix")
+prefix=${prefix%/}
 
 has() {
-    etcdctl "$1" list | grep -Fqx -- "$2"
+    local all
+    # Not by a pipe: grep ends at the first hit, and a list that can't be written to its end counts as failed.
+    all=$(etcdctl "$1" list) || exit 1
+    grep -Fqx -- "$2" <<<"$all"
 }
 
 # Granting what is granted already changes nothing.

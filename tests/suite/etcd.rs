@@ -4,9 +4,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that meets an error has failed; so has its helper")]
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use twill_lab::{Lab, NODE_CONFIG, Peer, Pod, Twilld, wait_until};
+use twill_lab::{Lab, NODE_CONFIG, Peer, Pod, Twilld, program, wait_until};
 
 /// For states that take milliseconds on an idle machine, and for retries with a backoff of some seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -51,6 +54,125 @@ fn a_subnet_that_another_node_takes_ends_the_daemon_which_names_it() {
     let said = lines(&daemons[0], "another node holds our subnet");
     assert!(!said.is_empty() && said.iter().all(|line| line.contains("10.99.1.200")), "{said:?}");
     assert_eq!(lab.get(&thief.key()).unwrap().value, thief.record(), "the other's record is left alone");
+
+    // No pod may have an address of that subnet, until the node has one again.
+    let refusal = add(&lab, "ADD").unwrap_err();
+    assert!(refusal.contains("subnet.env: no such file or directory (twilld last reported: "), "{refusal}");
+    assert!(refusal.contains("another node holds the subnet that this one had: 10.99.1.200"), "{refusal}");
+    daemons[0] = lab.node(1).twilld(&[]);
+    daemons[0].wait_ready();
+    add(&lab, "ADD").unwrap();
+}
+
+/// What the CNI plugin on node 1 says to a call, with a delegate that only succeeds.
+fn add(lab: &Lab, verb: &str) -> Result<String, String> {
+    let node = lab.node(1);
+    let bin = node.run_dir().join("bin");
+    fs::create_dir_all(&bin).unwrap();
+    let delegate = bin.join("bridge");
+    fs::write(&delegate, "#!/bin/sh\ncat > /dev/null\nprintf '{}'\n").unwrap();
+    fs::set_permissions(&delegate, fs::Permissions::from_mode(0o755)).unwrap();
+    let conf = serde_json::json!({"cniVersion": "1.1.0", "name": "net", "type": "flannel",
+        "subnetFile": node.subnet_file(), "dataDir": node.run_dir().join("data")});
+    let mut child = Command::new(program("flannel").unwrap())
+        .envs([("CNI_COMMAND", verb), ("CNI_CONTAINERID", "c1"), ("CNI_NETNS", "/none"), ("CNI_IFNAME", "eth0")])
+        .env("CNI_PATH", bin)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(conf.to_string().as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    if output.status.success() { Ok(text) } else { Err(text) }
+}
+
+#[test]
+fn a_wrong_password_is_what_the_cni_plugin_names() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(NODE_CONFIG);
+    for words in ["user add root:secret", "user grant-role root root", "auth enable"] {
+        lab.etcdctl(&words.split(' ').collect::<Vec<_>>()).unwrap();
+    }
+    let mut daemon = lab.node(1).twilld(&["--etcd-username=root", "--etcd-password=wrong"]);
+    daemon.wait_log(&["invalid user ID or password"], PATIENCE);
+    for verb in ["ADD", "STATUS"] {
+        let refusal = add(&lab, verb).unwrap_err();
+        assert!(
+            refusal.contains("twilld last reported: ") && refusal.contains("invalid user ID or password"),
+            "{refusal}"
+        );
+    }
+    assert!(daemon.runs());
+}
+
+#[test]
+fn a_role_without_write_permission_is_what_the_cni_plugin_names() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(NODE_CONFIG);
+    for words in [
+        "user add root:secret",
+        "user grant-role root root",
+        "user add node:secret",
+        "role add reader",
+        "role grant-permission reader read --prefix=true /coreos.com/network/",
+        "user grant-role node reader",
+        "auth enable",
+    ] {
+        lab.etcdctl(&words.split(' ').collect::<Vec<_>>()).unwrap();
+    }
+    let mut daemon = lab.node(1).twilld(&["--etcd-username=node", "--etcd-password=secret"]);
+    daemon.wait_log(&["the store fails us while getting a lease"], PATIENCE);
+    let refusal = add(&lab, "ADD").unwrap_err();
+    let needed = "the user needs a role with readwrite permission on /coreos.com/network/subnets/";
+    assert!(refusal.contains("twilld last reported: ") && refusal.contains(needed), "{refusal}");
+    lab.etcdctl(&[
+        "--user=root:secret",
+        "role",
+        "grant-permission",
+        "reader",
+        "readwrite",
+        "--prefix=true",
+        "/coreos.com/network/subnets/",
+    ])
+    .unwrap();
+    daemon.wait_ready();
+    daemon.wait_log(&["the store works again"], PATIENCE);
+    add(&lab, "ADD").unwrap();
+}
+
+#[test]
+fn a_config_that_changes_on_the_way_to_a_subnet_is_followed() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(NODE_CONFIG);
+    let earlier = format!(r#"{{"PublicIP":"{}","NodeID":"before"}}"#, lab.node(1).addr());
+    lab.put("/coreos.com/network/subnets/10.5.7.0-24", &earlier);
+    let mut daemon = lab.node(1).twilld(&["--node-id=after"]);
+    daemon.wait_log(&["asking whether that node is alive", "node before"], PATIENCE);
+    lab.put_config(r#"{"Network":"10.6.0.0/16","Backend":{"Type":"vxlan"}}"#);
+    // The question has half a minute for its answer.
+    wait_until("the silence is long enough", PATIENCE * 2, || lab.node(1).subnet_file().exists());
+    daemon.wait_ready();
+    let own = lab.node(1).as_peer();
+    assert!(own.subnet.to_string().starts_with("10.6."), "{own:?}");
+    let keys: Vec<_> = lab.records().into_iter().map(|kv| kv.key).collect();
+    assert_eq!(keys, [own.key()], "the record of the network of before is gone");
+}
+
+#[test]
+fn a_config_that_changes_while_no_subnet_is_free_is_followed() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.1.0"}"#);
+    lab.put_peer(&Peer::new("10.5.1.0/24", "10.99.1.200", "02:00:00:00:00:c8"));
+    let mut daemon = lab.node(1).twilld(&["--peer-mode=all"]);
+    daemon.wait_log(&["no free subnet"], PATIENCE);
+    lab.put_config(r#"{"Network":"#);
+    daemon.wait_log(&["the network config", "is not usable"], PATIENCE);
+    lab.put_config(r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.9.0","Backend":{"Type":"vxlan","VNI":7}}"#);
+    daemon.wait_ready();
+    assert!(lab.node(1).link("flannel.7").is_ok(), "all of the new config counts");
+    assert_eq!(lab.records().len(), 2);
+    assert_eq!(lines(&daemon, "beginning again").len(), 1, "{}", daemon.log());
 }
 
 /// The data plane while etcd is away by `go` until `come`; the daemon's log of it.
@@ -86,6 +208,47 @@ fn an_etcd_that_is_gone_for_a_while_costs_no_packet_and_two_lines() {
 fn an_etcd_that_hangs_for_a_while_costs_no_packet_and_two_lines() {
     let log = outage(|lab| lab.etcd().pause(), |lab| lab.etcd().resume());
     println!("{}", log.join("\n"));
+}
+
+#[test]
+fn a_wiped_or_restored_etcd_has_our_record_again_at_once() {
+    let (lab, mut daemons, pods) = cluster(2, &["--peer-mode=all"]);
+    pods[0].ping(pods[1].addr()).unwrap();
+    let values = |lab: &Lab| lab.records().into_iter().map(|kv| (kv.key, kv.value)).collect::<Vec<_>>();
+    let before = values(&lab);
+    // Every record hangs on a lease that is there.
+    let is_back = || values(&lab) == before && lab.records().iter().all(|kv| lab.lease_ttl(kv.lease).is_ok());
+
+    lab.etcd().kill();
+    lab.etcd().wipe();
+    lab.etcd().start();
+    lab.put_config(NODE_CONFIG);
+    wait_until("the records are in the new etcd", PATIENCE, || is_back().then_some(()));
+    pods[1].ping(pods[0].addr()).unwrap();
+
+    lab.etcd().save();
+    for number in 0..20 {
+        lab.put("/elsewhere", &number.to_string());
+    }
+    // Written once more after the snapshot: the daemons know a later revision than it has.
+    let keys: Vec<_> = before.iter().map(|(key, _)| key.clone()).collect();
+    keys.iter().for_each(|key| lab.delete(key));
+    wait_until("the records are made again", PATIENCE, || is_back().then_some(()));
+    lab.etcd().kill();
+    lab.etcd().restore();
+    lab.etcd().start();
+    for daemon in &mut daemons {
+        wait_until("the restored etcd was read", PATIENCE, || {
+            (lines(daemon, "reading all records again").len() == 2).then_some(())
+        });
+    }
+    wait_until("the records of then are kept", PATIENCE, || is_back().then_some(()));
+    // It still is heard of: revisions of the new history count.
+    let key = lab.node(1).as_peer().key();
+    lab.delete(&key);
+    wait_until("the record is back", PATIENCE, || is_back().then_some(()));
+    pods[0].ping(pods[1].addr()).unwrap();
+    assert!(daemons.iter_mut().all(Twilld::runs));
 }
 
 #[test]

@@ -70,6 +70,39 @@ impl Etcd {
         self.process().take();
     }
 
+    /// Forgets all data of a killed etcd.
+    #[track_caller]
+    pub fn wipe(&self) {
+        fs::remove_dir_all(self.dir.join("data")).unwrap_or_else(|e| panic!("remove etcd's data: {e}"));
+    }
+
+    /// Saves a snapshot, for [`Etcd::restore`].
+    #[track_caller]
+    pub fn save(&self) {
+        self.must(&["snapshot", "save", &self.path("snapshot")]);
+    }
+
+    /// Replaces the data of a killed etcd by the snapshot.
+    #[track_caller]
+    pub fn restore(&self) {
+        self.wipe();
+        let data = format!("--data-dir={}", self.path("data"));
+        let peers = format!("--initial-cluster=default={PEER_URL}");
+        let own = format!("--initial-advertise-peer-urls={PEER_URL}");
+        self.must(&["snapshot", "restore", &self.path("snapshot"), &data, &peers, &own]);
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.join(name).display().to_string()
+    }
+
+    #[track_caller]
+    fn must(&self, args: &[&str]) {
+        if let Err(e) = self.ctl(args) {
+            panic!("etcdctl {args:?}: {e:#}");
+        }
+    }
+
     /// SIGSTOP: the server hangs, connections stay open.
     #[track_caller]
     pub fn pause(&self) {

@@ -4,6 +4,7 @@
 //! changes on the way to the delegate. Keys are found whatever their case, as Go's decoder finds them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,6 +26,9 @@ const DATA_DIR: &str = "/var/lib/cni/flannel";
 
 /// See the decision in [`super`].
 const DELEGATE_TIMEOUT: Duration = Duration::from_secs(110);
+
+/// What `delegateTimeoutSeconds` may be.
+const TIMEOUTS: RangeInclusive<u64> = 1..=3600;
 
 /// The configuration of one network.
 #[derive(Debug, Clone)]
@@ -82,7 +86,7 @@ impl NetConf {
             prev_result: given(&object, "prevResult").map(ToOwned::to_owned),
             // Not by `given`: null is Go's empty list, and that is another thing than no list.
             valid_attachments: find(&object, "cni.dev/valid-attachments").map(ToOwned::to_owned),
-            delegate_timeout: field(&object, "delegateTimeoutSeconds")?.map_or(DELEGATE_TIMEOUT, Duration::from_secs),
+            delegate_timeout: timeout(&object)?,
         })
     }
 
@@ -108,6 +112,18 @@ impl NetConf {
             .map_err(|e| Error::new(code::DECODE, format!("can't read cni.dev/valid-attachments: {e}")))?;
         Ok(list.unwrap_or_default().into_iter().map(|a| (a.container_id, a.ifname)).collect())
     }
+}
+
+fn timeout(object: &Object) -> Result<Duration, Error> {
+    const KEY: &str = "delegateTimeoutSeconds";
+    let Some(value) = given(object, KEY) else { return Ok(DELEGATE_TIMEOUT) };
+    let seconds = serde_json::from_str(value.get()).ok().filter(|seconds| TIMEOUTS.contains(seconds));
+    let wrong = || {
+        let (least, most) = (TIMEOUTS.start(), TIMEOUTS.end());
+        let msg = format!("'{KEY}' is {}, expected a whole number of seconds from {least} to {most}", value.get());
+        Error::new(code::INVALID_CONFIG, msg)
+    };
+    seconds.map(Duration::from_secs).ok_or_else(wrong)
 }
 
 /// The version for an error object: the configuration's if we speak it, else our newest.
@@ -167,6 +183,14 @@ mod tests {
             (r#"{"name":7}"#, code::DECODE, "'name'"),
             (r#"{"name":"n","delegate":"bridge"}"#, code::DECODE, "'delegate'"),
             (r#"{"name":"n","ipam":[]}"#, code::DECODE, "'ipam'"),
+            (
+                r#"{"name":"n","delegateTimeoutSeconds":0}"#,
+                code::INVALID_CONFIG,
+                "'delegateTimeoutSeconds' is 0, expected",
+            ),
+            (r#"{"name":"n","delegateTimeoutSeconds":3601}"#, code::INVALID_CONFIG, "3601, expected a whole number"),
+            (r#"{"name":"n","delegateTimeoutSeconds":"9"}"#, code::INVALID_CONFIG, "'delegateTimeoutSeconds' is \"9\""),
+            (r#"{"name":"n","delegateTimeoutSeconds":1.5}"#, code::INVALID_CONFIG, "'delegateTimeoutSeconds' is 1.5"),
             (r#"{"name":"n","cniVersion":"2.0.0"}"#, code::INCOMPATIBLE_VERSION, "incompatible CNI versions"),
         ] {
             let error = NetConf::parse(json.as_bytes()).unwrap_err();

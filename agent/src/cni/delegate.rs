@@ -26,6 +26,9 @@ const MOST_OUTPUT: usize = 4 << 20;
 /// How often to look whether the delegate ended while something else keeps its output open.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// How long a killed delegate may take to be gone.
+const DIES_WITHIN: Duration = Duration::from_secs(2);
+
 /// A delegate that has been started.
 #[derive(Debug)]
 pub struct Delegate {
@@ -173,11 +176,16 @@ impl Delegate {
         Err(self.error(code::DELEGATE_FAILED, msg).details(details))
     }
 
-    /// Kills it and all it has started in its group, and waits for its own end.
+    /// Kills it and all it has started in its group, and waits for its own end, though not for ever: what the kernel
+    /// doesn't let go of (a dead disk, a network file system) may never come to it.
     fn kill(&mut self) -> io::Result<()> {
         // Not waited for yet, so the number is still its own.
         let _ = i32::try_from(self.child.id()).map(|pid| killpg(Pid::from_raw(pid), Signal::SIGKILL));
-        self.child.wait().map(|_| ())
+        let killed = Instant::now();
+        while self.child.try_wait()?.is_none() && killed.elapsed() < DIES_WITHIN {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     fn error(&self, code: u32, msg: String) -> Error {

@@ -5,10 +5,11 @@
 //! and loses all but the last attachment of a pod with several. So that one also finds what we stored (a node may go
 //! back to it), the first attachment has a second name, a hard link, in flannel's form. Whose a file of that form is
 //! tells its link count: two names is an attachment of ours and belongs to the longer name; one name was written by
-//! flannel's plugin and belongs to the network that its `name` says.
+//! flannel's plugin and belongs to the network that its `name` says, or to whichever asks for it where it can't be read:
+//! a machine that lost power while it was written, perhaps.
 //!
 //! Files are 0600 in a directory 0700, complete from the first moment (written aside, renamed) and synced before the
-//! delegate is called. Names with a leading dot are files that are being written; GC removes those of killed ADDs.
+//! delegate is called. Names with a leading dot are files that are being written; DEL and GC remove those of killed ADDs.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, Metadata};
@@ -53,6 +54,14 @@ struct Named {
 const NEW: &str = ".new-";
 
 impl Key<'_> {
+    /// Whether the file's name is longer than any file system takes; and how long the three may be together.
+    pub fn too_long(&self) -> Option<usize> {
+        // A colon between each two, and before them what a file that is being written has: random letters and a colon.
+        const MOST: usize = 255 - 2 - NEW.len() - 7;
+        let length = self.container_id.len() + self.network.len() + self.ifname.len();
+        (length > MOST).then_some(MOST)
+    }
+
     fn file_name(&self) -> String {
         format!("{}:{}:{}", self.container_id, self.network, self.ifname)
     }
@@ -102,7 +111,7 @@ impl Store {
         if !flannels_own(&metadata) {
             return Ok(None);
         }
-        let text = found(fs::read(&path))?.filter(|text| network_of(text).as_deref() == Some(key.network));
+        let text = found(fs::read(&path))?.filter(|text| network_of(text).is_none_or(|name| name == key.network));
         Ok(text.map(|text| Stored { text, path }))
     }
 
@@ -112,6 +121,15 @@ impl Store {
             Some(stored) => self.forget(&stored.path, key.container_id),
             None => Ok(()),
         }
+    }
+
+    /// Removes what ADDs of this key that were killed left unfinished.
+    pub fn sweep(&self, key: Key<'_>) -> io::Result<()> {
+        let Some(entries) = found(fs::read_dir(&self.dir))? else { return Ok(()) };
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        names
+            .filter(|name| name.starts_with(NEW) && Key::from_file_name(name) == Some(key))
+            .try_for_each(|name| gone(fs::remove_file(self.dir.join(name))))
     }
 
     /// Forgets all of `network` but the attachments (container id, interface) in `valid`. Goes on after an error and
@@ -180,7 +198,8 @@ fn network_of(text: &[u8]) -> Option<String> {
 fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        // A name too long for a file is that of no file.
+        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ENAMETOOLONG) => Ok(None),
         Err(e) => Err(e),
     }
 }
@@ -294,10 +313,14 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_can_read_is_nobodys() {
+    fn what_nobody_can_read_is_whose_name_it_has() {
         let dir = dir();
-        dir.flannel_saves("c1", "");
-        assert_eq!(dir.text(ETH0), None);
+        for cut in ["", r#"{"name":"n"#] {
+            dir.flannel_saves("c1", cut);
+            assert_eq!(dir.text(ETH0).unwrap(), cut);
+            dir.store.remove(ETH0).unwrap();
+            assert!(dir.names().is_empty());
+        }
         fs::create_dir(dir.store.dir.join("c3")).unwrap();
         assert_eq!(dir.text(Key { container_id: "c3", ..ETH0 }), None);
     }
@@ -322,6 +345,33 @@ mod tests {
         assert_eq!(dir.names(), left);
         dir.store.retain("net", &valid).unwrap();
         assert_eq!(dir.names(), left);
+    }
+
+    #[test]
+    fn sweep_removes_what_was_left_unfinished_of_its_own() {
+        let dir = dir();
+        dir.save(ETH0);
+        for name in [".new-abc123:c1:net:eth0", ".new-link:c1:net:eth0", ".new-abc:c1:net:eth1", ".new-abc:c2:net:eth0"]
+        {
+            dir.flannel_saves(name, "");
+        }
+        dir.store.sweep(ETH0).unwrap();
+        assert_eq!(dir.names(), [".new-abc:c1:net:eth1", ".new-abc:c2:net:eth0", "c1", "c1:net:eth0"]);
+    }
+
+    #[test]
+    fn names_that_fit_can_be_stored_and_longer_ones_are_not_there() {
+        let dir = dir();
+        let long = "n".repeat(300);
+        let most = Key { network: &long, ..ETH0 }.too_long().unwrap();
+        let longest = &long[..most - ETH0.container_id.len() - ETH0.ifname.len()];
+        let key = Key { network: longest, ..ETH0 };
+        assert_eq!(key.too_long(), None);
+        dir.save(key);
+        dir.save(key);
+        assert!(dir.text(key).is_some());
+        assert_eq!(dir.text(Key { network: &long, ..ETH0 }), None);
+        assert_eq!(dir.text(Key { container_id: &long, ..ETH0 }), None);
     }
 
     #[test]

@@ -45,6 +45,13 @@ struct Prepared {
 
 impl Job<'_> {
     fn add(&self) -> Result<Vec<u8>, Error> {
+        if let Some(most) = self.key().too_long() {
+            let Key { container_id, network, ifname } = self.key();
+            let msg =
+                format!("the network name {network} is too long for container {container_id}, interface {ifname}");
+            let details = format!("the three may have {most} bytes together: they name a file in dataDir");
+            return Err(Error::new(code::INVALID_CONFIG, msg).details(details));
+        }
         let env = subnet::read(&self.conf.subnet_file)?;
         let prepared = self.prepare(&render(self.conf, &env)?)?;
         let known = self.store.load(self.key()).is_ok_and(|there| there.is_some());
@@ -63,14 +70,19 @@ impl Job<'_> {
 
     fn del(&self) -> Result<Vec<u8>, Error> {
         let stored = self.store.load(self.key()).map_err(|e| self.store_error("read", &e))?;
-        let Some(stored) = stored else { return Ok(Vec::new()) };
-        let config = match serde_json::from_slice::<Object>(&stored.text) {
+        let Some(stored) = stored else {
+            self.sweep();
+            return Ok(Vec::new());
+        };
+        let usable = serde_json::from_slice::<Object>(&stored.text).map_err(|e| e.to_string());
+        let usable = usable.and_then(|config| plugin_type(&config).map(|_| config).map_err(|e| e.msg));
+        let config = match usable {
             Ok(config) => self.with_prev_result(config)?,
             // A machine that lost power while flannel's plugin wrote, perhaps: what ADD would say now is near enough.
             Err(e) => match self.rendered_now() {
                 Ok(config) => config,
                 Err(_) => {
-                    note(&format!("forgetting the stored configuration, which can't be read: {e}"));
+                    note(&format!("forgetting the stored configuration, which can't be used: {e}"));
                     self.forget();
                     return Ok(Vec::new());
                 }
@@ -168,14 +180,17 @@ impl Job<'_> {
         Ok(config)
     }
 
+    /// Whether each subnet that the pod's addresses are of still is this node's. One more, of a family that came later, is
+    /// no fault of the pod.
     fn same_subnet(&self, stored: &Object, env: &SubnetEnv) -> Result<(), Error> {
-        let ranges = |config: &Object| -> Option<serde_json::Value> {
+        let ranges = |config: &Object| -> Option<Vec<serde_json::Value>> {
             let ipam: Object = serde_json::from_str(find(config, "ipam")?.get()).ok()?;
             serde_json::from_str(find(&ipam, "ranges")?.get()).ok()
         };
         let (then, now) = (ranges(stored), ranges(&render(self.conf, env)?));
         match (then, now) {
-            (Some(then), Some(now)) if then != now => {
+            (Some(then), Some(now)) if !then.iter().all(|range| now.contains(range)) => {
+                let [then, now] = [then, now].map(serde_json::Value::Array);
                 let msg = format!("the pod has an address of {then}, but this node's subnet is now {now}");
                 Err(Error::new(code::SUBNET_CHANGED, msg).details("other nodes can't reach the pod: make it anew"))
             }
@@ -187,6 +202,13 @@ impl Job<'_> {
     fn forget(&self) {
         if let Err(e) = self.store.remove(self.key()) {
             note(&self.store_error("remove", &e).msg);
+        }
+        self.sweep();
+    }
+
+    fn sweep(&self) {
+        if let Err(e) = self.store.sweep(self.key()) {
+            note(&self.store_error("clean up", &e).msg);
         }
     }
 

@@ -63,6 +63,7 @@ pub struct KeeperHandle {
 #[derive(Debug)]
 pub(super) enum Command {
     Seen(Change),
+    Check,
     Publish(Box<Record>),
 }
 
@@ -72,6 +73,12 @@ impl KeeperHandle {
     pub fn seen(&self, change: Change) {
         // A keeper that has stopped doesn't mind.
         let _ = self.commands.send(Command::Seen(change));
+    }
+
+    /// A complete read is done. What is known of our record may be of another history, that of an etcd before it was wiped
+    /// or restored from a backup, where revisions were higher: the lease is renewed and the record looked at.
+    pub fn check(&self) {
+        let _ = self.commands.send(Command::Check);
     }
 
     /// Writes our record anew, with another public IP or MAC.

@@ -19,6 +19,9 @@ use crate::store::{Change, Error, LeaseId, RawRecord, Store, Written};
 /// Events that may wait for a listener who is busy.
 const UNREAD: usize = 64;
 
+/// How long the loss of our subnet may stay unsaid while leases of ours are revoked.
+const REVOKE_WITHIN: Duration = Duration::from_secs(1);
+
 /// Has to be done as soon as the store lets us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Todo {
@@ -78,6 +81,8 @@ pub struct Keeper<S> {
     troubled: bool,
     /// A write was refused, perhaps because our lease is gone.
     in_doubt: bool,
+    /// The record has to be looked at, whatever revision we know of it.
+    unsure: bool,
     /// A lease of our own making that no record hangs on yet.
     unused: Option<LeaseId>,
 }
@@ -110,6 +115,7 @@ impl<S: Store> Keeper<S> {
             backoff: Backoff::default(),
             troubled: false,
             in_doubt: false,
+            unsure: false,
             unused: None,
             held,
         };
@@ -155,7 +161,7 @@ impl<S: Store> Keeper<S> {
 
     /// When the next request is due; `None`: nothing to do until a command comes.
     fn due(&self) -> Option<Instant> {
-        let wanted = if self.todo.is_some() { Some(self.not_before) } else { self.renew_at };
+        let wanted = if self.todo.is_some() || self.unsure { Some(self.not_before) } else { self.renew_at };
         wanted.map(|at| at.min(self.renew_at.unwrap_or(at)).max(self.not_before))
     }
 
@@ -177,25 +183,42 @@ impl<S: Store> Keeper<S> {
                 Ok(())
             }
             Command::Seen(Change::Put(raw)) if raw.key == self.key && raw.revision > self.held.revision => {
-                self.judge(raw).await
+                self.judge(raw).await?;
+                // What failed, or only its answer got lost, may be done by now.
+                if self.todo.is_none() && !self.unsure { self.works().await } else { Ok(()) }
             }
             Command::Seen(Change::Put(_)) => Ok(()),
+            Command::Check => {
+                self.unsure = true;
+                Ok(())
+            }
         }
     }
 
     async fn act(&mut self) -> Result<(), Stop> {
         let is_due = self.renew_at.is_some_and(|at| at <= Instant::now());
-        if is_due || std::mem::take(&mut self.in_doubt) {
-            let left = self.renew().await?;
-            if let Some(left) = left.filter(|_| is_due) {
-                self.tell(LeaseEvent::Renewed { left }).await?;
-            }
+        let mut left = None;
+        if is_due || self.unsure || std::mem::take(&mut self.in_doubt) {
+            left = self.renew().await?.filter(|_| is_due);
+        }
+        if self.unsure {
+            self.check().await?;
+            self.unsure = false;
         }
         match self.todo {
             Some(Todo::Create) => self.create().await?,
             Some(Todo::Write(cause)) => self.write(cause).await?,
             None => {}
         }
+        // Last: it means that all is well with the lease.
+        if let Some(left) = left {
+            self.tell(LeaseEvent::Renewed { left }).await?;
+        }
+        Ok(self.works().await?)
+    }
+
+    /// Nothing is left to do.
+    async fn works(&mut self) -> Result<(), Over> {
         self.backoff.worked();
         if std::mem::take(&mut self.troubled) {
             self.tell(LeaseEvent::Recovered).await?;
@@ -217,6 +240,18 @@ impl<S: Store> Keeper<S> {
             }
         }
         Ok(left)
+    }
+
+    /// What stands under our key now? Making a record looks for itself.
+    async fn check(&mut self) -> Result<(), Stop> {
+        if self.todo == Some(Todo::Create) {
+            return Ok(());
+        }
+        match self.store.record(&self.key).await? {
+            Some(raw) => self.judge(raw).await?,
+            None => self.todo = Some(Todo::Create),
+        }
+        Ok(())
     }
 
     fn renewed(&mut self, left: Duration) {
@@ -275,8 +310,8 @@ impl<S: Store> Keeper<S> {
 
     /// Another key has our IPv4 subnet, and ours is gone.
     async fn judge_overlap(&mut self, raw: &RawRecord) -> Result<(), Stop> {
-        match Record::parse(&raw.value) {
-            Ok(other) if !self.is_ours(&other) => {
+        match read(raw) {
+            Some(other) if !self.is_ours(&other) => {
                 let holder = format!("{}, under the key {}", other.holder(), raw.key);
                 Err(self.lost(holder, raw.lease).await.into())
             }
@@ -290,7 +325,7 @@ impl<S: Store> Keeper<S> {
 
     /// Ours, spoilt, or another's?
     async fn judge(&mut self, raw: RawRecord) -> Result<(), Over> {
-        let parsed = Record::parse(&raw.value).ok();
+        let parsed = read(&raw);
         if let Some(by) = parsed.as_ref().and_then(claimant) {
             self.tell(LeaseEvent::Claimed { by }).await?;
         }
@@ -314,8 +349,12 @@ impl<S: Store> Keeper<S> {
         }
     }
 
-    /// It has a public IP that we have or had, and no other node's id. The id alone says nothing: cloned machines share it.
+    /// It has a public IP that we have or had, and no other node's id. The id beside another address says nothing: cloned
+    /// machines share it.
     fn is_ours(&self, record: &Record) -> bool {
+        if !record.has_address() {
+            return record.node == self.held.record.node;
+        }
         let is_others = matches!((&record.node, &self.held.record.node), (Some(other), Some(ours)) if other != ours);
         let has_ours = self
             .addresses
@@ -357,17 +396,28 @@ impl<S: Store> Keeper<S> {
     }
 
     async fn lost(&mut self, holder: String, its_lease: i64) -> Over {
+        // Whoever took the key over with a lease of its own left ours with nothing on it. First, since hearing of the loss
+        // ends the process; etcd has answered us just now.
+        let ours = [self.unused, self.held.lease.filter(|lease| Some(*lease) != self.unused)];
+        let revoked = async {
+            for lease in ours.into_iter().flatten().filter(|lease| lease.0 != its_lease) {
+                revoke(&self.store, lease).await;
+            }
+        };
+        let _ = tokio::time::timeout(REVOKE_WITHIN, revoked).await;
         // Over either way.
         let _ = self.tell(LeaseEvent::Lost { holder }).await;
-        if let Some(lease) = self.unused.filter(|lease| lease.0 != its_lease) {
-            revoke(&self.store, lease).await;
-        }
         Over
     }
 
     async fn tell(&self, event: LeaseEvent) -> Result<(), Over> {
         self.events.send(event).await.map_err(|_| Over)
     }
+}
+
+/// The record, if it can be read and names anybody.
+fn read(raw: &RawRecord) -> Option<Record> {
+    Record::parse(&raw.value).ok().filter(|record| record.has_address() || record.node.is_some())
 }
 
 fn addresses(record: &Record) -> Addresses {

@@ -7,10 +7,13 @@ use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::overlay::NetworkConfig;
-use crate::store::Change;
 use crate::store::fake::{FakeStore, Op};
+use crate::store::{Change, Event};
 
 mod doubled;
+mod families;
+mod restored;
+mod trouble;
 
 const MARGIN: Duration = Duration::from_secs(3_600);
 
@@ -55,10 +58,13 @@ struct Node {
 async fn keep(store: &FakeStore, held: Held) -> Node {
     let (handle, events) = Keeper::spawn(store.clone(), held.clone(), TTL, MARGIN);
     let (mut follow, told) = (store.follow(), handle.clone());
+    while follow.recv().await.is_some_and(|event| !matches!(event, Event::Listed { .. } | Event::Down { .. })) {}
     tokio::spawn(async move {
         while let Some(event) = follow.recv().await {
-            if let crate::store::Event::Changes(changes) = event {
-                changes.into_iter().for_each(|change| told.seen(change));
+            match event {
+                Event::Changes(changes) => changes.into_iter().for_each(|change| told.seen(change)),
+                Event::Listed { .. } => told.check(),
+                _ => {}
             }
         }
     });
@@ -309,6 +315,30 @@ async fn a_subnet_that_another_took_during_an_outage_is_lost_without_an_orphan()
     assert_eq!(node.next().await, LeaseEvent::Lost { holder: "10.99.0.2".to_owned() });
     sleep(Duration::from_secs(60)).await;
     assert_eq!(store.leases(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subnet_that_another_took_with_a_lease_of_its_own_leaves_no_lease_of_ours() {
+    let store = FakeStore::new();
+    let mut node = node(&store, 1).await;
+    let its = store.grant(TTL).await.unwrap();
+    store.put(&node.key(), &record(2).to_json(), its.0);
+    assert!(matches!(node.next().await, LeaseEvent::Lost { .. }));
+    assert_eq!(store.leases(), [its]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_names_nobody_is_spoilt_and_one_of_our_id_is_ours() {
+    let store = FakeStore::new();
+    let mut node = node(&store, 1).await;
+    for spoilt in [r#"{}"#, r#"{"PublicIP":"0.0.0.0"}"#, r#"{"NodeID":"node-1"}"#] {
+        store.put(&node.key(), spoilt.as_bytes(), node.held.lease.unwrap().0);
+        let event = node.next().await;
+        assert!(matches!(event, LeaseEvent::Recreated { .. }), "{spoilt}: {event:?}");
+        assert_eq!(node.stored().unwrap().value, node.held.record.to_json());
+    }
+    store.put(&node.key(), br#"{"NodeID":"node-2"}"#, 0);
+    assert_eq!(node.next().await, LeaseEvent::Lost { holder: "node node-2".to_owned() });
 }
 
 #[tokio::test(start_paused = true)]

@@ -18,6 +18,7 @@ use super::{Error, Event, LeaseId, RawRecord, Store, Written};
 
 mod connection;
 mod follow;
+mod history;
 mod tls;
 
 /// Events that may wait for a follower: few, so that a long listing waits for its reader rather than filling memory.
@@ -114,7 +115,7 @@ pub struct EtcdStore {
 struct Leases {
     /// The TTLs they were granted with. The client swallows the one in a keep-alive's first answer.
     ttls: BTreeMap<i64, Duration>,
-    /// A grant whose answer got lost: the next one asks for the same id, so that no lease is left without an owner.
+    /// A grant that failed, perhaps only in its answer: the next one asks for the same id, so that no lease is left without an owner.
     unanswered: Option<i64>,
 }
 
@@ -174,6 +175,19 @@ impl EtcdStore {
         let answer = self.connection.retried(access, call).await?;
         Ok(Duration::from_secs(answer.ttl().unsigned_abs()))
     }
+
+    /// The same where an earlier try may have worked without our hearing of it. Its time has been running since.
+    async fn grant_or_renew(&self, id: i64, ttl: Duration) -> Result<Duration, Error> {
+        match self.grant_as(id, ttl).await {
+            Err(failure) if failure.kind == Kind::LeaseExists => {
+                if let Some(left) = self.keep_alive(LeaseId(id)).await? {
+                    return Ok(left);
+                }
+                self.grant_as(id, ttl).await.map_err(|failure| failure.error)
+            }
+            granted => granted.map_err(|failure| failure.error),
+        }
+    }
 }
 
 impl Store for EtcdStore {
@@ -194,6 +208,19 @@ impl Store for EtcdStore {
         Ok(found.iter().find(|record| record.key == key).or(found.first()).cloned())
     }
 
+    async fn created_since(&self, revision: i64) -> Result<Vec<(String, i64)>, Error> {
+        let key = self.keys.subnets.as_str();
+        let access = Access { verb: "read", key, permission: "read" };
+        let options = GetOptions::new().with_prefix().with_keys_only().with_min_create_revision(revision);
+        let call = |client: Client| {
+            let options = Some(options.clone());
+            async move { client.kv_client().get(key, options).await }
+        };
+        let answer = self.connection.retried(access, call).await.map_err(|failure| failure.error)?;
+        let created = |kv: &KeyValue| Some((self.keys.record(kv)?.key, kv.create_revision()));
+        Ok(answer.kvs().iter().filter_map(created).collect())
+    }
+
     fn follow(&self) -> mpsc::Receiver<Event> {
         let (events, receiver) = mpsc::channel(UNREAD);
         let follower = Follower::new(Arc::clone(&self.connection), Arc::clone(&self.keys), events);
@@ -203,20 +230,18 @@ impl Store for EtcdStore {
 
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, Error> {
         let id = self.leases().unanswered.take().unwrap_or_else(|| rand::random_range(1..i64::MAX));
-        let granted = match self.grant_as(id, ttl).await {
-            Ok(granted) => granted,
-            // The earlier try did work. Its time has been running since.
-            Err(failure) if failure.kind == Kind::LeaseExists => match self.keep_alive(LeaseId(id)).await? {
-                Some(left) => left,
-                None => self.grant_as(id, ttl).await.map_err(|failure| failure.error)?,
-            },
-            Err(failure) => {
-                self.leases().unanswered = failure.error.transient.then_some(id);
-                return Err(failure.error);
+        let granted = self.grant_or_renew(id, ttl).await;
+        let mut leases = self.leases();
+        match granted {
+            Ok(granted) => {
+                leases.ttls.insert(id, granted);
+                Ok(LeaseId(id))
             }
-        };
-        self.leases().ttls.insert(id, granted);
-        Ok(LeaseId(id))
+            Err(error) => {
+                leases.unanswered = Some(id);
+                Err(error)
+            }
+        }
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<Option<Duration>, Error> {

@@ -19,10 +19,11 @@ const PAGE: usize = 1_000;
 
 /// The calls of [`Store`], to count them and to make them fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(missing_docs, reason = "each is the method of its name")]
+#[expect(missing_docs, reason = "each is the method of its name, but for Keys: created_since")]
 pub enum Op {
     Config,
     Record,
+    Keys,
     Grant,
     KeepAlive,
     Revoke,
@@ -42,6 +43,8 @@ struct Model {
     revision: i64,
     config: Option<Vec<u8>>,
     records: BTreeMap<String, RawRecord>,
+    /// At which revision each record was created; those that are gone too.
+    created: BTreeMap<String, i64>,
     leases: BTreeMap<i64, Lease>,
     last_lease: i64,
     followers: Vec<mpsc::Sender<Event>>,
@@ -52,6 +55,15 @@ struct Model {
     refuse: BTreeMap<Op, u32>,
     lose_answer: BTreeMap<Op, u32>,
     requests: BTreeMap<Op, u32>,
+}
+
+/// The state of a [`FakeStore`] at a moment.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    revision: i64,
+    config: Option<Vec<u8>>,
+    records: BTreeMap<String, RawRecord>,
+    leases: BTreeMap<i64, Lease>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -137,6 +149,25 @@ impl FakeStore {
         self.model().end(lease.0);
     }
 
+    /// What is stored now, as `etcdctl snapshot save` saves it.
+    pub fn snapshot(&self) -> Snapshot {
+        let model = self.model();
+        let (config, records, leases) = (model.config.clone(), model.records.clone(), model.leases.clone());
+        Snapshot { revision: model.revision, config, records, leases }
+    }
+
+    /// Back to an earlier state, revisions included. Its leases begin anew, and followers read all again.
+    pub fn restore(&self, snapshot: &Snapshot) {
+        let Snapshot { revision, config, records, leases } = snapshot.clone();
+        let mut model = self.model();
+        (model.revision, model.config, model.records, model.leases) = (revision, config, records, leases);
+        for (id, lease) in &mut model.leases {
+            lease.ends = Instant::now() + lease.ttl;
+            tokio::spawn(self.clone().watch_lease(*id));
+        }
+        model.list_again();
+    }
+
     /// All records, by key.
     pub fn records(&self) -> BTreeMap<String, RawRecord> {
         self.model().records.clone()
@@ -219,7 +250,9 @@ impl Model {
     fn put(&mut self, key: &str, value: &[u8], lease: i64) -> i64 {
         self.revision += 1;
         let record = RawRecord { key: key.to_owned(), value: value.to_vec(), revision: self.revision, lease };
-        self.records.insert(key.to_owned(), record.clone());
+        if self.records.insert(key.to_owned(), record.clone()).is_none() {
+            self.created.insert(key.to_owned(), self.revision);
+        }
         self.publish(Event::Changes(vec![Change::Put(record)]));
         self.revision
     }
@@ -284,6 +317,14 @@ impl Store for FakeStore {
             Ok(exact.or_else(|| model.records.values().find(|record| blocks(&record.key))).cloned())
         };
         self.request(Op::Record, find).await
+    }
+
+    async fn created_since(&self, revision: i64) -> Result<Vec<(String, i64)>, Error> {
+        let find = |model: &mut Model| {
+            let keys = model.records.keys().filter_map(|key| Some((key.clone(), *model.created.get(key)?)));
+            Ok(keys.filter(|(_, created)| *created >= revision).collect())
+        };
+        self.request(Op::Keys, find).await
     }
 
     fn follow(&self) -> mpsc::Receiver<Event> {

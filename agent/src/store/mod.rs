@@ -96,6 +96,9 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// side.
     fn in_the_way(&self, key: &str) -> impl Future<Output = Result<Option<RawRecord>, Error>> + Send;
 
+    /// The keys of records that were created at this revision or later, each with the revision of its creation.
+    fn created_since(&self, revision: i64) -> impl Future<Output = Result<Vec<(String, i64)>, Error>> + Send;
+
     /// Follows the records and the config's key for as long as the receiver lives. Never ends by itself.
     fn follow(&self) -> mpsc::Receiver<Event>;
 

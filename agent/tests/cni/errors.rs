@@ -70,6 +70,22 @@ fn wrong_configurations_are_refused_before_anything_happens() {
 }
 
 #[test]
+fn a_name_that_no_file_can_have_is_refused_and_was_never_added() {
+    let node = Node::new();
+    let name = json!({"name": "n".repeat(240)});
+    let (code, msg, details) = node.call_with("ADD", name.clone()).fails();
+    assert_eq!(code, 7);
+    assert!(
+        msg.starts_with("the network name nnn") && msg.ends_with("is too long for container c1, interface eth0"),
+        "{msg}"
+    );
+    assert!(details.contains("bytes together"), "{details}");
+    node.call_with("DEL", name).ok();
+    node.call_with("DEL", json!({})).id(&"c".repeat(300)).ok();
+    assert_eq!((node.seen("ADD"), node.seen("DEL"), node.stored().len()), (None, None, 0));
+}
+
+#[test]
 fn wrong_variables_are_named() {
     let node = Node::new();
     let (code, msg, _) = node.call("ADD").env("CNI_NETNS", "").env("CNI_PATH", "").fails();

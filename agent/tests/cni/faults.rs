@@ -24,6 +24,22 @@ fn a_killed_add_takes_its_delegate_along_and_del_cleans_up() {
 }
 
 #[test]
+fn del_removes_what_a_killed_add_left_unfinished() {
+    let node = Node::new();
+    fs::create_dir(node.path("data")).unwrap();
+    for added in [false, true] {
+        if added {
+            node.call("ADD").ok();
+        }
+        for name in [".new-Ab12Cd:c1:net:eth0", ".new-Ab12Cd:c2:net:eth0"] {
+            fs::write(node.path("data").join(name), "{").unwrap();
+        }
+        node.call("DEL").ok();
+        assert_eq!(node.stored(), [".new-Ab12Cd:c2:net:eth0"]);
+    }
+}
+
+#[test]
 fn two_adds_at_once_leave_one_configuration() {
     let node = Node::new();
     for _ in 0..10 {

@@ -8,6 +8,8 @@ mod errors;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
+mod install;
+#[cfg(test)]
 mod netns;
 #[cfg(test)]
 mod real;

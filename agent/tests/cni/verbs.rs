@@ -189,6 +189,21 @@ fn check_sees_that_the_node_has_another_subnet() {
 }
 
 #[test]
+fn check_takes_no_family_that_came_later_for_a_fault() {
+    let node = Node::new();
+    node.call("ADD").ok();
+    let ipv6 = "FLANNEL_IPV6_NETWORK=fc00::/48\nFLANNEL_IPV6_SUBNET=fc00:0:0:22::1/64\n";
+    node.lease(&format!("{ENV}{ipv6}"));
+    node.call_with("CHECK", json!({"prevResult": {}})).ok();
+    // The pods of both families, when one of them goes.
+    node.call("ADD").id("c2").ok();
+    node.lease(ENV);
+    let (code, msg, _) = node.call_with("CHECK", json!({"prevResult": {}})).id("c2").fails();
+    assert_eq!(code, 101);
+    assert!(msg.contains("fc00:0:0:22::/64"), "{msg}");
+}
+
+#[test]
 fn status_needs_the_lease_and_the_delegate() {
     let node = Node::new();
     let status = |more: Value| {

@@ -154,6 +154,9 @@ async fn live(plan: Plan, number: usize, table: Arc<Mutex<BTreeMap<String, RawRe
                 }
                 let before = mirror.table.get(&key).cloned();
                 let listed = mirror.take_and_tell(event);
+                if listed {
+                    keeper.check();
+                }
                 match mirror.table.get(&key) {
                     Some(now) if before.as_ref() != Some(now) || listed => keeper.seen(Change::Put(now.clone())),
                     None if before.is_some() && !mirror.is_listing() || listed => {

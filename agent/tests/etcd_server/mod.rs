@@ -84,6 +84,28 @@ impl Etcd {
         std::fs::remove_dir_all(self.dir.path().join("data")).unwrap();
     }
 
+    /// Saves a snapshot, for [`Self::restore`].
+    pub(crate) fn save(&self) {
+        self.ctl(&["snapshot", "save", &self.snapshot()]);
+    }
+
+    /// Replaces the data of a killed etcd by the snapshot.
+    pub(crate) fn restore(&self) {
+        self.wipe();
+        let data = self.dir.path().join("data").display().to_string();
+        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        self.ctl(
+            &["snapshot", "restore", &self.snapshot(), "--data-dir", &data, "--name", "test"]
+                .into_iter()
+                .chain(["--initial-cluster", &format!("test={peer}"), "--initial-advertise-peer-urls", &peer])
+                .collect::<Vec<_>>(),
+        );
+    }
+
+    fn snapshot(&self) -> String {
+        self.dir.path().join("snapshot").display().to_string()
+    }
+
     /// SIGSTOP or SIGCONT.
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = self.child.as_ref().unwrap().id();

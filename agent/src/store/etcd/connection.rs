@@ -61,6 +61,8 @@ pub(super) enum Kind {
     LeaseExists,
     /// The server says no.
     Refused,
+    /// The user lacks a permission.
+    Denied,
 }
 
 /// An error with its meaning.
@@ -165,7 +167,8 @@ impl Connection {
     /// A call through this client failed: what could be the connection's fault ends it.
     pub(super) async fn failed(&self, generation: u64, kind: Kind) {
         // With a password, a refusal may be for a token that etcd has forgotten.
-        let drop = kind == Kind::Away || (kind == Kind::Refused && self.options.username.is_some());
+        let refused = matches!(kind, Kind::Refused | Kind::Denied);
+        let drop = kind == Kind::Away || (refused && self.options.username.is_some());
         let mut state = self.state.lock().await;
         if drop && state.generation == generation && state.client.take().is_some() {
             state.generation += 1;
@@ -185,10 +188,19 @@ impl Connection {
             let files = tls::options(files).map_err(|error| Failure { kind: Kind::Refused, error })?;
             options = options.with_tls(files);
         }
-        if let Some(user) = &self.options.username {
-            options = options.with_user(user, self.options.password.as_deref().unwrap_or_default());
-        }
-        match timeout(CALL, Client::connect([endpoint], Some(options))).await {
+        let password = self.options.password.as_deref().unwrap_or_default();
+        let user = self.options.username.as_deref().map(|user| options.clone().with_user(user, password));
+        let connect = async {
+            match user {
+                Some(user) => match Client::connect([endpoint], Some(user)).await {
+                    // Nobody has to log in, so nobody can: as Go's client does, go on without.
+                    Err(error) if is_auth_disabled(&error) => Client::connect([endpoint], Some(options)).await,
+                    result => result,
+                },
+                None => Client::connect([endpoint], Some(options)).await,
+            }
+        };
+        match timeout(CALL, connect).await {
             Ok(Ok(client)) => Ok(client),
             Ok(Err(error)) => Err(failure(access, &error)),
             Err(_) => Err(away(access, format!("{endpoint} does not answer"))),
@@ -223,6 +235,11 @@ fn endpoints(options: &EtcdOptions) -> Result<Vec<String>, Error> {
     }
 }
 
+fn is_auth_disabled(error: &etcd_client::Error) -> bool {
+    matches!(error, etcd_client::Error::GRpcStatus(status)
+        if status.code() as i32 == code::FAILED_PRECONDITION && status.message().contains("authentication is not enabled"))
+}
+
 fn away(access: Access<'_>, reason: String) -> Failure {
     let step = format!("{} {}", access.verb, access.key);
     Failure { kind: Kind::Away, error: Error { step, reason, transient: true } }
@@ -242,8 +259,7 @@ pub(super) fn failure(access: Access<'_>, error: &etcd_client::Error) -> Failure
         E::InvalidArgs(_) | E::InvalidUri(_) | E::InvalidMetadataValue(_) => (Kind::Refused, error.to_string()),
         other => (Kind::Away, chain(&other.to_string(), other.source())),
     };
-    let denied = matches!(error, E::GRpcStatus(status) if status.code() as i32 == code::PERMISSION_DENIED);
-    let reason = if denied { needs(access, &reason) } else { reason };
+    let reason = if kind == Kind::Denied { needs(access, &reason) } else { reason };
     let step = format!("{} {}", access.verb, access.key);
     Failure { kind, error: Error { step, reason, transient: kind == Kind::Away } }
 }
@@ -259,11 +275,8 @@ fn kind(code: i32, message: &str) -> Kind {
         code::OUT_OF_RANGE => Kind::Compacted,
         code::NOT_FOUND if message.contains("lease not found") => Kind::LeaseGone,
         code::FAILED_PRECONDITION if message.contains("lease already exists") => Kind::LeaseExists,
-        code::NOT_FOUND
-        | code::FAILED_PRECONDITION
-        | code::INVALID_ARGUMENT
-        | code::PERMISSION_DENIED
-        | code::UNIMPLEMENTED => Kind::Refused,
+        code::PERMISSION_DENIED => Kind::Denied,
+        code::NOT_FOUND | code::FAILED_PRECONDITION | code::INVALID_ARGUMENT | code::UNIMPLEMENTED => Kind::Refused,
         // Unavailable, Unknown, Cancelled, DeadlineExceeded, Internal, ResourceExhausted, Unauthenticated, …
         _ => Kind::Away,
     }
@@ -324,7 +337,7 @@ mod tests {
         assert_eq!(kind(11, "Error, decoded message length too large: found 5 bytes"), Kind::TooLarge);
         assert_eq!(kind(5, "etcdserver: requested lease not found"), Kind::LeaseGone);
         assert_eq!(kind(9, "etcdserver: lease already exists"), Kind::LeaseExists);
-        assert_eq!(kind(7, "etcdserver: permission denied"), Kind::Refused);
+        assert_eq!(kind(7, "etcdserver: permission denied"), Kind::Denied);
         assert_eq!(kind(14, "etcdserver: no leader"), Kind::Away);
         assert_eq!(kind(16, "etcdserver: invalid auth token"), Kind::Away);
     }

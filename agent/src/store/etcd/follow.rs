@@ -1,19 +1,22 @@
 //! Reading everything once and hearing of every change after it.
 //!
 //! A complete read in pages, all at the first page's revision, then one stream with two watches, of the records and of
-//! the config, each from where it left off. Whatever breaks is opened again at that place; only a compaction beyond it,
-//! or an etcd that is not the one we knew, makes the read start over.
+//! the config. Whatever breaks is opened again: the records where they were left, the config, which is one key, read anew.
+//! Only a compaction beyond that place, or an etcd that is not the one we knew, makes the read start over.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use etcd_client::{
-    Client, EventType, GetOptions, GetResponse, Txn, TxnOp, TxnOpResponse, WatchOptions, WatchResponse, WatchStream,
+    Client, EventType, GetOptions, GetResponse, Txn, TxnOp, TxnOpResponse, TxnResponse, WatchOptions, WatchResponse,
+    WatchStream,
 };
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::Keys;
 use super::connection::{Access, CALL, Connection, Failure, Kind, failure, needs};
+use super::history::History;
 use crate::store::backoff::Backoff;
 use crate::store::{Change, Error, Event, RawRecord};
 
@@ -22,6 +25,9 @@ const PAGE: i64 = 1_000;
 /// From this size on, an answer may be a part of what one revision did: etcd splits what is larger than its largest
 /// request, 1.5 MiB unless told otherwise, and doesn't say so to us.
 const MAYBE_SPLIT: usize = 64 << 10;
+
+/// A watch that lived for so long, more than opening it may take, was no failure: waits begin anew after it.
+const STEADY: Duration = Duration::from_secs(10);
 
 /// The task behind `EtcdStore::follow`.
 pub(super) struct Follower {
@@ -36,15 +42,20 @@ pub(super) struct Follower {
 struct Unheard;
 
 /// How far we have heard.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Cursor {
     /// The first revision of the records that was not told yet.
     records: i64,
-    /// The same for the config.
+    /// The revision after the one at which the config was read.
     config: i64,
-    /// etcd's id of the cluster that counts these revisions.
-    cluster: u64,
+    /// The config as it was told last.
+    text: Option<Vec<u8>>,
+    /// The etcd that counts these revisions.
+    history: History,
 }
+
+const RESTORED: &str = "etcd is not the one we knew: restored from a backup?";
+const COMPACTED: &str = "etcd has compacted what we missed";
 
 /// Why a watch ended.
 enum End {
@@ -93,10 +104,13 @@ impl Follower {
             };
             match self.watch(&mut at, resumes).await {
                 End::Unheard => return Unheard,
-                End::StartOver(reason) => tracing::info!(reason, "reading all records again"),
+                End::StartOver(reason) => {
+                    tracing::info!(reason, "reading all records again");
+                    sleep(self.backoff.failed()).await;
+                }
                 End::Broken(failure) => {
                     cursor = Some(at);
-                    if self.failed(failure.error).await.is_err() {
+                    if self.failed(failure).await.is_err() {
                         return Unheard;
                     }
                 }
@@ -108,14 +122,14 @@ impl Follower {
     async fn list(&mut self) -> Result<Cursor, Unheard> {
         'again: loop {
             let mut limit = PAGE;
-            let (config, mut page, at) = loop {
+            let (mut page, at) = loop {
                 match self.first_page(limit).await {
                     Ok(first) => break first,
                     Err(failure) => limit = self.page_failed(failure, limit).await?,
                 }
             };
             self.tell(Event::Listing).await?;
-            self.tell(Event::Config(config)).await?;
+            self.tell(Event::Config(at.text.clone())).await?;
             let revision = at.records - 1;
             loop {
                 let last = page.kvs().last().map(|kv| [kv.key(), &[0]].concat());
@@ -128,7 +142,7 @@ impl Follower {
                     match self.next_page(from.clone(), limit, revision).await {
                         Ok(page) => break page,
                         Err(failure) if failure.kind == Kind::Compacted => {
-                            self.failed(failure.error).await?;
+                            self.failed(failure).await?;
                             continue 'again;
                         }
                         Err(failure) => limit = self.page_failed(failure, limit).await?,
@@ -141,29 +155,29 @@ impl Follower {
     }
 
     /// The config and the first records, in one request and so at one revision.
-    async fn first_page(&self, limit: i64) -> Result<(Option<Vec<u8>>, GetResponse, Cursor), Failure> {
+    async fn first_page(&self, limit: i64) -> Result<(GetResponse, Cursor), Failure> {
         let from = self.keys.subnets.as_str();
         let range = GetOptions::new().with_prefix().with_limit(limit);
-        let txn = Txn::new().and_then([TxnOp::get(self.keys.config.as_str(), None), TxnOp::get(from, Some(range))]);
-        let access = reading(&self.keys);
+        let (access, config) = (reading(&self.keys), self.keys.config.as_str());
+        let answer = self.read(access, [TxnOp::get(config, None), TxnOp::get(from, Some(range))]).await?;
+        let mut gets = gets(&answer);
+        match (answer.header(), gets.next(), gets.next()) {
+            (Some(header), Some(config), Some(records)) => {
+                let (next, text) = (header.revision() + 1, value(config));
+                Ok((records, Cursor { records: next, config: next, text, history: History::of(header) }))
+            }
+            _ => Err(broken(access, "an answer without its parts")),
+        }
+    }
+
+    /// Several reads at one revision, in one request.
+    async fn read(&self, access: Access<'_>, reads: [TxnOp; 2]) -> Result<TxnResponse, Failure> {
+        let txn = Txn::new().and_then(reads);
         let call = |client: Client| {
             let txn = txn.clone();
             async move { client.kv_client().txn(txn).await }
         };
-        let answer = self.connection.retried(access, call).await?;
-        let gets = answer.op_responses().into_iter().filter_map(|op| match op {
-            TxnOpResponse::Get(get) => Some(get),
-            _ => None,
-        });
-        let mut gets = gets.collect::<Vec<_>>().into_iter();
-        match (answer.header(), gets.next(), gets.next()) {
-            (Some(header), Some(mut config), Some(records)) => {
-                let next = header.revision() + 1;
-                let config = config.take_kvs().pop().map(|kv| kv.into_key_value().1);
-                Ok((config, records, Cursor { records: next, config: next, cluster: header.cluster_id() }))
-            }
-            _ => Err(broken(access, "an answer without its parts")),
-        }
+        self.connection.retried(access, call).await
     }
 
     async fn next_page(&self, from: Vec<u8>, limit: i64, revision: i64) -> Result<GetResponse, Failure> {
@@ -183,7 +197,7 @@ impl Follower {
         if failure.kind == Kind::TooLarge && limit > 1 {
             return Ok((limit / 8).max(1));
         }
-        self.failed(failure.error).await?;
+        self.failed(failure).await?;
         Ok(limit)
     }
 
@@ -200,7 +214,14 @@ impl Follower {
         };
         let deadline = Instant::now() + CALL;
         let end = match timeout(CALL, self.open(connected.client, at)).await {
-            Ok(Ok(stream)) => self.hear(stream, at, deadline).await,
+            Ok(Ok(stream)) => {
+                let opened = Instant::now();
+                let end = self.hear(stream, at, deadline).await;
+                if opened.elapsed() >= STEADY {
+                    self.backoff.worked();
+                }
+                end
+            }
             Ok(Err(error)) => End::Broken(failure(reading(&self.keys), &error)),
             Err(_) => End::Broken(broken(reading(&self.keys), "no answer to a watch")),
         };
@@ -210,18 +231,27 @@ impl Follower {
         end
     }
 
-    /// Whether etcd still has what we heard last: neither compacted nor, in a restored etcd, still to come.
-    async fn probe(&self, at: &Cursor) -> Result<(), End> {
-        let options = GetOptions::new().with_count_only().with_revision(at.records.min(at.config) - 1);
-        let call = |client: Client| {
-            let options = Some(options.clone());
-            async move { client.kv_client().get(self.keys.config.as_str(), options).await }
+    /// Whether etcd still has what we heard last: neither compacted nor, in a restored etcd, still to come. Reads the config
+    /// on the way, which so needs no history.
+    async fn probe(&mut self, at: &mut Cursor) -> Result<(), End> {
+        let (access, config) = (reading_config(&self.keys), self.keys.config.as_str());
+        let heard = GetOptions::new().with_count_only().with_revision(at.records - 1);
+        let answer = match self.read(access, [TxnOp::get(config, None), TxnOp::get(config, Some(heard))]).await {
+            Ok(answer) => answer,
+            Err(failure) if failure.kind == Kind::Compacted => return Err(End::StartOver(COMPACTED)),
+            Err(failure) => return Err(End::Broken(failure)),
         };
-        match self.connection.retried(reading(&self.keys), call).await {
-            Ok(_) => Ok(()),
-            Err(failure) if failure.kind == Kind::Compacted => Err(End::StartOver("etcd has compacted what we missed")),
-            Err(failure) => Err(End::Broken(failure)),
+        let (Some(header), Some(config)) = (answer.header(), gets(&answer).next()) else {
+            return Err(End::Broken(broken(access, "an answer without its parts")));
+        };
+        let history = History::of(header);
+        if !at.history.goes_on(history) {
+            return Err(End::StartOver(RESTORED));
         }
+        at.config = header.revision() + 1;
+        at.history = history;
+        self.tell_config(value(config), at).await?;
+        Ok(())
     }
 
     async fn open(&self, client: Client, at: &Cursor) -> Result<WatchStream, etcd_client::Error> {
@@ -262,24 +292,29 @@ impl Follower {
     async fn take(&mut self, answer: &WatchResponse, at: &mut Cursor, watches: &mut Watches) -> Result<(), End> {
         if answer.canceled() {
             if answer.compact_revision() > 0 {
-                return Err(End::StartOver("etcd has compacted what we missed"));
+                return Err(End::StartOver(COMPACTED));
             }
             return Err(End::Broken(self.cancelled(answer.cancel_reason())));
         }
-        let (revision, cluster) = answer.header().map_or((0, 0), |header| (header.revision(), header.cluster_id()));
+        let (revision, history) = match answer.header() {
+            Some(header) => (header.revision(), History::of(header)),
+            None => (0, History::default()),
+        };
+        at.history.term = at.history.term.max(history.term);
         if answer.created() {
+            let (watch, from) = match watches.records {
+                None => (&mut watches.records, at.records),
+                Some(_) => (&mut watches.config, at.config),
+            };
             // A start in the future is no error to etcd: it would be silence until then.
-            if revision + 1 < at.records.min(at.config) || cluster != at.cluster {
-                return Err(End::StartOver("etcd is not the one we knew: restored from a backup?"));
+            if revision + 1 < from || !at.history.is_cluster(history.cluster) {
+                return Err(End::StartOver(RESTORED));
             }
-            let watch = if watches.records.is_none() { &mut watches.records } else { &mut watches.config };
             *watch = Some(answer.watch_id());
         } else if answer.events().is_empty() {
             // A progress notice: nothing up to this revision is still to come.
             if watches.records == Some(answer.watch_id()) {
                 at.records = at.records.max(revision + 1);
-            } else if watches.config == Some(answer.watch_id()) {
-                at.config = at.config.max(revision + 1);
             }
         } else {
             self.changed(answer, at).await?;
@@ -296,8 +331,7 @@ impl Follower {
             last = kv.mod_revision();
             let is_put = event.event_type() == EventType::Put;
             if kv.key() == self.keys.config.as_bytes() {
-                at.config = last + 1;
-                self.tell(Event::Config(is_put.then(|| kv.value().to_vec()))).await?;
+                self.tell_config(is_put.then(|| kv.value().to_vec()), at).await?;
             } else if let Some(record) = self.keys.record(kv) {
                 changes.push(if is_put {
                     Change::Put(record)
@@ -314,27 +348,58 @@ impl Follower {
         Ok(())
     }
 
+    /// The config, if it is another than was told.
+    async fn tell_config(&self, text: Option<Vec<u8>>, at: &mut Cursor) -> Result<(), Unheard> {
+        if at.text != text {
+            at.text.clone_from(&text);
+            self.tell(Event::Config(text)).await?;
+        }
+        Ok(())
+    }
+
     /// A watch that etcd refused says so in words only.
     fn cancelled(&self, reason: &str) -> Failure {
-        let access = reading(&self.keys);
-        let mut failure = broken(access, if reason.is_empty() { "etcd cancelled the watch" } else { reason });
-        if reason.contains("permission denied") {
-            failure.error = Error { reason: needs(access, reason), transient: false, ..failure.error };
-        }
-        failure
+        let failure = broken(reading(&self.keys), if reason.is_empty() { "etcd cancelled the watch" } else { reason });
+        let kind = if reason.contains("permission denied") { Kind::Denied } else { failure.kind };
+        Failure { kind, ..failure }
     }
 
     /// The store fails: says so, the first time, and waits.
-    async fn failed(&mut self, error: Error) -> Result<(), Unheard> {
-        if !std::mem::replace(&mut self.down, true) {
+    async fn failed(&mut self, failure: Failure) -> Result<(), Unheard> {
+        if !self.down {
+            let error = if failure.kind == Kind::Denied { self.denied(failure.error).await } else { failure.error };
+            self.down = true;
             self.tell(Event::Down { reason: error.to_string() }).await?;
         }
         sleep(self.backoff.failed()).await;
         Ok(())
     }
 
+    /// A refusal of several reads at once doesn't say which one it is for: asks for each.
+    async fn denied(&self, error: Error) -> Error {
+        let mut refused = Vec::new();
+        for access in [reading_config(&self.keys), reading(&self.keys)] {
+            let mut options = GetOptions::new().with_count_only();
+            if access.key == self.keys.subnets {
+                options = options.with_prefix();
+            }
+            let call = |client: Client| {
+                let options = Some(options.clone());
+                async move { client.kv_client().get(access.key, options).await }
+            };
+            if self.connection.retried(access, call).await.is_err_and(|failure| failure.kind == Kind::Denied) {
+                refused.push(access.key);
+            }
+        }
+        if refused.is_empty() {
+            return error;
+        }
+        let key = refused.join(" and ");
+        let access = Access { key: &key, ..reading(&self.keys) };
+        Error { step: format!("{} {key}", access.verb), reason: needs(access, "permission denied"), transient: false }
+    }
+
     async fn works(&mut self) -> Result<(), Unheard> {
-        self.backoff.worked();
         if std::mem::take(&mut self.down) {
             self.tell(Event::Up).await?;
         }
@@ -348,6 +413,24 @@ impl Follower {
 
 fn reading(keys: &Keys) -> Access<'_> {
     Access { verb: "read", key: &keys.subnets, permission: "read" }
+}
+
+fn reading_config(keys: &Keys) -> Access<'_> {
+    Access { verb: "read", key: &keys.config, permission: "read" }
+}
+
+/// The answers of the reads in a transaction, in order.
+fn gets(answer: &TxnResponse) -> impl Iterator<Item = GetResponse> {
+    let gets = answer.op_responses().into_iter().filter_map(|op| match op {
+        TxnOpResponse::Get(get) => Some(get),
+        _ => None,
+    });
+    gets.collect::<Vec<_>>().into_iter()
+}
+
+/// The value of the one key that was asked for.
+fn value(mut answer: GetResponse) -> Option<Vec<u8>> {
+    answer.take_kvs().pop().map(|kv| kv.into_key_value().1)
 }
 
 fn broken(access: Access<'_>, reason: &str) -> Failure {

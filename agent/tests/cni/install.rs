@@ -1,0 +1,62 @@
+//! `twill install-cni`, the program, as an init container runs it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use crate::support::names;
+
+const CONFLIST: &str = "10-flannel.conflist";
+
+fn install(twill: &Path, root: &Path) -> Output {
+    let dir = |flag: &str, name: &str| format!("--{flag}={}", root.join(name).display());
+    Command::new(twill).arg("install-cni").args([dir("bin-dir", "bin"), dir("conf-dir", "net.d")]).output().unwrap()
+}
+
+#[test]
+fn the_plugin_and_its_configuration_are_put_in_place_and_work() {
+    let root = tempfile::tempdir().unwrap();
+    let (bin, conf) = (root.path().join("bin"), root.path().join("net.d"));
+    for words in ["installed", "is up to date"] {
+        let output = install(Path::new(env!("CARGO_BIN_EXE_twill")), root.path());
+        assert!(output.status.success(), "{output:?}");
+        let said = format!("{0}/flannel {words}, {1}/{CONFLIST} {words}\n", bin.display(), conf.display());
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), said);
+        assert_eq!((names(&bin), names(&conf)), (vec!["flannel".to_owned()], vec![CONFLIST.to_owned()]));
+    }
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!((mode(&bin.join("flannel")), mode(&conf.join(CONFLIST))), (0o755, 0o644));
+    let deployed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/cni").join(CONFLIST);
+    assert_eq!(fs::read(conf.join(CONFLIST)).unwrap(), fs::read(deployed).unwrap());
+    let version = Command::new(bin.join("flannel")).env("CNI_COMMAND", "VERSION").output().unwrap();
+    assert!(version.status.success() && String::from_utf8_lossy(&version.stdout).contains("1.1.0"), "{version:?}");
+}
+
+#[test]
+fn an_earlier_plugin_is_replaced_also_while_it_runs() {
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir(root.path().join("bin")).unwrap();
+    let plugin = root.path().join("bin/flannel");
+    fs::copy("/bin/sleep", &plugin).unwrap();
+    let mut running = Command::new(&plugin).arg("1000").spawn().unwrap();
+    let output = install(Path::new(env!("CARGO_BIN_EXE_twill")), root.path());
+    let went_on = running.try_wait().unwrap().is_none();
+    running.kill().unwrap();
+    running.wait().unwrap();
+    assert!(output.status.success() && went_on, "{output:?}");
+    assert_eq!(fs::read(plugin).unwrap(), fs::read(env!("CARGO_BIN_EXE_flannel")).unwrap());
+}
+
+#[test]
+fn without_a_plugin_beside_it_nothing_is_put_in_place() {
+    let root = tempfile::tempdir().unwrap();
+    let twill = root.path().join("twill");
+    fs::copy(env!("CARGO_BIN_EXE_twill"), &twill).unwrap();
+    let output = install(&twill, root.path());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let wanted = format!("twill: read {}/flannel: No such file or directory", root.path().display());
+    assert!(said.starts_with(&wanted), "{said}");
+    assert_eq!(names(root.path()), ["twill"]);
+}
