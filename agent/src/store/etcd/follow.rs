@@ -55,13 +55,14 @@ struct Cursor {
 }
 
 const RESTORED: &str = "etcd is not the one we knew: restored from a backup?";
-const COMPACTED: &str = "etcd has compacted what we missed";
 
 /// Why a watch ended.
 enum End {
     Unheard,
     /// What we know can't be continued.
     StartOver(&'static str),
+    /// A watch began before a compaction; the probe tells whether what it was to tell is known otherwise.
+    Compacted,
     Broken(Failure),
 }
 
@@ -106,6 +107,10 @@ impl Follower {
                 End::Unheard => return Unheard,
                 End::StartOver(reason) => {
                     tracing::info!(reason, "reading all records again");
+                    sleep(self.backoff.failed()).await;
+                }
+                End::Compacted => {
+                    cursor = Some(at);
                     sleep(self.backoff.failed()).await;
                 }
                 End::Broken(failure) => {
@@ -238,7 +243,9 @@ impl Follower {
         let heard = GetOptions::new().with_count_only().with_revision(at.records - 1);
         let answer = match self.read(access, [TxnOp::get(config, None), TxnOp::get(config, Some(heard))]).await {
             Ok(answer) => answer,
-            Err(failure) if failure.kind == Kind::Compacted => return Err(End::StartOver(COMPACTED)),
+            Err(failure) if failure.kind == Kind::Compacted => {
+                return Err(End::StartOver("etcd has compacted what we missed"));
+            }
             Err(failure) => return Err(End::Broken(failure)),
         };
         let (Some(header), Some(config)) = (answer.header(), gets(&answer).next()) else {
@@ -292,7 +299,7 @@ impl Follower {
     async fn take(&mut self, answer: &WatchResponse, at: &mut Cursor, watches: &mut Watches) -> Result<(), End> {
         if answer.canceled() {
             if answer.compact_revision() > 0 {
-                return Err(End::StartOver(COMPACTED));
+                return Err(End::Compacted);
             }
             return Err(End::Broken(self.cancelled(answer.cancel_reason())));
         }
