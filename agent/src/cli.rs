@@ -36,7 +36,7 @@ Exit codes:
   0  a clean stop (SIGTERM or SIGINT); device, routes and record stay
   1  it cannot go on: no such interface, no CAP_NET_ADMIN, another node with our public IP, ...
   2  the command line or a variable is wrong
-  3  our subnet is lost for good: another node holds it";
+  3  our subnet is lost for good: another node holds it; subnet.env is removed";
 
 /// A flannel-compatible VXLAN overlay agent.
 ///
