@@ -191,7 +191,7 @@ impl<D: Dataplane> EventLoop<D> {
             let now = half::now();
             let heard = half.hear(now);
             half.answer(now);
-            let worked = half.work(now).await;
+            let worked = !half.is_flooded(heard, now) && half.work(now).await;
             busy |= heard != Heard::Nothing || worked;
         }
         busy | self.follow_underlay(half::now())

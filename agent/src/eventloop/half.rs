@@ -25,6 +25,8 @@ const EVENTS: usize = 64;
 
 /// How long after a turn that could not hear all the pieces of work stay small: misses come in waves.
 const FLOOD: Duration = Duration::from_millis(2);
+/// How long everything else waits while there is more to hear. What has been heard by then is answered all the same.
+const FLOOD_MOST: Duration = Duration::from_millis(20);
 
 /// What hearing came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +73,8 @@ pub struct Half<D> {
     quiet: bool,
     /// Until then more misses are expected.
     flood_until: Instant,
+    /// When there last was nothing more to hear, or work was done all the same.
+    worked_at: Instant,
 }
 
 impl<D: Dataplane> Half<D> {
@@ -92,6 +96,7 @@ impl<D: Dataplane> Half<D> {
             underlay_changed: true,
             quiet: false,
             flood_until: now,
+            worked_at: now,
         }
     }
 
@@ -160,8 +165,14 @@ impl<D: Dataplane> Half<D> {
         }
     }
 
-    /// Does one unit of what is due, a smaller one in a `flood` of misses; returns whether there was any.
+    /// Whether what was not yet heard is to be heard before anything is worked off.
+    pub(super) fn is_flooded(&self, heard: Heard, now: Instant) -> bool {
+        heard == Heard::More && now < self.worked_at + FLOOD_MOST
+    }
+
+    /// Does one unit of what is due, a smaller one in a flood of misses; returns whether there was any.
     pub(super) async fn work(&mut self, now: Instant) -> bool {
+        self.worked_at = now;
         self.plane.wake(now);
         if std::mem::take(&mut self.again) {
             if self.observing {

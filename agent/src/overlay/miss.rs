@@ -72,12 +72,11 @@ impl Plane {
             self.strays.extend(oldest.map(|block| Row::Route(Route::refusal(block))));
             self.urgent.push((Op::PutRoute(Route::refusal(block)), Owner::Refusal(block)));
         }
-        let waiting = Row::Neigh(address);
         if address == block.network() {
             // Perhaps the gateway of a route that is still there, and has to go first.
-            self.strays.insert(waiting);
+            self.strays.insert(Row::Neigh(address));
         } else {
-            self.urgent.push((Op::Delete(waiting), Owner::Stray(waiting)));
+            self.refused.insert(address);
         }
         if is_new { Answer::Refused(block) } else { Answer::RefusedBefore(block) }
     }

@@ -61,6 +61,8 @@ pub struct Plane {
     /// Addresses of peers answered with a neighbour of their own until the peer's route serves.
     pub(super) guests: BTreeSet<IpAddr>,
     pub(super) refusals: Refusals,
+    /// Addresses of refused blocks that wait in the neighbour table until they are deleted.
+    pub(super) refused: BTreeSet<IpAddr>,
     /// Every peer is wanted, whatever the mode: the daemon is about to stop.
     pub(super) everyone: bool,
     /// The dump under way, if one is.
@@ -137,6 +139,7 @@ impl Plane {
             urgent: Vec::new(),
             guests: BTreeSet::new(),
             refusals: Refusals::default(),
+            refused: BTreeSet::new(),
             everyone: false,
             comparison: Comparison::default(),
             retry: Retry::default(),
@@ -307,7 +310,11 @@ impl Plane {
 
     /// Whether anything is to be done now.
     pub fn is_due(&self) -> bool {
-        !self.urgent.is_empty() || self.base_due || !self.due.is_empty() || !self.strays.is_empty()
+        !self.urgent.is_empty()
+            || self.base_due
+            || !self.refused.is_empty()
+            || !self.due.is_empty()
+            || !self.strays.is_empty()
     }
 
     /// Whether waiting packets wait for something.
@@ -334,6 +341,15 @@ impl Plane {
         let mut chunk = self.urgent_chunk();
         if std::mem::take(&mut self.base_due) {
             self.base().for_each(|route| chunk.push(Op::PutRoute(route), Owner::Base));
+        }
+        // The neighbour table is small, and these fill it.
+        while chunk.ops.len() < limit
+            && let Some(address) = self.refused.pop_first()
+        {
+            let row = Row::Neigh(address);
+            if !self.is_wanted(&row) {
+                chunk.push(Op::Delete(row), Owner::Stray(row));
+            }
         }
         while chunk.ops.len() < limit
             && let Some(subnet) = self.due.pop_first()
