@@ -171,8 +171,9 @@ impl<'a> Census<'a> {
 
     /// What others hold.
     fn others(self) -> impl Iterator<Item = SubnetKey> + Clone + 'a {
-        let peers = self.planes.iter().flat_map(|plane| plane.peers().iter());
-        self.known.others.iter().copied().chain(peers.map(|(subnet, _)| SubnetKey::from(*subnet)))
+        let peers = self.planes.iter().flat_map(|plane| plane.peers().iter().map(|(subnet, _)| *subnet));
+        let aside = self.planes.iter().flat_map(|plane| plane.peers().aside());
+        self.known.others.iter().copied().chain(peers.chain(aside).map(SubnetKey::from))
     }
 }
 

@@ -295,6 +295,8 @@ impl Masquerade {
             tokio::select! {
                 _ = timer.tick() => {}
                 () = tokio::time::sleep(RETRY), if problem.is_some() => {}
+                // What could not be looked at, or changed right after it was.
+                () = tokio::time::sleep(OTHERS_EVERY), if problem.is_none() && changed => {}
                 told = self.notices.changed() => {
                     changed = true;
                     if let Err(error) = told {

@@ -99,10 +99,14 @@ impl Site {
         let interfaces: Vec<Interface> = interfaces.iter().filter_map(|interface| self.outside(interface)).collect();
         let end = |net: &FamilyConfig| {
             let family = Family::of(&net.network);
-            let chosen = iface::choose(&interfaces, &self.wish, family == Family::V6)?;
+            let mut chosen = iface::choose(&interfaces, &self.wish, family == Family::V6)?;
             if self.on_demand && net.network.contains(chosen.local) {
-                let (local, interface) = (chosen.local, chosen.interface.name);
-                return Err(Unfit::Inside { local, interface, network: net.network });
+                let beside = |interface: &Interface| without(interface, |ip| net.network.contains(ip));
+                let beside: Vec<Interface> = interfaces.iter().map(beside).collect();
+                chosen = iface::choose(&beside, &self.wish, family == Family::V6).map_err(|_| {
+                    let (local, interface) = (chosen.local, chosen.interface.name);
+                    Unfit::Inside { local, interface, network: net.network }
+                })?;
             }
             Ok(End { net: *net, family, chosen })
         };
@@ -114,9 +118,8 @@ impl Site {
     fn outside(&self, interface: &Interface) -> Option<Interface> {
         let ours = [Family::V4, Family::V6].iter().any(|family| interface.name == self.device_name(*family));
         let leased = |family: &FamilyConfig, ip| family.subnet_of(ip).is_some_and(|subnet| family.fits(&subnet));
-        let inside = |net: &IpNetwork| self.config.families().any(|family| leased(family, net.ip()));
-        let addresses = interface.addresses.iter().filter(|net| !inside(net)).copied().collect();
-        (!ours).then(|| Interface { addresses, ..interface.clone() })
+        let inside = |ip| self.config.families().any(|family| leased(family, ip));
+        (!ours).then(|| without(interface, inside))
     }
 
     /// Whether what this host sends to an address goes into the tunnel once the whole network is routed there: it lies in the
@@ -225,6 +228,12 @@ pub fn own_subnet(key: &SubnetKey, end: &End) -> Result<IpNetwork, Unfit> {
 /// Ourselves at an end.
 pub fn own(key: &SubnetKey, end: &End) -> Result<Own, Unfit> {
     Ok(Own { subnet: own_subnet(key, end)?, public_ip: end.chosen.public })
+}
+
+/// An interface without some of its addresses.
+fn without(interface: &Interface, unwanted: impl Fn(IpAddr) -> bool) -> Interface {
+    let addresses = interface.addresses.iter().filter(|net| !unwanted(net.ip())).copied().collect();
+    Interface { addresses, ..interface.clone() }
 }
 
 #[cfg(test)]

@@ -269,7 +269,7 @@ async fn a_miss_is_answered_and_an_overrun_loses_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flood_of_misses_is_answered_whole_and_records_get_their_turn() {
+async fn a_flood_of_misses_is_answered_whole() {
     // Many times what one turn hears.
     const MISSES: usize = 5_000;
     Node::run(PeerMode::OnDemand, Shared::default(), &[1, 2, 3], async |node| {

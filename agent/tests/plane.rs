@@ -12,7 +12,7 @@ use twill_agent::dataplane::Dataplane;
 use twill_agent::dataplane::fake::FakeKernel;
 use twill_agent::overlay::MacAddr;
 use twill_agent::overlay::config::FamilyConfig;
-use twill_agent::overlay::kernel::{Fdb, Miss, NeighState, Op, PROTOCOL, Route, Row, Via};
+use twill_agent::overlay::kernel::{Fdb, Miss, NeighState, Observed, Op, PROTOCOL, Route, Row, Via};
 use twill_agent::overlay::miss::{Answer, REFUSAL_TIME, REFUSALS};
 use twill_agent::overlay::peers::{Source, Vtep};
 use twill_agent::overlay::plane::{PeerMode, Plane, Setup};
@@ -27,6 +27,8 @@ struct World {
     records: BTreeMap<(IpNetwork, u64), (Vtep, i64)>,
     /// After each operation, no route may lead to a neighbour that is not there, no neighbour to a missing FDB row.
     ordered: bool,
+    /// A dump under way: its next part, and whether it is the first one of a daemon's life.
+    dump: Option<(u8, bool)>,
 }
 
 /// Each subnet has one key, but where a test says otherwise.
@@ -54,19 +56,52 @@ impl World {
             subnet_max: "10.5.255.0".parse().unwrap(),
         };
         let plane = Plane::new(Setup { net, subnet: subnet(1), mode, idle: IDLE });
-        Self { plane, kernel: FakeKernel::default(), now: Instant::now(), records: BTreeMap::new(), ordered: true }
+        Self {
+            plane,
+            kernel: FakeKernel::default(),
+            now: Instant::now(),
+            records: BTreeMap::new(),
+            ordered: true,
+            dump: None,
+        }
     }
 
     /// A daemon that starts on this kernel, with the same records.
     fn restarted(self) -> Self {
+        let mut world = self.restarting();
+        world.resync(true);
+        world
+    }
+
+    /// The same, before its first dump.
+    fn restarting(self) -> Self {
         let peers = self.plane.peers().iter().map(|(s, p)| ((*s, p.source.0), (p.vtep, p.revision)));
         let records: BTreeMap<_, _> = peers.chain(self.records.clone()).collect();
-        let mut world = Self { plane: Plane::new(self.plane.setup().clone()), ..self };
+        let mut world = Self { plane: Plane::new(self.plane.setup().clone()), dump: Some((0, true)), ..self };
         records.into_iter().for_each(|((subnet, key), (vtep, revision))| {
             world.plane.put(subnet, vtep, revision, Source(key));
         });
-        world.resync(true);
         world
+    }
+
+    /// The next part of a dump, as the real kernel shows it: a table after the other.
+    fn dump_part(&mut self) {
+        let (part, adopt) = self.dump.take().unwrap_or((0, false));
+        let Observed { fdb, neighbours, routes } = self.kernel.dump();
+        let shown = match part {
+            0 => Observed { fdb, ..Observed::default() },
+            1 => Observed { neighbours, ..Observed::default() },
+            _ => Observed { routes, ..Observed::default() },
+        };
+        if part == 0 {
+            self.plane.begin_comparison();
+        }
+        self.plane.compare(&shown);
+        if part < 2 {
+            self.dump = Some((part + 1, adopt));
+        } else {
+            self.plane.end_comparison(adopt, self.now);
+        }
     }
 
     fn apply(&mut self, ops: &[Op]) -> Vec<usize> {
@@ -100,6 +135,11 @@ impl World {
 
     /// Does all that is due, past pauses and failures.
     fn settle(&mut self) {
+        if self.dump.is_some_and(|(_, adopt)| adopt) {
+            let chunk = self.plane.urgent_chunk();
+            let failed = self.apply(chunk.ops());
+            return self.plane.settle(chunk, &failed, self.now);
+        }
         for _ in 0..10_000 {
             self.plane.wake(self.now);
             if self.plane.is_due() {
@@ -118,6 +158,7 @@ impl World {
     fn resync(&mut self, adopt: bool) -> Found {
         let observed = self.kernel.dump();
         let found = self.plane.reconcile(&observed, adopt, self.now);
+        self.dump = None;
         self.settle();
         found
     }
@@ -478,7 +519,9 @@ enum Step {
     LoseRoute(u8),
     Idle(u8),
     Resync,
+    DumpPart,
     Restart,
+    SlowRestart,
     Time(u16),
 }
 
@@ -494,7 +537,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => peer.prop_map(Step::LoseRoute),
         1 => mac.prop_map(Step::Idle),
         1 => Just(Step::Resync),
+        3 => Just(Step::DumpPart),
         1 => Just(Step::Restart),
+        1 => Just(Step::SlowRestart),
         1 => (0..90_u16).prop_map(Step::Time),
     ]
 }
@@ -538,10 +583,13 @@ impl World {
                 }
             }
             Step::Resync => {
+                let adopt = self.dump.take().is_some_and(|(_, adopt)| adopt);
                 let observed = self.kernel.dump();
-                self.plane.reconcile(&observed, false, self.now);
+                self.plane.reconcile(&observed, adopt, self.now);
             }
+            Step::DumpPart => self.dump_part(),
             Step::Restart => return self.restarted(),
+            Step::SlowRestart => return self.restarting(),
             Step::Time(seconds) => self.now += Duration::from_secs(seconds.into()),
         }
         self
@@ -596,8 +644,13 @@ proptest! {
             world = world.step(step, revision);
             if *settle {
                 world.settle();
-                world.check_settled();
+                if world.dump.is_none() {
+                    world.check_settled();
+                }
             }
+        }
+        while world.dump.is_some() {
+            world.dump_part();
         }
         world.settle();
         world.check_settled();

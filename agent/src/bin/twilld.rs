@@ -24,7 +24,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(Ended::LeaseLost { holder }) => {
-            error!(%holder, "stopped: another node holds our subnet; stop that one or remove subnet.env, then start again");
+            error!(%holder, "stopped: another node holds our subnet; start again for another one, and make the pods with addresses of this one anew");
             ExitCode::from(LEASE_LOST)
         }
         Ok(Ended::Broken { part }) => {

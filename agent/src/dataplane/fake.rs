@@ -32,6 +32,8 @@ pub struct FakeKernel {
     pub applied: usize,
     /// The operation of this number (counted like `applied`, from 0) fails.
     pub fail_at: Option<usize>,
+    /// How many tables the dump under way has shown.
+    table: u8,
 }
 
 impl FakeKernel {
@@ -115,7 +117,14 @@ impl Dataplane for FakeKernel {
     }
 
     fn observe(&mut self) -> Result<(Observed, bool), Error> {
-        Ok((self.dump(), true))
+        // A table after the other, as the kernel does it.
+        let Observed { fdb, neighbours, routes } = self.dump();
+        self.table = (self.table + 1) % 3;
+        Ok(match self.table {
+            1 => (Observed { fdb, ..Observed::default() }, false),
+            2 => (Observed { neighbours, ..Observed::default() }, false),
+            _ => (Observed { routes, ..Observed::default() }, true),
+        })
     }
 
     fn next_event(&mut self) -> Result<Option<Event>, Error> {

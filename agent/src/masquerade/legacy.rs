@@ -58,8 +58,15 @@ pub(super) struct Look {
 pub(super) fn read() -> Look {
     let mut look = Look::default();
     for tool in &TOOLS {
-        // No such file: the kernel has no iptables-legacy.
-        let in_use = std::fs::read_to_string(Path::new(tool.in_use)).unwrap_or_default();
+        let in_use = match std::fs::read_to_string(Path::new(tool.in_use)) {
+            Ok(tables) => tables,
+            // The kernel has no iptables-legacy.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => {
+                look.failed.push(format!("{}: {error}", tool.in_use));
+                continue;
+            }
+        };
         for table in TABLES.into_iter().filter(|table| in_use.lines().any(|line| line == *table)) {
             match run(Command::new(tool.save).args(["-t", table]), None) {
                 Ok(text) => look.take(tool.family, table, &text),
@@ -143,11 +150,13 @@ fn rule(words: &[String], handle: u64, chains: &[String]) -> Rule {
                 rule.act = act(words.next().unwrap_or_default(), chains);
                 return rule;
             }
-            // Whatever it is about, it turns the sense of what comes.
+            // It turns the sense of what comes: all but that network.
             "!" => {
                 rule.conditions = true;
-                words.next();
-                words.next();
+                if words.clone().next().is_some_and(|word| matches!(word, "-s" | "-d")) {
+                    words.next();
+                    words.next();
+                }
             }
             _ => rule.conditions = true,
         }
@@ -238,6 +247,15 @@ COMMIT
             ]
         );
         assert_eq!(of(&chains[2].rules[0]), rule(Act::Accept, &["10.5.0.0/16"], false));
+    }
+
+    #[test]
+    fn a_negated_condition_hides_no_drop() {
+        for rule in ["-m physdev ! --physdev-is-bridged -j DROP", "! -f -j DROP", "! -s 10.0.0.0/8 -j DROP"] {
+            let look = look(&format!("*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD {rule}\nCOMMIT\n"));
+            let read = &look.chains.0[0].rules[0];
+            assert_eq!((&read.act, &read.nets[..], read.conditions), (&Act::Drop, &[][..], true), "{rule}");
+        }
     }
 
     #[test]

@@ -39,7 +39,7 @@ impl Plane {
         else {
             return;
         };
-        let (vtep, wanted) = (peer.vtep, self.wants(peer));
+        let (vtep, wanted) = (peer.vtep, self.wants(peer) || peer.seen != 0);
         // What of it is still wanted then is not deleted: that is looked at when its turn comes.
         if wanted && direct {
             self.strays.extend(self.rows(subnet, vtep));
@@ -47,7 +47,7 @@ impl Plane {
             self.strays.insert(Row::Route(self.direct_route(subnet, host)));
         }
         if let Some(peer) = self.peers.get_mut(&subnet) {
-            (peer.direct, peer.installed) = (direct, false);
+            (peer.direct, peer.installed, peer.seen) = (direct, false, 0);
         }
         if self.peers.get(&subnet).is_some_and(|peer| self.wants(peer)) {
             self.due.insert(subnet);

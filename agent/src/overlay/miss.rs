@@ -49,7 +49,7 @@ impl Plane {
         let vtep = peer.vtep;
         if address == block.network() {
             // The gateway itself: its permanent neighbour is gone, so the peer is not what we thought.
-            peer.installed = false;
+            (peer.installed, peer.seen) = (false, 0);
         }
         let served = peer.installed;
         if !served {
@@ -88,7 +88,7 @@ impl Plane {
             return Answer::Unknown;
         };
         peer.active = true;
-        peer.installed = false;
+        (peer.installed, peer.seen) = (false, 0);
         let fdb = peer.vtep.fdb();
         self.urgent.push((Op::PutFdb(fdb), Owner::Ahead));
         self.due.insert(subnet);
@@ -97,10 +97,13 @@ impl Plane {
 
     /// The peer of this subnet has a new MAC: what its guests were told is wrong.
     pub(super) fn reanswer(&mut self, subnet: IpNetwork) {
-        let Some(mac) = self.peers.get(&subnet).map(|peer| peer.vtep.mac) else { return };
-        let guests = self.guests.range(subnet.network()..=subnet.broadcast());
-        let answers = guests.map(|address| (Op::PutNeigh(Neigh { address: *address, mac }), Owner::Answer(*address)));
-        self.urgent.extend(answers);
+        let Some(vtep) = self.peers.get(&subnet).map(|peer| peer.vtep) else { return };
+        let mut guests = self.guests.range(subnet.network()..=subnet.broadcast()).peekable();
+        if guests.peek().is_some() {
+            self.urgent.push((Op::PutFdb(vtep.fdb()), Owner::Ahead));
+        }
+        let neigh = |address| Neigh { address, mac: vtep.mac };
+        self.urgent.extend(guests.map(|address| (Op::PutNeigh(neigh(*address)), Owner::Answer(*address))));
     }
 
     /// Forgets the guests of a subnet; returns their rows.

@@ -111,6 +111,11 @@ impl Peers {
         self.by_subnet.iter_mut()
     }
 
+    /// The subnets of records that are kept aside.
+    pub fn aside(&self) -> impl Iterator<Item = IpNetwork> + Clone {
+        self.shadowed.keys().map(|(subnet, _)| *subnet)
+    }
+
     /// How many records are kept aside.
     pub fn shadowed(&self) -> usize {
         self.shadowed.len()

@@ -231,6 +231,10 @@ impl Plane {
                 }
                 if let Some(peer) = self.peers.get_mut(&subnet) {
                     peer.installed = false;
+                    if std::mem::take(&mut peer.seen) != 0 {
+                        // The dump under way has passed rows of the old one by.
+                        self.strays.extend([Row::Fdb(old.fdb()), Row::Neigh(subnet.network())]);
+                    }
                 }
                 self.reanswer(subnet);
             }
@@ -241,7 +245,7 @@ impl Plane {
                 self.strays.extend(guests);
                 if peer.direct {
                     self.strays.insert(Row::Route(self.direct_route(subnet, peer.vtep.remote)));
-                } else if self.wants(peer) || peer.installed {
+                } else if self.wants(peer) || peer.installed || peer.seen != 0 {
                     self.strays.extend(self.rows(subnet, peer.vtep));
                 }
             }
@@ -420,7 +424,10 @@ impl Plane {
     fn settle_peer(&mut self, subnet: IpNetwork, worked: bool) {
         let Some(peer) = self.peers.get_mut(&subnet) else { return };
         peer.installed = worked;
-        if worked {
+        if !worked {
+            // Whatever the dump under way has shown of it.
+            peer.seen = 0;
+        } else {
             let guests = self.take_guests(subnet);
             self.strays.extend(guests);
         }

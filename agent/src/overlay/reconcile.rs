@@ -1,6 +1,6 @@
 //! Observed against wanted: a complete dump, or one notification, compared with what the records and the mode ask for.
 //!
-//! Start, restart, overrun, reconnect, a re-created device and the timer all come through [`Plane::reconcile`]. Only rows
+//! Start, restart, overrun, reconnect, a re-created device and the timer all come through here. Only rows
 //! that are ours are touched:
 //! - routes with our protocol, or of the shape that flannel gives them on the same device;
 //! - neighbours with our protocol, or permanent ones of a gateway address (flannel's);
@@ -53,7 +53,7 @@ pub enum Seen {
 pub(super) struct Comparison {
     /// Rows of ours that nobody wants. Deleted when all is known, since a route goes before what it leads through.
     strays: BTreeSet<Row>,
-    base_seen: usize,
+    base_seen: BTreeSet<Route>,
     refusals_seen: BTreeSet<IpNetwork>,
     /// Addresses that wait for an answer.
     waiting: Vec<IpAddr>,
@@ -85,7 +85,8 @@ impl Plane {
     /// The dump is complete; what differs is due. `adopt` as with [`Plane::reconcile`].
     pub fn end_comparison(&mut self, adopt: bool, now: Instant) -> Found {
         let Comparison { mut strays, base_seen, refusals_seen, waiting } = std::mem::take(&mut self.comparison);
-        self.base_due = base_seen < self.base().count();
+        let base_missing = self.base().any(|base| !base_seen.contains(&base));
+        self.base_due = base_missing;
         self.restore_refusals(&refusals_seen);
         let before = self.strays.len();
         self.strays.append(&mut strays);
@@ -160,11 +161,15 @@ impl Plane {
 
     /// A row is gone, by whomever: put it back if it is wanted.
     fn lost(&mut self, row: &Row) {
+        self.unsee(row);
         if !self.is_wanted(row) {
             return;
         }
         match row {
-            Row::Route(route) if self.base().any(|base| base == *route) => self.base_due = true,
+            Row::Route(route) if self.base().any(|base| base == *route) => {
+                self.base_due = true;
+                self.comparison.base_seen.remove(route);
+            }
             Row::Route(route) if route.via == Via::Unreachable => {
                 self.urgent.push((Op::PutRoute(*route), Owner::Refusal(route.destination)));
             }
@@ -179,6 +184,21 @@ impl Plane {
                     self.drifted(subnet);
                 }
             }
+        }
+    }
+
+    /// The dump under way may have shown a row that is gone now.
+    fn unsee(&mut self, row: &Row) {
+        let (subnet, bit) = match row {
+            Row::Route(route) => (Some(route.destination), ROUTE),
+            Row::Neigh(address) => {
+                let subnet = self.setup.net.subnet_of(*address);
+                (subnet.filter(|subnet| subnet.network() == *address), NEIGH)
+            }
+            Row::Fdb(fdb) => (self.peers.of_mac(fdb.mac), FDB),
+        };
+        if let Some(peer) = subnet.and_then(|subnet| self.peers.get_mut(&subnet)) {
+            peer.seen &= !bit;
         }
     }
 
@@ -228,7 +248,7 @@ impl Plane {
         }
         if route.protocol == PROTOCOL {
             if self.base().any(|base| base == route) {
-                self.comparison.base_seen += 1;
+                self.comparison.base_seen.insert(route);
                 return;
             }
             if self.refusals.contains(&route.destination) && route == Route::refusal(route.destination) {
