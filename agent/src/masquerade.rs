@@ -33,8 +33,8 @@ use socket::{Nft, Notices};
 const CALM: Duration = Duration::from_millis(50);
 /// How often what failed is tried again, however rarely the rules are looked at otherwise.
 const RETRY: Duration = Duration::from_secs(5);
-/// How often other tools' chains are looked at, if anything has changed since.
-const OTHERS_EVERY: Duration = Duration::from_secs(60);
+/// How often other tools' chains are looked at at the most, each time that anything has changed since. There may be ten thousand.
+const OTHERS_EVERY: Duration = Duration::from_secs(10);
 
 /// One family's network, and the part of it that is ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

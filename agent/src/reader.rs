@@ -89,7 +89,7 @@ impl<S: Store> Reader<S> {
                     }
                 },
                 Event::Config(None) => {
-                    let example = r#"{"Network":"10.5.0.0/16"}"#;
+                    let example = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
                     why = format!("no network config yet: waiting for the key {prefix}/config, for instance {example}");
                     loud = true;
                 }
