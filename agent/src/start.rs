@@ -68,9 +68,9 @@ async fn prepare(flags: Flags) -> Result<EventLoop<Kernel>> {
         iface::choose(&interfaces, &wish, true).map_err(|_| error)?;
     }
     let store = flags.etcd.store()?;
-    let mut reader = Reader::new(store.clone(), flags.etcd.etcd_endpoints.join(", "), flags.subnet_file.clone());
-    let node = nodeid::id(flags.node_id.as_deref());
     let (endpoints, prefix) = (flags.etcd.etcd_endpoints.join(", "), &flags.etcd.etcd_prefix);
+    let mut reader = Reader::new(store.clone(), endpoints.clone(), flags.subnet_file.clone());
+    let node = nodeid::id(flags.node_id.as_deref());
     let config_at = format!("a usable network config: the key {prefix}/config of etcd at {endpoints}");
     let on_demand = PeerMode::from(flags.peer_mode) == PeerMode::OnDemand;
     let (site, ends, intake, held) = loop {
@@ -231,18 +231,13 @@ async fn get_subnet(
     kernel: &mut Kernel,
 ) -> Result<Option<Held>> {
     let Etcd { store, reader, readiness } = etcd;
-    let (mut public_ip, mut public_ipv6) = (None, None);
-    for end in ends {
-        match end.chosen.public {
-            IpAddr::V4(ip) => public_ip = Some(ip),
-            IpAddr::V6(ip) => public_ipv6 = Some(ip),
-        }
-    }
+    // Who we are; the MACs come when the records are known.
+    let ours = Record { node: node.map(str::to_owned), ..site.record(ends, |_| MacAddr([0; 6])) };
     let previous = handoff::previous(&site.subnet_file);
-    let wanted = Wanted { config: &site.config, public_ip, public_ipv6, previous, node };
+    let wanted = Wanted { previous, ..Wanted::of(&site.config, &ours) };
     reader.all(intake, &wanted).await?;
     while !reader.is_config_changed() {
-        let record = Record { node: node.map(str::to_owned), ..our_record(site, ends, &intake.known, kernel)? };
+        let record = Record { node: ours.node.clone(), ..our_record(site, ends, &intake.known, kernel)? };
         let trouble = |reason: Option<&str>| {
             let why = reason.map(|reason| format!("no lease yet, trying until it works: {reason}"));
             handoff::explain(&site.subnet_file, Some(why.as_deref().unwrap_or("on the way to a subnet")));

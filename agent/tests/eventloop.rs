@@ -128,8 +128,7 @@ impl Node {
         };
         let ends = site.ends(&kernel.kernel().interfaces).unwrap();
         let record = site.record(&ends, |_| MacAddr([2, 0, 0, 0, 0, 0xaa]));
-        let public_ip = Some(record.public_ip);
-        let wanted = Wanted { config: &site.config, public_ip, public_ipv6: None, previous: None, node: None };
+        let wanted = Wanted::of(&site.config, &record);
         let known = lease::Known::of(&wanted, store.records().values());
         let held = lease::acquire(&store, &wanted, &known, &record, lease::TTL).await.unwrap();
         let mut dataplane = kernel.clone();

@@ -314,7 +314,7 @@ fn a_mac_that_moves_to_another_subnet_is_never_deleted_from_under_it() {
         }
         world.plane.put(subnet(3), vtep(2, 2), 2, KEY);
         if !removed_first {
-            assert_eq!(world.plane.peers().shadowed(), 1);
+            assert_eq!(world.plane.peers().aside().count(), 1);
             world.plane.remove(subnet(2), KEY);
         }
         world.settle();

@@ -92,13 +92,7 @@ async fn acquire(
     records: &BTreeMap<String, RawRecord>,
 ) -> Result<Held, AcquireError> {
     let config = NetworkConfig::parse(config.as_bytes()).unwrap();
-    let wanted = Wanted {
-        config: &config,
-        public_ip: Some(record.public_ip),
-        public_ipv6: None,
-        previous: None,
-        node: record.node.as_deref(),
-    };
+    let wanted = Wanted::of(&config, record);
     let known = lease::Known::of(&wanted, records.values());
     lease::acquire(store, &wanted, &known, record, lease::TTL).await
 }

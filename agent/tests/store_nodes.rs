@@ -241,13 +241,7 @@ async fn two_living_nodes_with_one_address_are_both_named(release: Release) {
 async fn a_lease_of_seconds_is_kept_and_ends_without_its_keeper(release: Release) {
     let (etcd, ttl) = (Etcd::start(release), Duration::from_secs(4));
     let (store, record, config) = (etcd.store(), record(1), config(99));
-    let wanted = Wanted {
-        config: &config,
-        public_ip: Some(record.public_ip),
-        public_ipv6: None,
-        previous: None,
-        node: record.node.as_deref(),
-    };
+    let wanted = Wanted::of(&config, &record);
     let held = lease::acquire(&store, &wanted, &lease::Known::default(), &record, ttl).await.unwrap();
     let key = held.key.to_string();
     let mut watch = etcd_server::mirror::Mirror::new(store.follow()).await;

@@ -86,7 +86,13 @@ pub enum Decision {
     },
 }
 
-impl Wanted<'_> {
+impl<'a> Wanted<'a> {
+    /// Whoever this record, ours, is about asks; had no subnet before.
+    pub fn of(config: &'a NetworkConfig, ours: &'a Record) -> Self {
+        let public_ip = Some(ours.public_ip).filter(|ip| !ip.is_unspecified());
+        Self { config, public_ip, public_ipv6: ours.public_ipv6, previous: None, node: ours.node.as_deref() }
+    }
+
     /// Whether a record has our public IP: the IPv4 one or, in an IPv6-only network, where flannel's nodes all have
     /// `0.0.0.0`, the IPv6 one. A record without any address is ours if it has our node id: a reservation made for it.
     ///

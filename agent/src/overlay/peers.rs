@@ -116,11 +116,6 @@ impl Peers {
         self.shadowed.keys().map(|(subnet, _)| *subnet)
     }
 
-    /// How many records are kept aside.
-    pub fn shadowed(&self) -> usize {
-        self.shadowed.len()
-    }
-
     /// Why the record of this key is kept aside, if it is: the subnet whose peer has its MAC, or its own.
     pub fn shadow_of(&self, subnet: IpNetwork, source: Source) -> Option<(MacAddr, IpNetwork)> {
         let (vtep, _) = self.shadowed.get(&(subnet, source))?;

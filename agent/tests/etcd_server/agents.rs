@@ -111,13 +111,7 @@ pub(crate) async fn join(
     record: &Record,
 ) -> (Mirror, Result<Held, AcquireError>) {
     let mirror = Mirror::new(store.follow()).await;
-    let wanted = Wanted {
-        config,
-        public_ip: Some(record.public_ip),
-        public_ipv6: None,
-        previous: None,
-        node: record.node.as_deref(),
-    };
+    let wanted = Wanted::of(config, record);
     let known = Known::of(&wanted, mirror.table.values());
     let held = lease::acquire(store, &wanted, &known, record, lease::TTL).await;
     (mirror, held)

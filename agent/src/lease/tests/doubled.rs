@@ -12,13 +12,7 @@ fn as_node(id: &str) -> Record {
 /// What the node `id` gets with node 1's address.
 async fn come(store: &FakeStore, id: &str) -> Result<Held, AcquireError> {
     let (config, record) = (config(9), as_node(id));
-    let wanted = Wanted {
-        config: &config,
-        public_ip: Some(record.public_ip),
-        public_ipv6: None,
-        previous: None,
-        node: record.node.as_deref(),
-    };
+    let wanted = Wanted::of(&config, &record);
     acquire(store, &wanted, &Known::of(&wanted, store.records().values()), &record, TTL).await
 }
 
