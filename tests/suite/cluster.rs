@@ -15,15 +15,6 @@ const ON_DEMAND: &[&str] = &["--peer-mode=on-demand"];
 /// For states that take milliseconds on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A lab with the usual config, a ready twilld on every node and a pod on each.
-fn cluster(nodes: usize, args: &[&str]) -> (Lab, Vec<Twilld>, Vec<Pod>) {
-    let lab = Lab::with_nodes(nodes);
-    lab.put_config(NODE_CONFIG);
-    let daemons = lab.start_all(args);
-    let pods = lab.nodes().iter().map(|node| node.pod(1)).collect();
-    (lab, daemons, pods)
-}
-
 /// The other nodes as peers.
 fn others(lab: &Lab, node: &Node) -> Vec<Peer> {
     lab.nodes().iter().filter(|n| n.index() != node.index()).map(Node::as_peer).collect()
@@ -56,7 +47,7 @@ fn recorded_peer() -> Peer {
 
 #[test]
 fn all_mode_three_nodes_reach_each_other() {
-    let (lab, _daemons, pods) = cluster(3, ALL);
+    let (lab, _daemons, pods) = Lab::running(3, NODE_CONFIG, ALL);
     for node in lab.nodes() {
         wait_exactly(node, &others(&lab, node));
     }
@@ -65,7 +56,7 @@ fn all_mode_three_nodes_reach_each_other() {
 
 #[test]
 fn on_demand_three_nodes_reach_each_other() {
-    let (lab, _daemons, pods) = cluster(3, &[]);
+    let (lab, _daemons, pods) = Lab::running(3, NODE_CONFIG, &[]);
     ping_all_to_all(&pods);
     for node in lab.nodes() {
         wait_exactly(node, &others(&lab, node));
@@ -74,7 +65,7 @@ fn on_demand_three_nodes_reach_each_other() {
 
 #[test]
 fn on_demand_the_kernel_holds_the_used_peers_only() {
-    let (lab, _daemons, pods) = cluster(3, ON_DEMAND);
+    let (lab, _daemons, pods) = Lab::running(3, NODE_CONFIG, ON_DEMAND);
     for node in lab.nodes() {
         node.holds_exactly(&[]).unwrap();
     }
@@ -87,7 +78,7 @@ fn on_demand_the_kernel_holds_the_used_peers_only() {
 
 #[test]
 fn on_demand_other_pods_of_a_used_peer_add_nothing() {
-    let (lab, _daemons, pods) = cluster(2, ON_DEMAND);
+    let (lab, _daemons, pods) = Lab::running(2, NODE_CONFIG, ON_DEMAND);
     let second = lab.node(2).pod(2);
     pods[0].ping(pods[1].addr()).unwrap();
     let peers = [lab.node(2).as_peer()];
@@ -100,7 +91,7 @@ fn on_demand_other_pods_of_a_used_peer_add_nothing() {
 
 #[test]
 fn on_demand_the_base_route_covers_the_network() {
-    let (lab, _daemons, _pods) = cluster(1, ON_DEMAND);
+    let (lab, _daemons, _pods) = Lab::running(1, NODE_CONFIG, ON_DEMAND);
     let node = lab.node(1);
     let own = first_address(node.as_peer().subnet);
     let base = format!("10.5.0.0/16 dev flannel.1 proto 116 scope link src {own}");
@@ -110,7 +101,7 @@ fn on_demand_the_base_route_covers_the_network() {
 
 #[test]
 fn a_peer_s_route_has_a_metric_of_its_own() {
-    let (lab, _daemons, _pods) = cluster(3, ALL);
+    let (lab, _daemons, _pods) = Lab::running(3, NODE_CONFIG, ALL);
     wait_exactly(&lab.node(1), &others(&lab, &lab.node(1)));
     let mut metrics: Vec<_> = lab.node(1).peer_routes().iter().map(|r| r.metric).collect();
     metrics.dedup();
@@ -119,7 +110,7 @@ fn a_peer_s_route_has_a_metric_of_its_own() {
 
 #[test]
 fn an_l2_miss_is_repaired() {
-    let (lab, _daemons, pods) = cluster(2, ON_DEMAND);
+    let (lab, _daemons, pods) = Lab::running(2, NODE_CONFIG, ON_DEMAND);
     let (node, peer) = (lab.node(1), lab.node(2).as_peer());
     pods[0].ping(pods[1].addr()).unwrap();
     wait_exactly(&node, std::slice::from_ref(&peer));
@@ -131,7 +122,7 @@ fn an_l2_miss_is_repaired() {
 
 #[test]
 fn all_mode_a_record_put_changed_and_deleted_shows_in_the_kernel() {
-    let (lab, _daemons, _pods) = cluster(2, ALL);
+    let (lab, _daemons, _pods) = Lab::running(2, NODE_CONFIG, ALL);
     let (node, neighbour) = (lab.node(1), lab.node(2).as_peer());
     let peer = recorded_peer();
     lab.put_peer(&peer);
@@ -148,7 +139,7 @@ fn all_mode_a_record_put_changed_and_deleted_shows_in_the_kernel() {
 
 #[test]
 fn on_demand_a_used_peer_follows_its_record() {
-    let (lab, _daemons, pods) = cluster(1, ON_DEMAND);
+    let (lab, _daemons, pods) = Lab::running(1, NODE_CONFIG, ON_DEMAND);
     let node = lab.node(1);
     let peer = recorded_peer();
     lab.put_peer(&peer);
@@ -165,7 +156,7 @@ fn on_demand_a_used_peer_follows_its_record() {
 
 #[test]
 fn on_demand_an_unused_peer_s_record_changes_nothing() {
-    let (lab, mut daemons, _pods) = cluster(1, ON_DEMAND);
+    let (lab, mut daemons, _pods) = Lab::running(1, NODE_CONFIG, ON_DEMAND);
     let peer = recorded_peer();
     lab.put_peer(&peer);
     daemons[0].wait_log(&["peer joined", "10.5.200.0/24"], PATIENCE);
@@ -177,7 +168,7 @@ fn on_demand_an_unused_peer_s_record_changes_nothing() {
 
 #[test]
 fn a_bad_record_harms_nobody_else() {
-    let (lab, _daemons, pods) = cluster(2, ALL);
+    let (lab, _daemons, pods) = Lab::running(2, NODE_CONFIG, ALL);
     lab.put("/coreos.com/network/subnets/10.5.201.0-24", "{broken");
     lab.put("/coreos.com/network/subnets/junk", "{}");
     let peer = recorded_peer();
@@ -188,7 +179,7 @@ fn a_bad_record_harms_nobody_else() {
 
 /// Restarts node 1's daemon by `stop` under a running ping in each direction.
 fn restart_loses_nothing(args: &[&str], stop: fn(&mut Twilld)) {
-    let (lab, mut daemons, pods) = cluster(2, args);
+    let (lab, mut daemons, pods) = Lab::running(2, NODE_CONFIG, args);
     pods[0].ping(pods[1].addr()).unwrap();
     let node = lab.node(1);
     wait_exactly(&node, &[lab.node(2).as_peer()]);
@@ -246,7 +237,7 @@ fn all_mode_a_kill_loses_no_packet() {
 
 #[test]
 fn a_record_that_came_while_the_daemon_was_dead_is_programmed() {
-    let (lab, mut daemons, _pods) = cluster(1, ALL);
+    let (lab, mut daemons, _pods) = Lab::running(1, NODE_CONFIG, ALL);
     let (stays, goes) = (recorded_peer(), Peer::new("10.5.210.0/24", "10.99.1.210", "02:00:00:00:00:d2"));
     lab.put_peer(&goes);
     wait_exactly(&lab.node(1), std::slice::from_ref(&goes));
@@ -259,7 +250,7 @@ fn a_record_that_came_while_the_daemon_was_dead_is_programmed() {
 
 #[test]
 fn on_demand_a_clean_stop_leaves_every_peer_programmed() {
-    let (lab, mut daemons, pods) = cluster(3, ON_DEMAND);
+    let (lab, mut daemons, pods) = Lab::running(3, NODE_CONFIG, ON_DEMAND);
     let node = lab.node(1);
     node.holds_exactly(&[]).unwrap();
     let env = std::fs::read(node.subnet_file()).unwrap();
@@ -279,14 +270,14 @@ fn on_demand_a_clean_stop_leaves_every_peer_programmed() {
 
 #[test]
 fn a_clean_stop_can_leave_the_kernel_as_it_is() {
-    let (lab, mut daemons, _pods) = cluster(2, &["--program-all-on-exit=false"]);
+    let (lab, mut daemons, _pods) = Lab::running(2, NODE_CONFIG, &["--program-all-on-exit=false"]);
     assert!(daemons[0].terminate().status.success());
     lab.node(1).holds_exactly(&[]).unwrap();
 }
 
 #[test]
 fn sigint_is_a_clean_stop_too() {
-    let (lab, mut daemons, _pods) = cluster(2, ON_DEMAND);
+    let (lab, mut daemons, _pods) = Lab::running(2, NODE_CONFIG, ON_DEMAND);
     daemons[0].signal(nix::sys::signal::Signal::SIGINT);
     assert!(daemons[0].wait_exit(PATIENCE).status.success());
     lab.node(1).holds_exactly(&others(&lab, &lab.node(1))).unwrap();
@@ -294,7 +285,7 @@ fn sigint_is_a_clean_stop_too() {
 
 #[test]
 fn the_network_goes_on_while_etcd_is_gone_and_after() {
-    let (lab, mut daemons, pods) = cluster(2, ON_DEMAND);
+    let (lab, mut daemons, pods) = Lab::running(2, NODE_CONFIG, ON_DEMAND);
     lab.etcd().kill();
     // Known records serve; nothing is asked of etcd for a packet.
     pods[0].ping(pods[1].addr()).unwrap();

@@ -1,20 +1,12 @@
 //! DirectRouting: no tunnel to hosts on the same segment, a tunnel across a router, and another decision when routes
 //! change.
 
-use twill_lab::{Lab, Node, Peer, Pod, Twilld, wait_until};
+use twill_lab::{Lab, Node, Peer, Pod, wait_until};
 
 use crate::PATIENCE;
 
 const DIRECT: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
 const DUAL: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
-
-fn cluster(nodes: usize, config: &str, args: &[&str]) -> (Lab, Vec<Twilld>, Vec<Pod>) {
-    let lab = Lab::with_nodes(nodes);
-    lab.put_config(config);
-    let daemons = lab.start_all(args);
-    let pods = lab.nodes().iter().map(|node| node.pod(1)).collect();
-    (lab, daemons, pods)
-}
 
 /// A peer that is only a record; its host would be on the nodes' segment.
 fn recorded(public_ip: &str) -> Peer {
@@ -64,7 +56,7 @@ fn part(one: &Node, two: &Node) {
 #[test]
 fn on_a_shared_segment_there_is_no_tunnel() {
     for args in [&["--peer-mode=all"], &["--peer-mode=on-demand"]] {
-        let (lab, _daemons, pods) = cluster(3, DIRECT, args);
+        let (lab, _daemons, pods) = Lab::running(3, DIRECT, args);
         for node in lab.nodes() {
             for peer in lab.nodes().iter().filter(|peer| peer.index() != node.index()) {
                 await_direct(node, &peer.as_peer());
@@ -104,7 +96,7 @@ fn part_again(one: &Node, two: &Node) {
 #[test]
 fn a_direct_peer_follows_its_record() {
     for args in [&["--peer-mode=all"], &["--peer-mode=on-demand"]] {
-        let (lab, _daemons, _pods) = cluster(1, DIRECT, args);
+        let (lab, _daemons, _pods) = Lab::running(1, DIRECT, args);
         let node = lab.node(1);
         let peer = recorded("10.99.1.200");
         lab.put_peer(&peer);
@@ -150,7 +142,7 @@ fn flannel_s_own_direct_routes_are_taken_over_and_ours_go_when_it_is_switched_of
 
 #[test]
 fn both_families() {
-    let (lab, _daemons, pods) = cluster(2, DUAL, &[]);
+    let (lab, _daemons, pods) = Lab::running(2, DUAL, &[]);
     let (one, two) = (lab.node(1), lab.node(2));
     await_direct(&one, &two.as_peer());
     let subnet6 = two.leased().into_iter().find(|subnet| subnet.contains(':')).unwrap();
@@ -202,7 +194,7 @@ fn ipv6_across_a_router_has_a_tunnel_until_the_routes_change() {
 
 #[test]
 fn a_change_between_direct_and_tunnel_cuts_nobody_off() {
-    let (lab, _daemons, pods) = cluster(2, DIRECT, &["--peer-mode=all"]);
+    let (lab, _daemons, pods) = Lab::running(2, DIRECT, &["--peer-mode=all"]);
     let (one, two) = (lab.node(1), lab.node(2));
     await_direct(&one, &two.as_peer());
     let ping = pods[0].ping_running(pods[1].addr(), 20);

@@ -3,21 +3,13 @@
 use std::fs;
 
 use ipnetwork::IpNetwork;
-use twill_lab::{KeyValue, Lab, Node, PREFIX, Pod, Twilld, wait_until};
+use twill_lab::{KeyValue, Lab, Node, PREFIX, Pod, wait_until};
 
 use crate::PATIENCE;
 
 const DUAL: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48"}"#;
 const ALONE: &str = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:16::/48"}"#;
 const ALL: &[&str] = &["--peer-mode=all"];
-
-fn cluster(nodes: usize, config: &str, args: &[&str]) -> (Lab, Vec<Twilld>, Vec<Pod>) {
-    let lab = Lab::with_nodes(nodes);
-    lab.put_config(config);
-    let daemons = lab.start_all(args);
-    let pods = lab.nodes().iter().map(|node| node.pod(1)).collect();
-    (lab, daemons, pods)
-}
 
 #[track_caller]
 fn ping_all_to_all(pods: &[Pod]) {
@@ -77,7 +69,7 @@ fn is_flannel_s(record: &KeyValue, expected: &str) {
 
 #[test]
 fn dual_stack_on_demand_all_to_all() {
-    let (lab, _daemons, pods) = cluster(3, DUAL, &[]);
+    let (lab, _daemons, pods) = Lab::running(3, DUAL, &[]);
     assert!(lab.nodes().iter().all(|node| !node.exec("ip -6 route").unwrap().contains(" via fc00")), "not on demand");
     ping_all_to_all(&pods);
     all_hold_all(&lab);
@@ -85,14 +77,14 @@ fn dual_stack_on_demand_all_to_all() {
 
 #[test]
 fn dual_stack_all_to_all_in_mode_all() {
-    let (lab, _daemons, pods) = cluster(3, DUAL, ALL);
+    let (lab, _daemons, pods) = Lab::running(3, DUAL, ALL);
     all_hold_all(&lab);
     ping_all_to_all(&pods);
 }
 
 #[test]
 fn ipv6_alone_on_demand_all_to_all() {
-    let (lab, _daemons, pods) = cluster(3, ALONE, &[]);
+    let (lab, _daemons, pods) = Lab::running(3, ALONE, &[]);
     ping_all_to_all(&pods);
     all_hold_all(&lab);
     assert!(lab.nodes().iter().all(|node| node.link("flannel.1").is_err()), "an IPv4 device was made");
@@ -100,7 +92,7 @@ fn ipv6_alone_on_demand_all_to_all() {
 
 #[test]
 fn ipv6_alone_all_to_all_in_mode_all() {
-    let (lab, _daemons, pods) = cluster(3, ALONE, ALL);
+    let (lab, _daemons, pods) = Lab::running(3, ALONE, ALL);
     all_hold_all(&lab);
     ping_all_to_all(&pods);
     let mut keys: Vec<String> = lab.records().into_iter().map(|record| record.key).collect();
@@ -110,7 +102,7 @@ fn ipv6_alone_all_to_all_in_mode_all() {
 
 #[test]
 fn dual_stack_record_and_file_are_flannel_s_to_the_byte() {
-    let (lab, _daemons, _pods) = cluster(1, DUAL, &[]);
+    let (lab, _daemons, _pods) = Lab::running(1, DUAL, &[]);
     let node = lab.node(1);
     let (v4, v6) = (node.as_peer().subnet, subnet6(&node));
     let record = record(&lab);
@@ -137,7 +129,7 @@ fn dual_stack_record_and_file_are_flannel_s_to_the_byte() {
 
 #[test]
 fn ipv6_alone_record_and_file_are_flannel_s_to_the_byte() {
-    let (lab, _daemons, _pods) = cluster(1, ALONE, &[]);
+    let (lab, _daemons, _pods) = Lab::running(1, ALONE, &[]);
     let node = lab.node(1);
     let v6 = subnet6(&node);
     let record = record(&lab);
@@ -166,7 +158,7 @@ fn ping_of(pod: &Pod, to: std::net::IpAddr, size: u32) -> Result<String, String>
 fn the_largest_packet_passes_and_the_next_does_not() {
     const V4: &str = r#"{"Network":"10.5.0.0/16"}"#;
     for (config, mtu) in [(V4, 1450), (DUAL, 1430), (ALONE, 1430)] {
-        let (lab, _daemons, pods) = cluster(2, config, &[]);
+        let (lab, _daemons, pods) = Lab::running(2, config, &[]);
         for to in pods[1].addrs() {
             // The underlay takes packets of 1500 bytes and not one more: the bytes that VXLAN adds are all counted.
             ping_of(&pods[0], to, mtu).unwrap();

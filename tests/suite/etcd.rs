@@ -9,19 +9,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use twill_lab::{Lab, NODE_CONFIG, Peer, Pod, Twilld, program, wait_until};
+use twill_lab::{Lab, NODE_CONFIG, Peer, Twilld, program, wait_until};
 
 /// For states that take milliseconds on an idle machine, and for retries with a backoff of some seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A lab with the usual config, a ready twilld and a pod on each node.
-fn cluster(nodes: usize, args: &[&str]) -> (Lab, Vec<Twilld>, Vec<Pod>) {
-    let lab = Lab::with_nodes(nodes);
-    lab.put_config(NODE_CONFIG);
-    let daemons = lab.start_all(args);
-    let pods = lab.nodes().iter().map(|node| node.pod(1)).collect();
-    (lab, daemons, pods)
-}
 
 /// The lines of a log with this text.
 fn lines(daemon: &Twilld, text: &str) -> Vec<String> {
@@ -30,7 +21,7 @@ fn lines(daemon: &Twilld, text: &str) -> Vec<String> {
 
 #[test]
 fn a_record_that_is_deleted_comes_back() {
-    let (lab, mut daemons, pods) = cluster(2, &["--peer-mode=all"]);
+    let (lab, mut daemons, pods) = Lab::running(2, NODE_CONFIG, &["--peer-mode=all"]);
     pods[0].ping(pods[1].addr()).unwrap();
     let (key, subnet) = (lab.node(1).as_peer().key(), lab.node(1).as_peer().subnet.to_string());
     let before = lab.get(&key).unwrap();
@@ -46,7 +37,7 @@ fn a_record_that_is_deleted_comes_back() {
 
 #[test]
 fn a_subnet_that_another_node_takes_ends_the_daemon_which_names_it() {
-    let (lab, mut daemons, _pods) = cluster(1, &[]);
+    let (lab, mut daemons, _pods) = Lab::running(1, NODE_CONFIG, &[]);
     let own = lab.node(1).as_peer();
     let thief = Peer { public_ip: "10.99.1.200".parse().unwrap(), mac: "02:00:00:00:00:c8".to_owned(), ..own };
     lab.put_peer(&thief);
@@ -177,7 +168,7 @@ fn a_config_that_changes_while_no_subnet_is_free_is_followed() {
 
 /// The data plane while etcd is away by `go` until `come`; the daemon's log of it.
 fn outage(go: fn(&Lab), come: fn(&Lab)) -> Vec<String> {
-    let (lab, mut daemons, pods) = cluster(2, &["--peer-mode=all"]);
+    let (lab, mut daemons, pods) = Lab::running(2, NODE_CONFIG, &["--peer-mode=all"]);
     pods[0].ping(pods[1].addr()).unwrap();
     let ping = pods[0].ping_running(pods[1].addr(), 20);
     ping.wait_received(5);
@@ -212,7 +203,7 @@ fn an_etcd_that_hangs_for_a_while_costs_no_packet_and_two_lines() {
 
 #[test]
 fn a_wiped_or_restored_etcd_has_our_record_again_at_once() {
-    let (lab, mut daemons, pods) = cluster(2, &["--peer-mode=all"]);
+    let (lab, mut daemons, pods) = Lab::running(2, NODE_CONFIG, &["--peer-mode=all"]);
     pods[0].ping(pods[1].addr()).unwrap();
     let values = |lab: &Lab| lab.records().into_iter().map(|kv| (kv.key, kv.value)).collect::<Vec<_>>();
     let before = values(&lab);
@@ -253,7 +244,7 @@ fn a_wiped_or_restored_etcd_has_our_record_again_at_once() {
 
 #[test]
 fn a_changed_network_config_is_said_and_left_alone_until_the_restart() {
-    let (lab, mut daemons, _pods) = cluster(1, &[]);
+    let (lab, mut daemons, _pods) = Lab::running(1, NODE_CONFIG, &[]);
     let node = lab.node(1);
     let (env, device, record) = (fs::read(node.subnet_file()).unwrap(), node.link("flannel.1").unwrap(), lab.records());
     for (config, words) in [

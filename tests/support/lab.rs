@@ -14,6 +14,7 @@ use crate::names::{self, LabName};
 use crate::netns::Namespace;
 use crate::node::Node;
 use crate::peer::Peer;
+use crate::pod::Pod;
 use crate::twilld::Twilld;
 
 /// flannel's default `--etcd-prefix`, under which the lab keeps everything.
@@ -112,6 +113,16 @@ impl Lab {
     /// The namespace between the nodes, where etcd runs.
     pub fn fabric(&self) -> &Namespace {
         &self.fabric
+    }
+
+    /// A lab with this network config, and a ready twilld and a pod on each of so many nodes.
+    #[track_caller]
+    pub fn running(nodes: usize, config: &str, args: &[&str]) -> (Self, Vec<Twilld>, Vec<Pod>) {
+        let lab = Self::with_nodes(nodes);
+        lab.put_config(config);
+        let daemons = lab.start_all(args);
+        let pods = lab.nodes().iter().map(|node| node.pod(1)).collect();
+        (lab, daemons, pods)
     }
 
     /// Starts twilld on every node with the same further arguments; when it returns all are ready and know each other.
