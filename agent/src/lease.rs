@@ -12,17 +12,22 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 
 use crate::overlay::alloc::{Decision, Seen, Wanted, decide};
-use crate::overlay::plane::Plane;
 use crate::overlay::record::{Record, SubnetKey};
 use crate::store::backoff::Backoff;
-use crate::store::{Error, LeaseId, RawRecord, Store, Written};
+use crate::store::{LeaseId, RawRecord, Store, Written};
 
+mod census;
 mod claim;
 mod handle;
 mod keeper;
+mod outage;
 
+use census::see;
+pub use census::{Census, Known};
 pub use handle::{KeeperHandle, LeaseEvent};
 pub use keeper::Keeper;
+use outage::Outage;
+pub use outage::Tell;
 
 /// The TTL of a record, flannel's `subnetTTL`.
 pub const TTL: Duration = Duration::from_secs(86_400);
@@ -113,84 +118,6 @@ pub async fn acquire_telling<S: Store>(
         revoke(store, lease).await;
     }
     result
-}
-
-/// What a complete read shows, as far as getting a subnet needs it: our own records, and what all others occupy, those
-/// left out that [`Census::planes`] knows.
-#[derive(Debug, Clone, Default)]
-pub struct Known {
-    /// By the key as the store has it.
-    own: BTreeMap<String, Seen>,
-    others: BTreeSet<SubnetKey>,
-}
-
-impl Known {
-    /// All of these records.
-    pub fn of<'r>(wanted: &Wanted<'_>, records: impl IntoIterator<Item = &'r RawRecord>) -> Self {
-        let mut known = Self::default();
-        records.into_iter().for_each(|record| known.put(wanted, record));
-        known
-    }
-
-    /// Takes in a record of whoever.
-    pub fn put(&mut self, wanted: &Wanted<'_>, record: &RawRecord) {
-        self.remove(&record.key);
-        match see(wanted, record) {
-            Some(seen) if seen.record.is_some() => drop(self.own.insert(record.key.clone(), seen)),
-            Some(seen) => drop(self.others.insert(seen.key)),
-            None => {}
-        }
-    }
-
-    /// The record of this key is gone.
-    pub fn remove(&mut self, key: &str) {
-        self.own.remove(key);
-        if let Some(subnets) = SubnetKey::occupied(key) {
-            self.others.remove(&subnets);
-        }
-    }
-
-    /// Our own records.
-    pub fn own(&self) -> impl Iterator<Item = &Record> {
-        self.own.values().filter_map(|seen| seen.record.as_ref())
-    }
-}
-
-/// All that is held: what is [`Known`], and the peers, which are kept once.
-#[derive(Debug, Clone, Copy)]
-pub struct Census<'a> {
-    known: &'a Known,
-    planes: &'a [Plane],
-}
-
-impl<'a> Census<'a> {
-    /// What is known, and the planes that have the peers.
-    pub fn new(known: &'a Known, planes: &'a [Plane]) -> Self {
-        Self { known, planes }
-    }
-
-    /// What others hold.
-    fn others(self) -> impl Iterator<Item = SubnetKey> + Clone + 'a {
-        let peers = self.planes.iter().flat_map(|plane| plane.peers().iter().map(|(subnet, _)| *subnet));
-        let aside = self.planes.iter().flat_map(|plane| plane.peers().aside());
-        self.known.others.iter().copied().chain(peers.chain(aside).map(SubnetKey::from))
-    }
-}
-
-impl<'a> From<&'a Known> for Census<'a> {
-    fn from(known: &'a Known) -> Self {
-        Self::new(known, &[])
-    }
-}
-
-/// What allocation needs to know of a key: what it occupies and, if it may be ours, its record.
-fn see(wanted: &Wanted<'_>, raw: &RawRecord) -> Option<Seen> {
-    let parsed = || Record::parse(&raw.value).ok().filter(|record| wanted.is_own(record));
-    let (key, record) = match raw.key.parse::<SubnetKey>() {
-        Ok(key) => (key, parsed()),
-        Err(_) => (SubnetKey::occupied(&raw.key)?, None),
-    };
-    Some(Seen { key, record, revision: raw.revision, lease: raw.lease })
 }
 
 /// One run of [`acquire`].
@@ -401,60 +328,6 @@ async fn revoke<S: Store>(store: &S, lease: LeaseId) {
             Err(error) => tracing::debug!(%error, lease = lease.0, "could not revoke an unused lease"),
         }
         tokio::time::sleep(backoff.failed()).await;
-    }
-}
-
-/// Failures in a row: waits between tries, one line in the log when they begin and one when they end.
-struct Outage<'a> {
-    tell: Tell<'a>,
-    backoff: Backoff,
-    /// What was logged, while it lasts.
-    logged: Option<String>,
-    /// Whether the last failure was a refusal rather than an absence.
-    is_refusal: bool,
-}
-
-/// Who is told why a search has no subnet yet.
-type Tell<'a> = &'a (dyn Fn(Option<&str>) + Sync);
-
-impl<'a> Outage<'a> {
-    fn new(tell: Tell<'a>) -> Self {
-        Self { tell, backoff: Backoff::default(), logged: None, is_refusal: false }
-    }
-
-    /// Tries until it works. Only for what may be done twice.
-    async fn retry<T, F>(&mut self, step: &str, attempt: impl Fn() -> F) -> T
-    where
-        F: Future<Output = Result<T, Error>>,
-    {
-        loop {
-            match attempt().await {
-                Ok(answer) => {
-                    self.worked();
-                    return answer;
-                }
-                Err(error) => self.failed(step, &error).await,
-            }
-        }
-    }
-
-    async fn failed(&mut self, step: &str, error: &Error) {
-        self.is_refusal = !error.is_transient();
-        if self.logged.is_none() || (self.is_refusal && self.logged.as_deref() != Some(error.reason.as_str())) {
-            tracing::warn!(step, %error, "the store fails us while getting a lease, trying until it works");
-            self.logged = Some(error.reason.clone());
-            (self.tell)(Some(&error.to_string()));
-        }
-        tokio::time::sleep(self.backoff.failed()).await;
-    }
-
-    fn worked(&mut self) {
-        self.backoff.worked();
-        self.is_refusal = false;
-        if self.logged.take().is_some() {
-            tracing::info!("the store works again");
-            (self.tell)(None);
-        }
     }
 }
 

@@ -1,0 +1,58 @@
+//! Failures of the store while a node gets its lease.
+
+use crate::store::Error;
+use crate::store::backoff::Backoff;
+
+/// Failures in a row: waits between tries, one line in the log when they begin and one when they end.
+pub(super) struct Outage<'a> {
+    tell: Tell<'a>,
+    backoff: Backoff,
+    /// What was logged, while it lasts.
+    logged: Option<String>,
+    /// Whether the last failure was a refusal rather than an absence.
+    pub(super) is_refusal: bool,
+}
+
+/// Who is told why a search has no subnet yet.
+pub type Tell<'a> = &'a (dyn Fn(Option<&str>) + Sync);
+
+impl<'a> Outage<'a> {
+    pub(super) fn new(tell: Tell<'a>) -> Self {
+        Self { tell, backoff: Backoff::default(), logged: None, is_refusal: false }
+    }
+
+    /// Tries until it works. Only for what may be done twice.
+    pub(super) async fn retry<T, F>(&mut self, step: &str, attempt: impl Fn() -> F) -> T
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        loop {
+            match attempt().await {
+                Ok(answer) => {
+                    self.worked();
+                    return answer;
+                }
+                Err(error) => self.failed(step, &error).await,
+            }
+        }
+    }
+
+    pub(super) async fn failed(&mut self, step: &str, error: &Error) {
+        self.is_refusal = !error.is_transient();
+        if self.logged.is_none() || (self.is_refusal && self.logged.as_deref() != Some(error.reason.as_str())) {
+            tracing::warn!(step, %error, "the store fails us while getting a lease, trying until it works");
+            self.logged = Some(error.reason.clone());
+            (self.tell)(Some(&error.to_string()));
+        }
+        tokio::time::sleep(self.backoff.failed()).await;
+    }
+
+    pub(super) fn worked(&mut self) {
+        self.backoff.worked();
+        self.is_refusal = false;
+        if self.logged.take().is_some() {
+            tracing::info!("the store works again");
+            (self.tell)(None);
+        }
+    }
+}
