@@ -1,0 +1,189 @@
+//! Generated lives, against a model of what records ask for.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// One thing that happens to a plane.
+#[derive(Debug, Clone)]
+enum Step {
+    Put(u8, u8, u8, u64),
+    Remove(u8, u64),
+    Miss(u8, u8),
+    MacMiss(u8),
+    LoseFdb(u8),
+    LoseNeigh(u8),
+    LoseRoute(u8),
+    Idle(u8),
+    Resync,
+    DumpPart,
+    Restart,
+    SlowRestart,
+    Time(u16),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let (peer, mac) = (2..8_u8, 2..8_u8);
+    prop_oneof![
+        4 => (peer.clone(), mac.clone(), 2..8_u8, 0..2_u64).prop_map(|(p, m, r, k)| Step::Put(p, m, r, k)),
+        2 => (peer.clone(), 0..2_u64).prop_map(|(p, k)| Step::Remove(p, k)),
+        4 => (peer.clone(), 0..4_u8).prop_map(|(p, h)| Step::Miss(p, h)),
+        1 => mac.clone().prop_map(Step::MacMiss),
+        1 => mac.clone().prop_map(Step::LoseFdb),
+        1 => peer.clone().prop_map(Step::LoseNeigh),
+        1 => peer.prop_map(Step::LoseRoute),
+        1 => mac.prop_map(Step::Idle),
+        1 => Just(Step::Resync),
+        3 => Just(Step::DumpPart),
+        1 => Just(Step::Restart),
+        1 => Just(Step::SlowRestart),
+        1 => (0..90_u16).prop_map(Step::Time),
+    ]
+}
+
+impl World {
+    fn step(mut self, step: &Step, revision: i64) -> Self {
+        match *step {
+            Step::Put(peer, mac, remote, key) => {
+                self.records.insert((subnet(peer), key), (vtep(mac, remote), revision));
+                self.plane.put(subnet(peer), vtep(mac, remote), revision, Source(key));
+            }
+            Step::Remove(peer, key) => {
+                self.records.remove(&(subnet(peer), key));
+                self.plane.remove(subnet(peer), Source(key));
+            }
+            Step::Miss(peer, host) => {
+                self.plane.miss(Miss::Address(pod(peer, host)), self.now);
+            }
+            Step::MacMiss(mac) => {
+                self.plane.miss(Miss::Mac(vtep(mac, 0).mac), self.now);
+            }
+            Step::LoseFdb(mac) => {
+                if let Some((remote, _)) = self.kernel.fdb.remove(&vtep(mac, 0).mac) {
+                    self.plane.saw(&Seen::Gone(Row::Fdb(Fdb { mac: vtep(mac, 0).mac, remote })));
+                }
+            }
+            Step::LoseNeigh(peer) => {
+                if self.kernel.neighbours.remove(&pod(peer, 0)).is_some() {
+                    self.plane.saw(&Seen::Gone(Row::Neigh(pod(peer, 0))));
+                }
+            }
+            Step::LoseRoute(peer) => {
+                let route = Route::peer(subnet(peer), u64::from(peer));
+                if self.kernel.routes.remove(&(route.destination, route.metric)).is_some() {
+                    self.plane.saw(&Seen::Gone(Row::Route(route)));
+                }
+            }
+            Step::Idle(mac) => {
+                if let Some((_, idle)) = self.kernel.fdb.get_mut(&vtep(mac, 0).mac) {
+                    *idle = IDLE;
+                }
+            }
+            Step::Resync => {
+                let adopt = self.dump.take().is_some_and(|(_, adopt)| adopt);
+                let observed = self.kernel.dump();
+                self.plane.reconcile(&observed, adopt, self.now);
+            }
+            Step::DumpPart => self.dump_part(),
+            Step::Restart => return self.restarted(),
+            Step::SlowRestart => return self.restarting(),
+            Step::Time(seconds) => self.now += Duration::from_secs(seconds.into()),
+        }
+        self
+    }
+
+    /// The records that count: the newest first, as long as neither their subnet nor their MAC is taken.
+    fn that_count(&self) -> BTreeMap<IpNetwork, Vtep> {
+        let mut records: Vec<_> =
+            self.records.iter().map(|((subnet, _), (vtep, rev))| (*rev, *subnet, *vtep)).collect();
+        records.sort_by_key(|(revision, _, _)| std::cmp::Reverse(*revision));
+        let mut count: BTreeMap<IpNetwork, Vtep> = BTreeMap::new();
+        for (_, subnet, vtep) in records {
+            if !count.contains_key(&subnet) && !count.values().any(|other| other.mac == vtep.mac) {
+                count.insert(subnet, vtep);
+            }
+        }
+        count
+    }
+
+    /// What holds whenever nothing is due: the kernel has exactly what is wanted, and a second comparison finds nothing.
+    fn check_settled(&mut self) {
+        let wanted: Vec<IpNetwork> = self.programmed();
+        let all = self.plane.setup().mode == PeerMode::All;
+        let expected: BTreeSet<IpNetwork> =
+            self.plane.peers().iter().filter(|(_, p)| all || p.active).map(|(s, _)| *s).collect();
+        assert!(wanted.iter().eq(&expected), "{wanted:?} {expected:?}");
+        let known: BTreeMap<_, _> = self.plane.peers().iter().map(|(s, p)| (*s, p.vtep)).collect();
+        assert_eq!(known, self.that_count(), "{:?}", self.records);
+        let macs: BTreeMap<_, _> = expected.iter().map(|s| (self.plane.peers().get(s).unwrap().vtep.mac, s)).collect();
+        assert_eq!(self.kernel.fdb.keys().collect::<Vec<_>>(), macs.keys().collect::<Vec<_>>());
+        let before = self.kernel.applied;
+        self.kernel.fdb.values_mut().for_each(|(_, idle)| *idle = Duration::ZERO);
+        let found = self.resync(false);
+        assert_eq!((found.due, found.strays, self.kernel.applied), (0, 0, before), "a second comparison");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_the_kernel_ends_as_wanted(
+        all in any::<bool>(),
+        steps in prop::collection::vec((step(), any::<bool>()), 1..40),
+        fail_at in prop::option::of(0..60_usize),
+    ) {
+        let mut world = World::new(if all { PeerMode::All } else { PeerMode::OnDemand });
+        world.kernel.fail_at = fail_at;
+        // What somebody took away leaves the rest of the peer without it.
+        world.ordered = !steps.iter().any(|(step, _)| matches!(step, Step::LoseFdb(_) | Step::LoseNeigh(_)));
+        for (revision, (step, settle)) in (1..).zip(&steps) {
+            world = world.step(step, revision);
+            if *settle {
+                world.settle();
+                if world.dump.is_none() {
+                    world.check_settled();
+                }
+            }
+        }
+        while world.dump.is_some() {
+            world.dump_part();
+        }
+        world.settle();
+        world.check_settled();
+    }
+}
+
+#[test]
+fn each_operation_may_fail_once_in_a_full_life() {
+    let life = [
+        Step::Put(2, 2, 2, 0),
+        Step::Put(3, 3, 3, 0),
+        Step::Miss(2, 9),
+        Step::Miss(6, 1),
+        Step::Put(2, 4, 4, 0),
+        Step::Put(6, 6, 6, 0),
+        Step::Miss(6, 1),
+        Step::LoseRoute(2),
+        Step::Remove(3, 0),
+        Step::Remove(2, 0),
+        Step::Resync,
+    ];
+    for mode in [PeerMode::OnDemand, PeerMode::All] {
+        let mut operations = 1;
+        let mut fail_at = 0;
+        while fail_at < operations {
+            let mut world = World::new(mode);
+            world.ordered = false;
+            world.kernel.fail_at = Some(fail_at);
+            for (revision, step) in (1..).zip(&life) {
+                world = world.step(step, revision);
+                world.settle();
+                world.check_settled();
+            }
+            operations = world.kernel.applied;
+            fail_at += 1;
+        }
+        assert!(operations > 20, "the scenario did only {operations} operations");
+    }
+}
