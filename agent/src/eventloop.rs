@@ -30,7 +30,7 @@ mod underlay;
 pub use half::Half;
 use half::Heard;
 use health::Health;
-pub use sources::Signals;
+pub use sources::{Feeds, Signals};
 use sources::{News, Sources};
 
 /// How long a loop with no planes sleeps.
@@ -66,8 +66,6 @@ pub struct Own {
     text: String,
     record: Record,
     keeper: KeeperHandle,
-    /// What the keeper tells, until the loop runs.
-    events: Option<mpsc::Receiver<LeaseEvent>>,
     /// The complete read under way has shown it.
     listed: bool,
 }
@@ -80,7 +78,7 @@ pub struct EventLoop<D> {
     halves: Vec<Half<D>>,
     /// The records that are no peers, and the reading of all.
     records: Records,
-    /// A reading of the store that the loop has not turned to yet.
+    /// A reading of the store from the start that the loop has not turned to yet.
     store: Option<mpsc::Receiver<store::Event>>,
     own: Own,
     /// Whether a clean stop programs every peer first.
@@ -96,24 +94,26 @@ pub struct EventLoop<D> {
 
 impl Own {
     /// Our record under its key, with its keeper.
-    pub fn new(key: SubnetKey, record: Record, keeper: KeeperHandle, events: mpsc::Receiver<LeaseEvent>) -> Self {
-        Self { key, text: key.to_string(), record, keeper, events: Some(events), listed: false }
+    pub fn new(key: SubnetKey, record: Record, keeper: KeeperHandle) -> Self {
+        Self { key, text: key.to_string(), record, keeper, listed: false }
     }
 }
 
 impl<D: Dataplane> EventLoop<D> {
     /// A loop over parts that are ready to run; it programs everyone before a clean stop.
-    pub fn new(
-        site: Site,
-        halves: Vec<Half<D>>,
-        records: Records,
-        store: mpsc::Receiver<store::Event>,
-        own: Own,
-    ) -> Self {
-        let (program_all_on_exit, read_again, health, move_at) = (true, None, Health::default(), None);
-        let store = Some(store);
-        let config_gone = false;
-        Self { site, halves, records, store, own, program_all_on_exit, read_again, health, config_gone, move_at }
+    pub fn new(site: Site, halves: Vec<Half<D>>, records: Records, own: Own) -> Self {
+        Self {
+            site,
+            halves,
+            records,
+            store: None,
+            own,
+            program_all_on_exit: true,
+            read_again: None,
+            health: Health::default(),
+            config_gone: false,
+            move_at: None,
+        }
     }
 
     /// Tells `http` what is missing for being ready, and counts what `rules` tells of the nftables rules to it.
@@ -122,11 +122,8 @@ impl<D: Dataplane> EventLoop<D> {
     }
 
     /// Runs until a signal or the loss of the lease.
-    pub async fn run(mut self, signals: Signals) -> Ended {
-        let (Some(store), Some(lease)) = (self.store.take(), self.own.events.take()) else {
-            return Ended::Broken { part: "the event loop" };
-        };
-        let mut sources = Sources::new(signals, store, lease, self.health.rules.clone());
+    pub async fn run(mut self, signals: Signals, feeds: Feeds) -> Ended {
+        let mut sources = Sources::new(signals, feeds, self.health.rules.clone());
         // One timer for all turns: making one anew each time costs more than the rest of a turn.
         let mut timer = pin!(tokio::time::sleep(NOTHING_TO_DO));
         loop {
@@ -135,7 +132,7 @@ impl<D: Dataplane> EventLoop<D> {
                     self.stop();
                     return Ended::Stopped;
                 }
-                News::Store(event) => self.store_events(event, &mut sources.store),
+                News::Store(event) => self.store_events(event, &mut sources.feeds.store),
                 News::Lease(event) => {
                     if let Some(ended) = self.lease_event(event) {
                         return ended;
@@ -148,7 +145,7 @@ impl<D: Dataplane> EventLoop<D> {
                 News::Rules => {}
                 News::ReadAgain => {
                     if let Some(store) = self.store.take() {
-                        sources.store = store;
+                        sources.feeds.store = store;
                     }
                 }
                 News::Ended(part) => return Ended::Broken { part },

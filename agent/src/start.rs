@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 use crate::cli::Flags;
 use crate::dataplane::Dataplane;
 use crate::dataplane::kernel::Kernel;
-use crate::eventloop::{Ended, EventLoop, Half, Own, Signals};
+use crate::eventloop::{Ended, EventLoop, Feeds, Half, Own, Signals};
 use crate::handoff;
 use crate::http::{self, Readiness};
 use crate::lease::{self, AcquireError, Census, Held, Keeper, Known};
@@ -39,8 +39,8 @@ pub async fn run(flags: Flags) -> Result<Ended> {
         prepared = prepare(flags) => prepared,
         () = signals.recv() => return Ok(Ended::Stopped),
     };
-    let prepared = prepared.inspect_err(|why| handoff::explain(&subnet_file, Some(&format!("{why:#}"))))?;
-    let ended = prepared.run(signals).await;
+    let (turn, feeds) = prepared.inspect_err(|why| handoff::explain(&subnet_file, Some(&format!("{why:#}"))))?;
+    let ended = turn.run(signals, feeds).await;
     if let Ended::LeaseLost { holder } = &ended {
         // A pod that is added now would have an address of the other node's.
         handoff::withdraw(&subnet_file, &format!("another node holds the subnet that this one had: {holder}"));
@@ -49,7 +49,7 @@ pub async fn run(flags: Flags) -> Result<Ended> {
 }
 
 /// All that comes before the first turn of the event loop.
-async fn prepare(flags: Flags) -> Result<EventLoop<Kernel>> {
+async fn prepare(flags: Flags) -> Result<(EventLoop<Kernel>, Feeds)> {
     info!(version = env!("CARGO_PKG_VERSION"), mode = ?flags.peer_mode, "twilld");
     privileged()?;
     hurry();
@@ -110,12 +110,11 @@ async fn prepare(flags: Flags) -> Result<EventLoop<Kernel>> {
     let margin = Duration::from_secs(60 * flags.subnet_lease_renew_margin);
     let (key, record) = (held.key, held.record.clone());
     let (keeper, lease) = Keeper::spawn(store.clone(), held, lease::TTL, margin);
-    let own = Own::new(key, record, keeper, lease);
-    let mut turn = EventLoop::new(site, halves, records, reader.into_events(), own);
+    let mut turn = EventLoop::new(site, halves, records, Own::new(key, record, keeper));
     turn.program_all_on_exit = flags.program_all_on_exit;
     turn.read_again = Some(Box::new(move || store.follow()));
     turn.report(readiness, rules);
-    Ok(turn)
+    Ok((turn, Feeds { store: reader.into_events(), lease }))
 }
 
 /// Says which etcd the base route of the on-demand mode would cut off.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use twill_agent::dataplane::fake::FakeKernel;
 use twill_agent::dataplane::{Dataplane, Device, Error, Event, Made, Refused};
-use twill_agent::eventloop::{Ended, EventLoop, Half, Own, Signals};
+use twill_agent::eventloop::{Ended, EventLoop, Feeds, Half, Own, Signals};
 use twill_agent::http::Readiness;
 use twill_agent::lease::{self, Keeper};
 use twill_agent::overlay::alloc::Wanted;
@@ -141,15 +141,15 @@ impl Node {
         let key = held.key.to_string();
         let margin = Duration::from_secs(3600);
         let (own_key, own_record) = (held.key, held.record.clone());
-        let (keeper, events) = Keeper::spawn(store.clone(), held, lease::TTL, margin);
-        let own = Own::new(own_key, own_record, keeper, events);
-        let mut turn = EventLoop::new(site, vec![half], of_peers, store.follow(), own);
+        let (keeper, lease) = Keeper::spawn(store.clone(), held, lease::TTL, margin);
+        let mut turn = EventLoop::new(site, vec![half], of_peers, Own::new(own_key, own_record, keeper));
+        let feeds = Feeds { store: store.follow(), lease };
         let (http, readiness) = watch::channel(Readiness::starting());
         let (_rules, rules) = watch::channel(None);
         turn.report(http, rules);
         let node = Node { store, kernel, key, subnet_file, readiness, _folder: folder };
         tokio::select! {
-            ended = turn.run(Signals::new().unwrap()) => Some(ended),
+            ended = turn.run(Signals::new().unwrap(), feeds) => Some(ended),
             () = script(&node) => None,
         }
     }

@@ -29,6 +29,14 @@ impl Signals {
     }
 }
 
+/// What the tasks beside the loop tell it.
+pub struct Feeds {
+    /// The store's reader.
+    pub store: mpsc::Receiver<store::Event>,
+    /// The keeper of our record.
+    pub lease: mpsc::Receiver<LeaseEvent>,
+}
+
 /// What has happened.
 pub(super) enum News {
     /// SIGTERM or SIGINT.
@@ -48,22 +56,16 @@ pub(super) enum News {
 /// Where news come from.
 pub(super) struct Sources {
     signals: Signals,
-    pub store: mpsc::Receiver<store::Event>,
-    lease: mpsc::Receiver<LeaseEvent>,
+    pub feeds: Feeds,
     rules: Option<watch::Receiver<Option<String>>>,
     look: Interval,
 }
 
 impl Sources {
-    pub(super) fn new(
-        signals: Signals,
-        store: mpsc::Receiver<store::Event>,
-        lease: mpsc::Receiver<LeaseEvent>,
-        rules: Option<watch::Receiver<Option<String>>>,
-    ) -> Self {
+    pub(super) fn new(signals: Signals, feeds: Feeds, rules: Option<watch::Receiver<Option<String>>>) -> Self {
         let mut look = interval(Health::every());
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { signals, store, lease, rules, look }
+        Self { signals, feeds, rules, look }
     }
 
     /// Waits for the next of them. Cancel-safe.
@@ -79,8 +81,8 @@ impl Sources {
         tokio::select! {
             biased;
             () = self.signals.recv() => News::Stop,
-            event = self.store.recv() => event.map_or(News::Ended("the reader of etcd"), News::Store),
-            event = self.lease.recv() => event.map_or(News::Ended("the keeper of our record"), News::Lease),
+            event = self.feeds.store.recv() => event.map_or(News::Ended("the reader of etcd"), News::Store),
+            event = self.feeds.lease.recv() => event.map_or(News::Ended("the keeper of our record"), News::Lease),
             news = rules => news,
             _ = self.look.tick() => News::Look,
         }
