@@ -85,6 +85,25 @@ pub(super) struct Leftover<'a> {
     pub needed: bool,
 }
 
+/// What came of removing what an earlier flannel left.
+#[derive(Debug, Default)]
+pub(super) struct Removal {
+    /// What is gone.
+    pub removed: Vec<String>,
+    /// Chains that stay since packets of the network may be dropped without them.
+    pub kept: Vec<String>,
+    /// What could not be removed, and why.
+    pub failed: Vec<String>,
+}
+
+impl Removal {
+    pub(super) fn extend(&mut self, more: Removal) {
+        self.removed.extend(more.removed);
+        self.kept.extend(more.kept);
+        self.failed.extend(more.failed);
+    }
+}
+
 /// All chains of some tables.
 #[derive(Debug, Default)]
 pub(super) struct Chains(pub Vec<Chain>);
@@ -101,6 +120,28 @@ impl Chains {
             let calls = calls.into_iter().map(|(caller, at)| (caller, &caller.rules[at])).collect();
             Leftover { chain, calls, needed }
         })
+    }
+
+    /// Removes them, each by `delete`, but for those that are needed; `name` is what the log calls one.
+    pub(super) fn remove_leftovers<E: fmt::Display>(
+        &self,
+        ours: Ours,
+        name: impl Fn(&Chain) -> String,
+        mut delete: impl FnMut(&Leftover<'_>) -> Result<(), E>,
+    ) -> Removal {
+        let mut removal = Removal::default();
+        for left in self.leftovers(ours) {
+            let name = name(left.chain);
+            if left.needed {
+                removal.kept.push(name);
+                continue;
+            }
+            match delete(&left) {
+                Ok(()) => removal.removed.push(name),
+                Err(error) => removal.failed.push(format!("{name}: {error}")),
+            }
+        }
+        removal
     }
 
     /// What drops forwarded packets from or to these networks before a rule of the same chain accepts them.

@@ -11,8 +11,7 @@ use std::process::{Command, Output, Stdio};
 use ipnetwork::IpNetwork;
 use netlink_packet_netfilter::NetfilterProtoFamily;
 
-use super::chains::{Act, Chain, Chains, HARMLESS_TARGETS, Hook, Leftover, Ours, Rule};
-use super::others::Removal;
+use super::chains::{Act, Chain, Chains, HARMLESS_TARGETS, Hook, Leftover, Ours, Removal, Rule};
 
 /// A family's programs, and where the kernel lists the tables that are in use in this network namespace.
 struct Tool {
@@ -81,21 +80,13 @@ pub(super) fn read() -> Look {
 
 /// Removes an earlier flannel's chains of which Twill has its own, each at once with its calls.
 pub(super) fn remove_flannel_s(look: &Look, ours: Ours) -> Removal {
-    let mut removal = Removal::default();
-    for left in look.chains.leftovers(ours) {
-        let name = format!("chain {} of iptables-legacy", left.chain);
-        let Some(tool) = TOOLS.iter().find(|tool| tool.family == left.chain.family) else { continue };
-        if left.needed {
-            removal.kept.push(name);
-            continue;
-        }
-        let input = look.deletion(&left);
-        match run(Command::new(tool.restore).args(["--noflush", LOCK]), Some(&input)) {
-            Ok(_) => removal.removed.push(name),
-            Err(error) => removal.failed.push(format!("{name}: {}: {error}", tool.restore)),
-        }
-    }
-    removal
+    let delete = |left: &Leftover<'_>| {
+        let tool = TOOLS.iter().find(|tool| tool.family == left.chain.family).ok_or("no program for its family")?;
+        let input = look.deletion(left);
+        let run = run(Command::new(tool.restore).args(["--noflush", LOCK]), Some(&input));
+        run.map(drop).map_err(|error| format!("{}: {error}", tool.restore))
+    };
+    look.chains.remove_leftovers(ours, |chain| format!("chain {chain} of iptables-legacy"), delete)
 }
 
 impl Look {

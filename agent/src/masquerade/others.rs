@@ -16,7 +16,7 @@ use netlink_packet_netfilter::nftables::{
 };
 
 use super::Error;
-use super::chains::{Act, Chain, Chains, HARMLESS_TARGETS, Hook, Leftover, Ours, Rule, word};
+use super::chains::{Act, Chain, Chains, HARMLESS_TARGETS, Hook, Leftover, Ours, Removal, Rule, word};
 use super::socket::{Nft, Shown};
 use super::wire::{NETWORK_HEADER, Step};
 
@@ -28,25 +28,6 @@ const NF_ACCEPT: u32 = 1;
 /// `NFTA_TARGET_NAME` and `NFTA_MATCH_NAME`, include/uapi/linux/netfilter/nf_tables_compat.h.
 const XT_NAME: u16 = 1;
 
-/// What came of removing what an earlier flannel left.
-#[derive(Debug, Default)]
-pub(super) struct Removal {
-    /// What is gone.
-    pub removed: Vec<String>,
-    /// Chains that stay since packets of the network may be dropped without them.
-    pub kept: Vec<String>,
-    /// What could not be removed, and why.
-    pub failed: Vec<String>,
-}
-
-impl Removal {
-    pub(super) fn extend(&mut self, more: Removal) {
-        self.removed.extend(more.removed);
-        self.kept.extend(more.kept);
-        self.failed.extend(more.failed);
-    }
-}
-
 /// Removes what an earlier flannel left and Twill has its own of, in one transaction for each thing.
 pub(super) fn remove_flannel_s(nft: &mut Nft, chains: &Chains, ours: Ours) -> Removal {
     let mut removal = Removal::default();
@@ -57,17 +38,8 @@ pub(super) fn remove_flannel_s(nft: &mut Nft, chains: &Chains, ours: Ours) -> Re
             Err(error) => removal.failed.push(format!("table {} {name}: {error}", word(family))),
         }
     }
-    for left in chains.leftovers(ours) {
-        let name = format!("chain {}", left.chain);
-        if left.needed {
-            removal.kept.push(name);
-            continue;
-        }
-        match nft.transact("remove flannel's chain", &deletion(&left)) {
-            Ok(()) => removal.removed.push(name),
-            Err(error) => removal.failed.push(format!("{name}: {error}")),
-        }
-    }
+    let delete = |left: &Leftover<'_>| nft.transact("remove flannel's chain", &deletion(left));
+    removal.extend(chains.remove_leftovers(ours, |chain| format!("chain {chain}"), delete));
     removal
 }
 
