@@ -6,7 +6,7 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 NODES ?= 3
 KEEP ?= 0
 
-.PHONY: help setup etcd-3.5 root build lint test demo bench bench-agent clean
+.PHONY: help setup etcd-3.5 deploy-tools root build lint test demo bench bench-agent clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
@@ -21,6 +21,10 @@ setup: ## install what is missing (called by the others)
 etcd-3.5: setup
 	@bash deploy/setup/etcd-3.5.sh
 
+# What the tests of deploy/ and `make dist` need besides.
+deploy-tools: setup
+	@bash deploy/setup/deploy.sh
+
 build: setup ## build twilld, twill and flannel (target/debug)
 	cargo build --workspace --bins
 
@@ -29,7 +33,7 @@ lint: setup ## formatting, and clippy with warnings as errors
 	cargo clippy --workspace --all-targets -- -D warnings
 
 # The whole-program tests start the programs that `build` leaves in target/debug.
-test: root lint build etcd-3.5 ## all tests: lint, unit, and whole programs in network namespaces (root)
+test: root lint build etcd-3.5 deploy-tools ## all tests: lint, unit, and whole programs in network namespaces (root)
 	cargo test --workspace
 
 demo: root setup ## a running network in one command, shown and removed again (root)

@@ -44,7 +44,7 @@ Exit codes:
 /// FLANNELD_ and the name in capitals with underscores, as in FLANNELD_ETCD_ENDPOINTS. A flag goes before its variable;
 /// an empty value counts as none.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "twilld", version, args_override_self = true, max_term_width = 120, after_help = AFTER_HELP)]
+#[command(name = "twilld", version = crate::VERSION, args_override_self = true, max_term_width = 120, after_help = AFTER_HELP)]
 pub struct Flags {
     /// How to reach etcd.
     #[command(flatten)]

@@ -107,7 +107,7 @@ pub fn previous(path: &Path) -> Option<SubnetKey> {
 }
 
 /// The subnet's second address with its length: what `FLANNEL_SUBNET` holds (the bridge of the pods takes it).
-fn host_address(subnet: IpNetwork) -> String {
+pub(crate) fn host_address(subnet: IpNetwork) -> String {
     let address = match subnet.network() {
         IpAddr::V4(first) => IpAddr::from(Ipv4Addr::from(u32::from(first) + 1)),
         IpAddr::V6(first) => IpAddr::from(Ipv6Addr::from(u128::from(first) + 1)),

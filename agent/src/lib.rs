@@ -6,9 +6,11 @@
 pub mod cli;
 pub mod cni;
 pub mod dataplane;
+pub mod docker_opts;
 pub mod eventloop;
 pub mod handoff;
 pub mod http;
+pub mod init_config;
 pub mod install;
 pub mod lease;
 pub mod leases;
@@ -21,3 +23,6 @@ pub mod reserve;
 pub mod site;
 pub mod start;
 pub mod store;
+
+/// The version and the commit, as `--version` shows them.
+pub const VERSION: &str = env!("TWILL_VERSION");

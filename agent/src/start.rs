@@ -50,7 +50,7 @@ pub async fn run(flags: Flags) -> Result<Ended> {
 
 /// All that comes before the first turn of the event loop.
 async fn prepare(flags: Flags) -> Result<(EventLoop<Kernel>, Feeds)> {
-    info!(version = env!("CARGO_PKG_VERSION"), mode = ?flags.peer_mode, "twilld");
+    info!(version = crate::VERSION, mode = ?flags.peer_mode, "twilld");
     privileged()?;
     hurry();
     let (readiness, asked) = watch::channel(Readiness::starting());

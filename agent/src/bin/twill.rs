@@ -7,11 +7,11 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use twill_agent::cli::{self, EtcdFlags};
 use twill_agent::reserve::{self, Whom};
-use twill_agent::{install, leases, log, nodeid};
+use twill_agent::{docker_opts, init_config, install, leases, log, nodeid};
 
 /// Looks at a Twill (or flannel) network.
 #[derive(Debug, Parser)]
-#[command(name = "twill", version, args_override_self = true, max_term_width = 120)]
+#[command(name = "twill", version = twill_agent::VERSION, args_override_self = true, max_term_width = 120)]
 struct Flags {
     #[command(subcommand)]
     command: Command,
@@ -45,6 +45,16 @@ enum Command {
         #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
         conf_dir: PathBuf,
     },
+    /// Write the network config to etcd if there is none. An existing one is never changed.
+    InitConfig {
+        /// The file that holds it, JSON; - for standard input.
+        file: PathBuf,
+    },
+    /// Give Docker the node's subnet, where containers get their network from Docker and not from CNI.
+    ///
+    /// Takes the flags of flannel's mk-docker-opts.sh and writes the same variables, for Docker's unit; or Docker's
+    /// daemon.json.
+    DockerOpts(docker_opts::Options),
     /// End a reservation. One in use becomes an ordinary lease.
     Release {
         /// As in 10.5.7.0/24.
@@ -73,6 +83,11 @@ impl Command {
                 println!("{}", install::install_cni(&bin_dir, &conf_dir)?);
                 Ok(())
             }
+            Command::InitConfig { file } => {
+                println!("{}", init_config::run(etcd, &file).await?);
+                Ok(())
+            }
+            Command::DockerOpts(options) => docker_opts::run(&options),
             Command::Release { subnet, force } => {
                 let (store, listing) = leases::open(etcd).await?;
                 println!("{}", reserve::release(&store, &listing, &subnet, force).await?);

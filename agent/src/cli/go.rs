@@ -89,8 +89,8 @@ pub(super) fn parse<T: Parser>(
     args: impl Iterator<Item = String>,
     env: impl Fn(&str) -> Option<String>,
 ) -> Result<T, Error> {
-    let mut args = from_go(args);
     let command = T::command();
+    let mut args = from_go(args, &command);
     drop_others(&mut args, &command)?;
     refuse_variables(&command, &env)?;
     let variables = from_variables(&mut args, &command, env);
@@ -98,12 +98,16 @@ pub(super) fn parse<T: Parser>(
     T::try_parse_from(args).map_err(|error| explain(error.with_cmd(&command), &variables))
 }
 
-/// Rewrites Go's `-name` and `-name=value` to `--name`, and `--v 2` to `-v=2`; leaves numbers and all behind `--`.
-fn from_go(args: impl Iterator<Item = String>) -> Vec<String> {
+/// Rewrites Go's `-name` and `-name=value` to `--name`, and `--v 2` to `-v=2`; leaves numbers, all behind `--`, and all
+/// behind a subcommand with letters for flags, which may stand together (`-ic`).
+fn from_go(args: impl Iterator<Item = String>, command: &clap::Command) -> Vec<String> {
+    let has_letters = |name: &String| {
+        command.find_subcommand(name).is_some_and(|sub| sub.get_arguments().any(|arg| arg.get_short().is_some()))
+    };
     let mut rewritten: Vec<String> = Vec::new();
     let mut plain = false;
     for arg in args {
-        plain |= arg == "--";
+        plain |= arg == "--" || has_letters(&arg);
         let name = arg.strip_prefix('-').filter(|_| !plain);
         let Some(name) = name else {
             match rewritten.last_mut() {

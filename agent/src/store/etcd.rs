@@ -130,6 +130,21 @@ impl EtcdStore {
         Ok(Self { connection, keys, leases: Arc::default() })
     }
 
+    /// The key of the network config.
+    pub fn config_key(&self) -> &str {
+        &self.keys.config
+    }
+
+    /// Writes the network config if there is none.
+    ///
+    /// # Errors
+    /// As [`Store::create`].
+    pub async fn create_config(&self, value: &[u8]) -> Result<Written, Error> {
+        let key = self.keys.config.as_str();
+        let absent = vec![Compare::version(key, CompareOp::Equal, 0)];
+        self.write("create", key, absent, TxnOp::put(key, value, None)).await
+    }
+
     fn leases(&self) -> std::sync::MutexGuard<'_, Leases> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }

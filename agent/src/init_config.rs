@@ -1,0 +1,40 @@
+//! `twill init-config`: writes the network config to etcd where there is none, for a Job that sets a network up.
+//!
+//! An existing config is never changed: nodes may have leased their subnets by it.
+
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::cli::EtcdFlags;
+use crate::overlay::NetworkConfig;
+use crate::store::{Store, Written};
+
+/// Writes what the file holds (`-`: standard input), and returns what to tell people.
+///
+/// # Errors
+/// A config that no node could use, and an etcd that does not answer or refuses.
+pub async fn run(etcd: &EtcdFlags, file: &Path) -> Result<String> {
+    let text = read(file).with_context(|| format!("read {}", file.display()))?;
+    NetworkConfig::parse(&text).with_context(|| format!("{}: not usable", file.display()))?;
+    let store = etcd.store()?;
+    let key = store.config_key().to_owned();
+    if store.create_config(&text).await? == Written::Conflict {
+        let there = store.config().await?;
+        let same =
+            there.as_deref().and_then(|there| NetworkConfig::parse(there).ok()) == NetworkConfig::parse(&text).ok();
+        let how = if same { "and says the same" } else { "and says something else" };
+        return Ok(format!("{key} is there already {how}: left as it is"));
+    }
+    Ok(format!("{key} is written"))
+}
+
+fn read(file: &Path) -> std::io::Result<Vec<u8>> {
+    if file != Path::new("-") {
+        return std::fs::read(file);
+    }
+    let mut text = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut text)?;
+    Ok(text)
+}

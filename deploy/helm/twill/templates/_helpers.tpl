@@ -1,0 +1,59 @@
+{{- define "twill.selector" -}}
+app.kubernetes.io/name: twill
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "twill.labels" -}}
+{{ include "twill.selector" . }}
+app.kubernetes.io/part-of: twill
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end }}
+
+{{- define "twill.name" -}}
+{{- if contains "twill" .Release.Name }}{{ .Release.Name }}{{ else }}{{ .Release.Name }}-twill{{ end -}}
+{{- end }}
+
+{{- define "twill.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+{{- end }}
+
+{{- /* How etcd is reached: the arguments of twilld and twill. */ -}}
+{{- define "twill.etcdArgs" -}}
+{{- $tls := .Values.etcd.tls.enabled -}}
+{{- range .Values.etcd.endpoints }}
+{{- if and $tls (hasPrefix "http://" .) }}
+{{- fail (printf "etcd.endpoints: %s is not https, and etcd.tls.enabled is true" .) }}
+{{- else if and (not $tls) (hasPrefix "https://" .) }}
+{{- fail (printf "etcd.endpoints: %s is https, and etcd.tls.enabled is false" .) }}
+{{- end }}
+{{- end }}
+- --etcd-endpoints={{ required "etcd.endpoints: at least one is needed, as in https://10.0.0.5:2379" (join "," .Values.etcd.endpoints) }}
+- --etcd-prefix={{ .Values.etcd.prefix }}
+{{- if $tls }}
+- --etcd-cafile=/etc/twill/etcd/ca.crt
+{{- if .Values.etcd.tls.clientCertificate }}
+- --etcd-certfile=/etc/twill/etcd/tls.crt
+- --etcd-keyfile=/etc/twill/etcd/tls.key
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- /* The user and the password, from this Secret. */ -}}
+{{- define "twill.etcdUser" -}}
+- name: FLANNELD_ETCD_USERNAME
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: username
+- name: FLANNELD_ETCD_PASSWORD
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: password
+{{- end }}

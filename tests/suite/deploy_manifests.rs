@@ -1,0 +1,181 @@
+//! The manifests for Kubernetes: what kustomize makes of them, by Kubernetes' own schemas and by the programs that they
+//! start. The chart's are held to the same.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::{deploy, output, python, root, run, tool, units};
+
+/// The releases whose schemas the manifests have to fit.
+const KUBERNETES: std::ops::RangeInclusive<u32> = 29..=37;
+
+/// The overlays.
+const OVERLAYS: [&str; 2] = ["on-demand", "all"];
+
+/// What `kubectl apply -k` sends.
+pub(crate) fn kustomize(overlay: &str) -> String {
+    run(Command::new(tool("kubectl")).arg("kustomize").arg(deploy("kubernetes/overlays").join(overlay)))
+}
+
+/// The documents of a YAML text.
+pub(crate) fn documents(yaml: &str) -> Vec<Value> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("all.yaml");
+    std::fs::write(&file, yaml).unwrap();
+    let script = "import json,sys,yaml; print(json.dumps([d for d in yaml.safe_load_all(open(sys.argv[1])) if d]))";
+    let json = run(python().args(["-c", script]).arg(&file));
+    serde_json::from_str(&json).unwrap()
+}
+
+/// The document of this kind.
+#[track_caller]
+pub(crate) fn of_kind<'a>(documents: &'a [Value], kind: &str) -> &'a Value {
+    documents.iter().find(|document| document["kind"] == kind).unwrap_or_else(|| panic!("no {kind}"))
+}
+
+/// Holds files against the schemas of every supported release, unknown members refused.
+#[track_caller]
+pub(crate) fn fit_every_release(files: &[&Path]) {
+    for minor in KUBERNETES {
+        let validate = ["-m", "kubernetes_validate", "--strict", "--quiet", "-k", &format!("1.{minor}")];
+        run(python().args(validate).args(files));
+    }
+}
+
+/// Every container of a document, init containers first.
+pub(crate) fn containers(document: &Value) -> impl Iterator<Item = &Value> {
+    let spec = &document["spec"]["template"]["spec"];
+    let list = |name: &str| spec[name].as_array().into_iter().flatten();
+    list("initContainers").chain(list("containers"))
+}
+
+fn texts(list: &Value) -> Vec<String> {
+    list.as_array().into_iter().flatten().map(|text| text.as_str().unwrap().to_owned()).collect()
+}
+
+/// Starts each container's program with its arguments and variables, and --help behind them: it reads all of them, and ends.
+#[track_caller]
+pub(crate) fn programs_know_their_flags(documents: &[Value]) {
+    let mut known = units::variables();
+    // The shell's and ours.
+    known.insert("NODE_NAME".to_owned());
+    let mut started = BTreeSet::new();
+    for container in documents.iter().flat_map(containers) {
+        let name = texts(&container["command"]).remove(0);
+        let mut variables: Vec<(String, String)> = Vec::new();
+        for from in container["envFrom"].as_array().into_iter().flatten() {
+            let map = &from["configMapRef"]["name"];
+            let map = documents.iter().find(|d| d["kind"] == "ConfigMap" && d["metadata"]["name"] == *map).unwrap();
+            let data = map["data"].as_object().unwrap();
+            variables.extend(data.iter().map(|(name, value)| (name.clone(), value.as_str().unwrap().to_owned())));
+        }
+        for variable in container["env"].as_array().into_iter().flatten() {
+            variables.push((variable["name"].as_str().unwrap().to_owned(), "node-1".to_owned()));
+        }
+        for (name, _) in &variables {
+            assert!(known.contains(name), "{name}: no variable of twilld's");
+        }
+        let args: Vec<String> =
+            texts(&container["args"]).iter().map(|arg| arg.replace("$(NODE_NAME)", "node-1")).collect();
+        let mut command = Command::new(twill_lab::program(&name).unwrap());
+        let ended = output(command.args(&args).arg("--help").envs(variables));
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.success(), "{name} {args:?}: {said}");
+        started.insert(name);
+    }
+    assert!(started.contains("twilld"), "{started:?}");
+}
+
+#[test]
+fn the_overlays_fit_every_release_of_kubernetes() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = OVERLAYS.map(|overlay| {
+        let file = folder.path().join(format!("{overlay}.yaml"));
+        std::fs::write(&file, kustomize(overlay)).unwrap();
+        file
+    });
+    fit_every_release(&files.each_ref().map(|file| file.as_path()));
+    // The check can fail.
+    let wrong = folder.path().join("wrong.yaml");
+    std::fs::write(&wrong, kustomize("all").replace("hostNetwork:", "hostNetworks:")).unwrap();
+    let validate = ["-m", "kubernetes_validate", "--strict", "--quiet"];
+    assert!(!output(python().args(validate).arg(&wrong)).status.success());
+}
+
+#[test]
+fn every_flag_in_the_overlays_is_one_that_the_programs_know() {
+    for overlay in OVERLAYS {
+        let documents = documents(&kustomize(overlay));
+        programs_know_their_flags(&documents);
+        let settings = documents.iter().find(|d| d["data"]["FLANNELD_PEER_MODE"] != Value::Null).unwrap();
+        assert_eq!(settings["data"]["FLANNELD_PEER_MODE"], overlay);
+    }
+    let wrong = output(Command::new(twill_lab::program("twilld").unwrap()).args(["--no-such-flag", "--help"]));
+    assert_eq!(wrong.status.code(), Some(2), "a wrong flag before --help is refused");
+}
+
+/// What a security review asks of each container.
+#[track_caller]
+pub(crate) fn are_bounded(documents: &[Value], capabilities: &[&str]) {
+    let agents = of_kind(documents, "DaemonSet");
+    for container in documents.iter().flat_map(containers) {
+        let context = &container["securityContext"];
+        let name = &container["name"];
+        assert_eq!(context["privileged"], false, "{name}");
+        assert_eq!(context["allowPrivilegeEscalation"], false, "{name}");
+        assert_eq!(context["readOnlyRootFilesystem"], true, "{name}");
+        assert_eq!(context["seccompProfile"]["type"], "RuntimeDefault", "{name}");
+        assert_eq!(texts(&context["capabilities"]["drop"]), ["ALL"], "{name}");
+        let expected = if name == "twilld" { capabilities } else { &[] };
+        assert_eq!(texts(&context["capabilities"]["add"]), expected, "{name}");
+        assert!(container["resources"]["limits"]["memory"].is_string(), "{name}");
+    }
+    let spec = &agents["spec"]["template"]["spec"];
+    assert_eq!(
+        (&spec["hostNetwork"], &spec["automountServiceAccountToken"]),
+        (&Value::Bool(true), &Value::Bool(false))
+    );
+    assert_eq!(of_kind(documents, "ServiceAccount")["automountServiceAccountToken"], false);
+    let twilld = containers(agents).find(|container| container["name"] == "twilld").unwrap();
+    for (probe, path) in [("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")] {
+        let get = &twilld[probe]["httpGet"];
+        assert_eq!((get["path"].as_str(), get["host"].as_str()), (Some(path), Some("127.0.0.1")), "{probe}");
+        let port = texts(&twilld["args"]).into_iter().find(|arg| arg.starts_with("--healthz-port=")).unwrap();
+        assert_eq!(port, format!("--healthz-port={}", get["port"]), "{probe}");
+    }
+}
+
+#[test]
+fn the_overlays_ask_for_no_more_than_they_need() {
+    let documents = documents(&kustomize("on-demand"));
+    are_bounded(&documents, &["NET_ADMIN"]);
+    let labels = &of_kind(&documents, "Namespace")["metadata"]["labels"];
+    assert_eq!(labels["pod-security.kubernetes.io/enforce"], "privileged");
+    let agents = of_kind(&documents, "DaemonSet");
+    let spec = &agents["spec"]["template"]["spec"];
+    assert_eq!(spec["priorityClassName"], "system-node-critical");
+    assert_eq!(spec["tolerations"], serde_json::json!([{"operator": "Exists"}]));
+    assert_eq!(agents["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"], 1);
+    for document in &documents {
+        for label in ["name", "part-of", "managed-by", "version"] {
+            let name = format!("app.kubernetes.io/{label}");
+            assert!(document["metadata"]["labels"][&name].is_string(), "{}: no {name}", document["kind"]);
+        }
+    }
+}
+
+/// The version stands in the workspace's Cargo.toml; all that names an image follows.
+#[test]
+fn the_version_is_the_same_everywhere() {
+    let cargo = std::fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let version = cargo.lines().find_map(|line| line.strip_prefix("version = ")).unwrap().trim_matches('"');
+    let agents = documents(&kustomize("all"));
+    let agents = of_kind(&agents, "DaemonSet");
+    assert_eq!(agents["metadata"]["labels"]["app.kubernetes.io/version"], version);
+    assert!(containers(agents).all(|container| container["image"] == format!("twill:{version}")));
+    let chart = documents(&std::fs::read_to_string(deploy("helm/twill/Chart.yaml")).unwrap());
+    assert_eq!((chart[0]["version"].as_str(), chart[0]["appVersion"].as_str()), (Some(version), Some(version)));
+}
