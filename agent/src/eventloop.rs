@@ -12,6 +12,7 @@ use tokio::time::Sleep;
 use tracing::{debug, error, info, warn};
 
 use crate::dataplane::Dataplane;
+use crate::handoff;
 use crate::http::Readiness;
 use crate::lease::{KeeperHandle, LeaseEvent};
 use crate::overlay::peers::Delta;
@@ -24,6 +25,7 @@ use crate::store::{self, Change, RawRecord};
 
 mod half;
 mod health;
+mod sockets;
 mod sources;
 mod underlay;
 
@@ -52,10 +54,10 @@ pub enum Ended {
         /// Who.
         holder: String,
     },
-    /// A part of the daemon ended by itself, and without it the rest would only seem to work.
+    /// A part of the daemon ended by itself or works no more, and without it the rest would only seem to work.
     Broken {
-        /// Which.
-        part: &'static str,
+        /// Which, and why as far as it is known.
+        part: String,
     },
 }
 
@@ -123,6 +125,8 @@ impl<D: Dataplane> EventLoop<D> {
 
     /// Runs until a signal or the loss of the lease.
     pub async fn run(mut self, signals: Signals, feeds: Feeds) -> Ended {
+        self.health.file = Some("not written yet".to_owned());
+        self.write_env();
         let mut sources = Sources::new(signals, feeds, self.health.rules.clone());
         // One timer for all turns: making one anew each time costs more than the rest of a turn.
         let mut timer = pin!(tokio::time::sleep(NOTHING_TO_DO));
@@ -161,6 +165,9 @@ impl<D: Dataplane> EventLoop<D> {
             let busy = self.turn().await;
             if self.store.is_some() {
                 return News::ReadAgain;
+            }
+            if let Some(why) = self.halves.iter().find_map(Half::given_up) {
+                return News::Ended(why.to_owned());
             }
             if !busy {
                 self.note_ready();
@@ -316,6 +323,9 @@ impl<D: Dataplane> EventLoop<D> {
         let problem = written.err().map(|error| error.to_string());
         if let Some(error) = problem.as_ref().filter(|_| problem != self.health.file) {
             warn!(%error, "cannot write subnet.env, trying until it works");
+        }
+        if problem != self.health.file {
+            handoff::explain(&self.site.subnet_file, problem.as_deref());
         }
         self.health.file = problem;
     }

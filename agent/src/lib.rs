@@ -18,6 +18,7 @@ pub mod log;
 pub mod masquerade;
 pub mod nodeid;
 pub mod overlay;
+mod passing;
 mod reader;
 pub mod reserve;
 pub mod site;

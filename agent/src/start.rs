@@ -12,8 +12,8 @@ use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use crate::cli::Flags;
-use crate::dataplane::Dataplane;
 use crate::dataplane::kernel::Kernel;
+use crate::dataplane::{self, Dataplane, Device};
 use crate::eventloop::{Ended, EventLoop, Feeds, Half, Own, Signals};
 use crate::handoff;
 use crate::http::{self, Readiness};
@@ -26,6 +26,7 @@ use crate::overlay::iface;
 use crate::overlay::plane::{PeerMode, Plane, Setup};
 use crate::overlay::record::{Family, Record};
 use crate::overlay::records::Records;
+use crate::passing::Passing;
 use crate::reader::{Intake, REMIND, Reader};
 use crate::site::{self, End, Site};
 use crate::store::Store;
@@ -59,10 +60,11 @@ async fn prepare(flags: Flags) -> Result<(EventLoop<Kernel>, Feeds)> {
         info!(%address, "health: /healthz and /readyz");
         tokio::spawn(http::serve(listener, asked));
     }
-    let mut kernel = Kernel::open()?;
+    let passing = Passing::new(&readiness, &flags.subnet_file);
+    let mut kernel = passing.wait("open the netlink sockets", Kernel::open).await?;
     let wish = flags.wish();
     kernel.reach = wish.can_reach;
-    let interfaces = kernel.interfaces()?;
+    let interfaces = passing.wait("read the interfaces", || kernel.interfaces()).await?;
     // Which families are needed is known only from the config; an interface that isn't there is said at once.
     if let Err(error) = iface::choose(&interfaces, &wish, false) {
         iface::choose(&interfaces, &wish, true).map_err(|_| error)?;
@@ -79,8 +81,9 @@ async fn prepare(flags: Flags) -> Result<(EventLoop<Kernel>, Feeds)> {
         let (wish, subnet_file, ip_masq) = (wish.clone(), flags.subnet_file.clone(), flags.ip_masq);
         let site = Site { config, config_text, wish, subnet_file, ip_masq, on_demand };
         // The wait for a config may have been long.
-        let interfaces = kernel.interfaces()?;
+        let interfaces = passing.wait("read the interfaces", || kernel.interfaces()).await?;
         let ends = site.ends(&interfaces)?;
+        unhindered(&site, &ends, &mut kernel, &passing).await?;
         warn_of_swallowed(&flags.etcd.etcd_endpoints, &site, &interfaces);
         for End { chosen, .. } in &ends {
             let interface = &chosen.interface;
@@ -100,12 +103,8 @@ async fn prepare(flags: Flags) -> Result<(EventLoop<Kernel>, Feeds)> {
     for (key, reason) in records.bad() {
         warn!(%key, %reason, "record kept out");
     }
-    let halves = halves(&site, &ends, &held, planes, kernel).await?;
-    let mtu = halves.iter().map(|half| half.device.mtu).min().unwrap_or_default();
-    let written = site.subnet_env(&held.key, mtu).write(&site.subnet_file)?;
-    handoff::explain(&site.subnet_file, None);
-    info!(file = %site.subnet_file.display(), written, "subnet.env");
-    let rules = rules(&flags, &site, &ends, &held)?;
+    let halves = halves(&site, &ends, &held, planes, kernel, &passing).await?;
+    let rules = rules(&flags, &site, &ends, &held, &passing).await?;
 
     let margin = Duration::from_secs(60 * flags.subnet_lease_renew_margin);
     let (key, record) = (held.key, held.record.clone());
@@ -150,7 +149,13 @@ fn intake(flags: &Flags, site: &Site, ends: &[End]) -> Intake {
 
 /// Starts what keeps the nftables rules, also where none are wanted: those of an earlier run go then. Returns what is
 /// wrong with them.
-fn rules(flags: &Flags, site: &Site, ends: &[End], held: &Held) -> Result<watch::Receiver<Option<String>>> {
+async fn rules(
+    flags: &Flags,
+    site: &Site,
+    ends: &[End],
+    held: &Held,
+    passing: &Passing<'_>,
+) -> Result<watch::Receiver<Option<String>>> {
     let side = |end: &End| Ok(Side { network: end.net.network, subnet: site::own_subnet(&held.key, end)? });
     let wanted = WantedRules {
         vni: site.config.backend.vni,
@@ -160,32 +165,80 @@ fn rules(flags: &Flags, site: &Site, ends: &[End], held: &Held) -> Result<watch:
         forward: flags.iptables_forward_rules,
     };
     let resync = Duration::from_secs(flags.iptables_resync);
-    masquerade::keep(wanted, resync).context("start the thread that keeps the nftables rules")
+    let start = || masquerade::keep(wanted.clone(), resync);
+    passing
+        .wait("start the thread that keeps the nftables rules", start)
+        .await
+        .context("start the thread that keeps the nftables rules")
 }
 
-/// Makes each end's device, and hangs the plane on it.
+/// Makes each end's device, and hangs the plane on it. A failure takes back the devices that were created on the way.
 async fn halves(
     site: &Site,
     ends: &[End],
     held: &Held,
     planes: Vec<Plane>,
     kernel: Kernel,
+    passing: &Passing<'_>,
 ) -> Result<Vec<Half<Kernel>>> {
     let mut first = Some(kernel);
-    let mut halves = Vec::new();
-    for (end, mut plane) in ends.iter().zip(planes) {
-        let mut kernel = match first.take() {
+    let mut halves: Vec<Half<Kernel>> = Vec::new();
+    for (end, plane) in ends.iter().zip(planes) {
+        let kernel = match first.take() {
             Some(kernel) => kernel,
-            None => Kernel::open()?,
+            None => passing.wait("open the netlink sockets", Kernel::open).await?,
         };
-        let device = site.device(end, &held.key, mac(&held.record, end.family).unwrap_or(MacAddr([0; 6])))?;
-        let made = kernel.make(&device).await.with_context(|| format!("make the device {}", device.name))?;
-        info!(device = %device.name, mac = %device.mac, mtu = device.mtu, address = %device.address, ?made, "device");
-        plane.settle_in(site::own_subnet(&held.key, end)?);
-        kernel.elsewhere = plane.routes_elsewhere();
-        halves.push(Half::new(plane, kernel, device, Instant::now()));
+        match half(site, end, held, plane, kernel, passing).await {
+            Ok(half) => halves.push(half),
+            Err(error) => {
+                halves.iter_mut().for_each(|half| take_back(&mut half.dataplane, &half.device));
+                return Err(error);
+            }
+        }
     }
     Ok(halves)
+}
+
+async fn half(
+    site: &Site,
+    end: &End,
+    held: &Held,
+    mut plane: Plane,
+    mut kernel: Kernel,
+    passing: &Passing<'_>,
+) -> Result<Half<Kernel>> {
+    let device = site.device(end, &held.key, mac(&held.record, end.family).unwrap_or(MacAddr([0; 6])))?;
+    let what = format!("make the device {}", device.name);
+    let made = match passing.wait(&what, || kernel.make_sync(&device)).await {
+        Ok(made) => made,
+        Err(error) => {
+            take_back(&mut kernel, &device);
+            return Err(error).context(what);
+        }
+    };
+    info!(device = %device.name, mac = %device.mac, mtu = device.mtu, address = %device.address, ?made, "device");
+    plane.settle_in(site::own_subnet(&held.key, end)?);
+    kernel.elsewhere = plane.routes_elsewhere();
+    Ok(Half::new(plane, kernel, device, Instant::now()))
+}
+
+/// Deletes a device that this start has created.
+fn take_back(kernel: &mut Kernel, device: &Device) {
+    if let Err(error) = kernel.undo(device) {
+        warn!(device = %device.name, %error, "cannot delete the device that was made for this start");
+    }
+}
+
+/// Fails where something stands in the way of a device of ours, before a subnet is leased for it.
+async fn unhindered(site: &Site, ends: &[End], kernel: &mut Kernel, passing: &Passing<'_>) -> Result<()> {
+    for end in ends {
+        let (name, backend, local) = (site.device_name(end.family), &site.config.backend, end.chosen.local);
+        let obstacle = || kernel.obstacle(&name, backend, local);
+        if let Some(error) = passing.wait("look for what has the device's name or port", obstacle).await? {
+            return Err(error).context(format!("make the device {name}"));
+        }
+    }
+    Ok(())
 }
 
 /// Fails early where nothing could be done to the network at all.
@@ -236,7 +289,9 @@ async fn get_subnet(
     let wanted = Wanted { previous, ..Wanted::of(&site.config, &ours) };
     reader.all(intake, &wanted).await?;
     while !reader.is_config_changed() {
-        let record = Record { node: ours.node.clone(), ..our_record(site, ends, &intake.known, kernel)? };
+        let passing = Passing::new(readiness, &site.subnet_file);
+        let macs = passing.wait("read the devices' MACs", || macs(site, ends, &intake.known, kernel)).await?;
+        let record = Record { node: ours.node.clone(), ..site.record(ends, |family| macs[&family]) };
         let trouble = |reason: Option<&str>| {
             let why = reason.map(|reason| format!("no lease yet, trying until it works: {reason}"));
             handoff::explain(&site.subnet_file, Some(why.as_deref().unwrap_or("on the way to a subnet")));
@@ -266,8 +321,13 @@ async fn get_subnet(
     Ok(None)
 }
 
-/// What our record shall say. The MAC is that of the device that is there, else that of our last record, else random.
-fn our_record(site: &Site, ends: &[End], known: &Known, kernel: &mut Kernel) -> Result<Record> {
+/// The MACs that our record shall name: that of the device that is there, else that of our last record, else random.
+fn macs(
+    site: &Site,
+    ends: &[End],
+    known: &Known,
+    kernel: &mut Kernel,
+) -> Result<BTreeMap<Family, MacAddr>, dataplane::Error> {
     let last = known.own().next();
     let mut macs = BTreeMap::new();
     for end in ends {
@@ -275,7 +335,7 @@ fn our_record(site: &Site, ends: &[End], known: &Known, kernel: &mut Kernel) -> 
         let recorded = last.and_then(|last| mac(last, end.family)).filter(|mac| mac.is_unicast());
         macs.insert(end.family, there.or(recorded).unwrap_or_else(|| MacAddr::local(rand::random())));
     }
-    Ok(site.record(ends, |family| macs[&family]))
+    Ok(macs)
 }
 
 /// The MAC that a record names for a family.

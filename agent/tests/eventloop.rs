@@ -296,7 +296,10 @@ async fn the_loop_does_not_outlive_its_reader() {
         tokio::time::sleep(Duration::from_secs(3600)).await;
     })
     .await;
-    assert_eq!(ended, Some(Ended::Broken { part: "the reader of etcd" }));
+    assert_eq!(
+        ended,
+        Some(Ended::Broken { part: "the reader of etcd has ended, which is a fault of its own".to_owned() })
+    );
 }
 
 #[tokio::test(start_paused = true)]

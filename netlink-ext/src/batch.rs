@@ -11,7 +11,7 @@ use netlink_packet_route::link::LinkMessage;
 
 use crate::netlink::{BUFFER, Netlink, refusal_of_error};
 use crate::wire::{Body, Datagram, Messages};
-use crate::{Error, Refusal, addr, fdb, link, neigh, neightbl, route};
+use crate::{Error, Refusal, addr, conf, fdb, link, neigh, neightbl, route};
 
 /// Messages in one datagram. More gain nothing (each costs the kernel a microsecond or so, the call about as much), and
 /// the caller can look after something else between two datagrams.
@@ -52,6 +52,8 @@ pub enum Request {
     DelAddress(addr::Address),
     /// Sets how a neighbour table resolves on a device.
     SetNeighParams(neightbl::Params),
+    /// Sets what a device takes in from its link.
+    SetConf(conf::Setting),
     /// Creates a link; EEXIST if one has the name.
     CreateLink(Box<LinkMessage>),
     /// Changes the link whose ifindex the message holds.
@@ -82,6 +84,7 @@ impl Request {
             Self::PutAddress(_) => (libc::RTM_NEWADDR, PUT),
             Self::DelAddress(_) => (libc::RTM_DELADDR, 0),
             Self::SetNeighParams(_) => (libc::RTM_SETNEIGHTBL, 0),
+            Self::SetConf(_) => (libc::RTM_SETLINK, 0),
             Self::CreateLink(_) => (libc::RTM_NEWLINK, libc::NLM_F_CREATE | libc::NLM_F_EXCL),
             Self::ChangeLink(_) => (libc::RTM_NEWLINK, 0),
             Self::DelLink { .. } => (libc::RTM_DELLINK, 0),
@@ -97,6 +100,7 @@ impl Request {
             Self::DelRoute(route) => route.encode(body, true),
             Self::PutAddress(address) | Self::DelAddress(address) => address.encode(body),
             Self::SetNeighParams(params) => params.encode(body),
+            Self::SetConf(setting) => setting.encode(body),
             Self::CreateLink(message) | Self::ChangeLink(message) => {
                 message.emit(body.reserve(message.buffer_len()));
             }

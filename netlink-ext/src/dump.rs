@@ -15,7 +15,7 @@ use crate::netlink::{BUFFER, Netlink, refusal_of_done, refusal_of_error};
 use crate::wire::{Body, Datagram, Message, Messages};
 use crate::{Error, Family, addr, fdb, link, ndm, neigh, neightbl, route};
 
-/// How often [`Dumper::collect`] makes a dump that is interrupted.
+/// How often [`Dumper::collect`] makes a dump that changes interrupt or that fails in passing.
 pub const TRIES: u32 = 10;
 
 const STEP: &str = "dump";
@@ -247,28 +247,43 @@ impl Dumper {
         Ok(if interrupted { Step::Interrupted } else { Step::More })
     }
 
-    /// A whole dump, made again up to [`TRIES`] times when it was interrupted.
+    /// A whole dump, made again up to [`TRIES`] times when it was interrupted or failed in passing.
     ///
     /// # Errors
-    /// [`Error::DumpInterrupted`] if no try was left in peace.
+    /// [`Error::DumpInterrupted`] if no try was left in peace; the last failure if there was one.
     pub fn collect(&mut self, query: &Query) -> Result<Vec<Row>, Error> {
         self.gather(query, Some)
     }
 
     fn gather<T>(&mut self, query: &Query, pick: impl Fn(Row) -> Option<T>) -> Result<Vec<T>, Error> {
         let mut rows = Vec::new();
+        let mut last = Error::DumpInterrupted { tries: TRIES };
         for _ in 0..TRIES {
             rows.clear();
-            self.start(query.clone())?;
-            loop {
-                match self.step(&mut |row| rows.extend(pick(row)))? {
-                    Step::More => (),
-                    Step::Done => return Ok(rows),
-                    Step::Interrupted => break,
+            match self.whole(query, &mut |row| rows.extend(pick(row))) {
+                Ok(true) => return Ok(rows),
+                Ok(false) => (),
+                // A timeout has waited long enough already.
+                Err(error) if error.is_passing() && !matches!(error, Error::Timeout { .. }) => {
+                    self.socket.drain(&mut self.buffer);
+                    last = error;
                 }
+                Err(error) => return Err(error),
             }
         }
-        Err(Error::DumpInterrupted { tries: TRIES })
+        Err(last)
+    }
+
+    /// One dump from its start to its end; `false` if changes interrupted it.
+    fn whole(&mut self, query: &Query, sink: &mut impl FnMut(Row)) -> Result<bool, Error> {
+        self.start(query.clone())?;
+        loop {
+            match self.step(sink)? {
+                Step::More => (),
+                Step::Done => return Ok(true),
+                Step::Interrupted => return Ok(false),
+            }
+        }
     }
 
     /// The FDB rows of a VXLAN device.

@@ -52,20 +52,32 @@ impl Error {
         move |source| Self::Socket { step, source }
     }
 
-    /// Whether the same call may succeed if made again: a lack of memory or of queue space, a timeout, a dump under
-    /// heavy changes. A refusal is none of these.
+    /// Whether the same call may succeed if made again: a lack of memory, of queue space or of descriptors, an
+    /// interruption, a timeout, a dump under heavy changes. A refusal for any other reason is none of these.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Socket { source, .. } => {
-                matches!(
-                    source.raw_os_error(),
-                    Some(libc::ENOBUFS | libc::ENOMEM | libc::EAGAIN | libc::EINTR | libc::EBUSY)
-                )
-            }
+            Self::Socket { source, .. } => source.raw_os_error().is_some_and(is_passing),
+            Self::Refused { refusal, .. } => is_passing(refusal.errno),
             Self::Timeout { .. } | Self::DumpInterrupted { .. } => true,
-            Self::Refused { .. } | Self::Malformed { .. } => false,
+            Self::Malformed { .. } => false,
         }
     }
+
+    /// Whether the socket can no longer be relied on: a system call on it failed, an answer did not come, or what came
+    /// was no netlink message. A new socket is due then. After a refusal the socket is as good as before.
+    pub fn is_of_socket(&self) -> bool {
+        match self {
+            Self::Socket { .. } | Self::Timeout { .. } | Self::Malformed { .. } => true,
+            Self::Refused { .. } | Self::DumpInterrupted { .. } => false,
+        }
+    }
+}
+
+/// Whether an error number says that something is short or busy now, and not that the call is wrong.
+pub fn is_passing(errno: i32) -> bool {
+    const PASSING: [i32; 7] =
+        [libc::ENOBUFS, libc::ENOMEM, libc::EAGAIN, libc::EINTR, libc::EBUSY, libc::EMFILE, libc::ENFILE];
+    PASSING.contains(&errno)
 }
 
 /// The kernel's "no" to one request: an errno and, if the kernel gave one, its explanation.
@@ -119,6 +131,23 @@ mod tests {
         assert_eq!(bare.to_string(), "File exists (os error 17)");
         let told = Refusal { errno: libc::EEXIST, message: Some("Route already exists".into()) };
         assert_eq!(told.to_string(), "File exists (os error 17): Route already exists");
+    }
+
+    #[test]
+    fn what_is_worth_another_try_is_told_from_what_needs_a_new_socket() {
+        let step = "read";
+        let refused = |errno| Error::Refused { step, refusal: Refusal { errno, message: None } };
+        let failed = |errno| Error::Socket { step, source: io::Error::from_raw_os_error(errno) };
+        for errno in [libc::ENOMEM, libc::ENOBUFS, libc::EINTR, libc::EMFILE] {
+            assert!(failed(errno).is_passing() && failed(errno).is_of_socket(), "errno {errno}");
+            assert!(refused(errno).is_passing() && !refused(errno).is_of_socket(), "errno {errno}");
+        }
+        assert!(!failed(libc::EBADF).is_passing() && failed(libc::EBADF).is_of_socket());
+        assert!(!refused(libc::EPERM).is_passing() && !refused(libc::EPERM).is_of_socket());
+        assert!(Error::Timeout { step }.is_passing() && Error::Timeout { step }.is_of_socket());
+        assert!(
+            Error::DumpInterrupted { tries: 1 }.is_passing() && !Error::DumpInterrupted { tries: 1 }.is_of_socket()
+        );
     }
 
     #[test]

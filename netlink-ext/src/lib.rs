@@ -27,6 +27,7 @@ pub mod batch;
 #[cfg(test)]
 mod captured;
 pub mod change;
+pub mod conf;
 pub mod dump;
 mod error;
 pub mod fdb;
@@ -45,7 +46,7 @@ mod wire;
 pub use batch::{BatchSocket, Failure, Request};
 pub use change::{Change, ChangeScope, ChangeSocket};
 pub use dump::Dumper;
-pub use error::{Error, Refusal};
+pub use error::{Error, Refusal, is_passing};
 pub use miss::{Miss, MissSocket, pending_misses};
 
 /// An Ethernet address, in the order of the wire.

@@ -12,12 +12,14 @@ use netlink_packet_route::link::{
 };
 
 use crate::Mac;
+use crate::conf::Conf;
 use crate::wire::{Attributes, Message, address, string, u32_value};
 
 const IFLA_ADDRESS: u16 = 1;
 pub(crate) const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINKINFO: u16 = 18;
+pub(crate) const IFLA_AF_SPEC: u16 = 26;
 pub(crate) const IFLA_EXT_MASK: u16 = 29;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
@@ -71,6 +73,8 @@ pub struct Link {
     pub kind: Option<String>,
     /// What only VXLAN devices have.
     pub vxlan: Option<Vxlan>,
+    /// What it takes in from its link.
+    pub conf: Conf,
 }
 
 /// The VXLAN part of a link.
@@ -94,6 +98,8 @@ pub struct Vxlan {
     pub l2miss: bool,
     /// Asks user space for unknown addresses, if it is also an ARP proxy.
     pub l3miss: bool,
+    /// External mode (`IFLA_VXLAN_COLLECT_METADATA`): it carries every VNI, and nobody else can have its port.
+    pub external: bool,
 }
 
 /// Where a device is not as its [`VxlanSpec`] wants it: `wanted` against `seen`.
@@ -333,6 +339,7 @@ impl Link {
             mtu: 0,
             kind: None,
             vxlan: None,
+            conf: Conf::default(),
         };
         for (kind, value) in attributes {
             match kind {
@@ -340,6 +347,7 @@ impl Link {
                 IFLA_ADDRESS => link.mac = value.try_into().ok(),
                 IFLA_MTU => link.mtu = u32_value(value).unwrap_or(0),
                 IFLA_LINKINFO => link.read_info(Attributes::new(value)),
+                IFLA_AF_SPEC => link.conf = Conf::read(Attributes::new(value)),
                 _ => (),
             }
         }
@@ -375,6 +383,7 @@ impl Vxlan {
                 14 => vxlan.l3miss = flag,
                 15 => vxlan.port = value.try_into().map_or(0, u16::from_be_bytes),
                 23 => vxlan.gbp = true, // a flag that is there or not
+                25 => vxlan.external = flag,
                 _ => (),
             }
         }

@@ -19,6 +19,10 @@ pub(crate) const BUFFER: usize = 64 * 1024;
 /// How long a receive may wait for an answer that should lie in the queue already.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How often in a row a system call may be interrupted by a signal (`EINTR`) before that counts as a failure: one that
+/// never ends must not hold up the caller for ever.
+const INTERRUPTIONS: u32 = 64;
+
 /// `NLM_F_CAPPED`: the acknowledgement holds only the header of the request.
 const NLM_F_CAPPED: u16 = 0x100;
 /// `NLM_F_ACK_TLVS`: ext-ack attributes follow.
@@ -63,27 +67,20 @@ impl Netlink {
 
     /// Sends to the kernel, which handles all the messages before this returns.
     pub(crate) fn send(&self, datagram: &[u8]) -> io::Result<()> {
-        loop {
-            match self.socket.send_to(datagram, &SocketAddr::new(0, 0), 0) {
-                Ok(_) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
-                Err(error) => return Err(error),
-            }
-        }
+        uninterrupted(|| self.socket.send_to(datagram, &SocketAddr::new(0, 0), 0)).map(drop)
     }
 
     /// The next datagram from the kernel as its length in `buffer`; `WouldBlock` if there is none.
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
-            match self.socket.recv_from(&mut &mut *buffer, flags) {
+            match uninterrupted(|| self.socket.recv_from(&mut &mut *buffer, flags)) {
                 // Another process with CAP_NET_ADMIN could send to our port; only port 0 is the kernel.
                 Ok((_, sender)) if sender.port_number() != 0 => (),
                 Ok((length, _)) if length > buffer.len() => {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, "message longer than the buffer"));
                 }
                 Ok((length, _)) => return Ok(length),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
                 Err(error) => return Err(error),
             }
         }
@@ -113,13 +110,27 @@ impl Netlink {
 
     /// Empties the queue, which also ends the state in which the kernel drops what is sent to an overrun socket.
     pub(crate) fn drain(&self, buffer: &mut [u8]) {
-        loop {
+        // The first error is the overrun itself, which is reported once. A socket with more of them is not to be emptied.
+        let mut errors = 0;
+        while errors < 2 {
             match self.receive(buffer) {
+                Ok(_) => (),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                _ => (), // an error here is the overrun itself, reported once
+                Err(_) => errors += 1,
             }
         }
     }
+}
+
+/// Makes a system call again while a signal interrupts it.
+fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 1..INTERRUPTIONS {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+            result => return result,
+        }
+    }
+    call()
 }
 
 impl AsRawFd for Netlink {

@@ -28,7 +28,7 @@ fn main() -> ExitCode {
             ExitCode::from(LEASE_LOST)
         }
         Ok(Ended::Broken { part }) => {
-            error!(part, "stopped: a part of the daemon has ended, which is a fault of its own; start it again");
+            error!(%part, "stopped: a part of the daemon works no more; start it again");
             ExitCode::FAILURE
         }
         Err(failure) => {

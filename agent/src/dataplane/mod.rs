@@ -14,9 +14,14 @@ use crate::overlay::kernel::{Miss, Observed, Op};
 use crate::overlay::reconcile::Seen;
 
 mod convert;
+mod device;
 pub mod fake;
+mod holder;
 pub mod kernel;
+mod shield;
 mod underlay;
+
+pub use netlink_ext::is_passing;
 
 /// The VXLAN device that is wanted, with its address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,9 +116,11 @@ pub trait Dataplane {
 }
 
 /// Why the kernel did not do what it was asked.
+///
+/// [`Error::is_passing`] tells what is worth another try, [`Error::is_of_socket`] what needs new sockets.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A request about a link failed.
+    /// The kernel refused a request about a link.
     #[error("{step} {name}: {source}")]
     Link {
         /// What was being done, as in `create`.
@@ -121,15 +128,7 @@ pub enum Error {
         /// The link's name.
         name: String,
         /// The kernel's answer.
-        source: rtnetlink::Error,
-    },
-    /// The kernel did not answer a request in time.
-    #[error("{step} {name}: no answer from the kernel within 5 s")]
-    Silent {
-        /// What was being done.
-        step: &'static str,
-        /// The link's name.
-        name: String,
+        source: netlink_ext::Refusal,
     },
     /// Something else has the device's name: it is not ours to delete.
     #[error("{name} is a {kind} device, not vxlan: remove or rename it")]
@@ -153,6 +152,18 @@ pub enum Error {
         /// The UDP port.
         port: u16,
     },
+    /// Somebody else has the UDP port.
+    #[error(
+        "cannot set up {name}: UDP port {port} is held by {holder}; remove it, give it another port, or change Backend.Port in the network config"
+    )]
+    PortTaken {
+        /// The link's name.
+        name: String,
+        /// The UDP port.
+        port: u16,
+        /// Who has it, as far as it is known.
+        holder: String,
+    },
     /// The link is not there although it was just made.
     #[error("{name} was made and is not there")]
     Vanished {
@@ -162,10 +173,25 @@ pub enum Error {
     /// A request through a socket of ours failed.
     #[error(transparent)]
     Netlink(#[from] netlink_ext::Error),
-    /// The connection to the kernel could not be opened.
-    #[error("open a netlink socket: {0}")]
-    Open(#[from] std::io::Error),
     /// What was told to fail (the fake only).
     #[error("told to fail")]
     Told,
+}
+
+impl Error {
+    /// Whether the same may succeed when it is tried again, with nothing changed by anybody: the kernel lacks memory,
+    /// a socket failed, somebody deleted the link at that moment.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Netlink(error) => error.is_passing(),
+            Self::Link { source, .. } => netlink_ext::is_passing(source.errno),
+            Self::Vanished { .. } => true,
+            Self::Foreign { .. } | Self::Taken { .. } | Self::PortTaken { .. } | Self::Told => false,
+        }
+    }
+
+    /// Whether a socket failed, so that what it told is lost: the device is to be made again, and all compared.
+    pub fn is_of_socket(&self) -> bool {
+        matches!(self, Self::Netlink(error) if error.is_of_socket())
+    }
 }

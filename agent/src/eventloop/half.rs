@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, trace, warn};
 
-use crate::dataplane::{Dataplane, Device, Event, Made};
+use super::sockets::Sockets;
+use crate::dataplane::{Dataplane, Device, Error, Event, Made};
+use crate::overlay::iface::Interface;
 use crate::overlay::miss::Answer;
 use crate::overlay::plane::{Chunk, PeerMode, Plane};
 
@@ -68,6 +70,8 @@ pub struct Half<D> {
     adopted: bool,
     /// The last operations failed, and that was said.
     failing: bool,
+    /// How often the sockets to the kernel failed.
+    sockets: Sockets,
     underlay_changed: bool,
     /// The last time that the kernel was heard, it had nothing to tell.
     quiet: bool,
@@ -92,6 +96,7 @@ impl<D: Dataplane> Half<D> {
             mended_at: None,
             adopted: false,
             failing: false,
+            sockets: Sockets::default(),
             // It may have changed while nobody listened.
             underlay_changed: true,
             quiet: false,
@@ -145,6 +150,10 @@ impl<D: Dataplane> Half<D> {
                 Ok(None) => {
                     self.quiet = heard == 0;
                     return if self.quiet { Heard::Nothing } else { Heard::All };
+                }
+                Err(source) if source.is_of_socket() => {
+                    self.socket_failed(&source, now);
+                    return Heard::Nothing;
                 }
                 Err(source) => {
                     warn!(device = %self.device.name, error = %source, "cannot read kernel events, comparing everything");
@@ -205,6 +214,7 @@ impl<D: Dataplane> Half<D> {
             let Some((subnet, host)) = self.plane.undecided() else { return };
             match self.dataplane.is_direct(host) {
                 Ok(direct) => self.plane.decide(subnet, host, direct),
+                Err(source) if source.is_of_socket() => return self.socket_failed(&source, now()),
                 // A tunnel works in either case.
                 Err(source) => debug!(%subnet, %host, error = %source, "cannot look up the route to a peer's host"),
             }
@@ -237,6 +247,7 @@ impl<D: Dataplane> Half<D> {
                 self.plane.redecide(None);
                 self.check_at = now + self.interval();
             }
+            Err(source) if source.is_of_socket() => self.socket_failed(&source, now),
             Err(source) => {
                 self.complain(format_args!("{source}"), 1);
                 self.made = false;
@@ -265,6 +276,7 @@ impl<D: Dataplane> Half<D> {
                     debug!(device = %self.device.name, ?found, "compared the kernel with the records");
                 }
             }
+            Err(source) if source.is_of_socket() => self.socket_failed(&source, now),
             Err(source) => {
                 self.observing = false;
                 self.check_at = now + CHECK_AGAIN;
@@ -291,10 +303,37 @@ impl<D: Dataplane> Half<D> {
             }
             Err(source) => {
                 let all: Vec<usize> = (0..chunk.ops().len()).collect();
-                self.complain(format_args!("{source}"), all.len());
+                if source.is_of_socket() {
+                    self.socket_failed(&source, now);
+                } else {
+                    self.complain(format_args!("{source}"), all.len());
+                }
                 self.plane.settle(chunk, &all, now);
             }
         }
+    }
+
+    /// This host's interfaces, as the kernel side of this plane sees them.
+    pub(super) fn interfaces(&mut self, now: Instant) -> Result<Vec<Interface>, Error> {
+        let interfaces = self.dataplane.interfaces();
+        if let Some(source) = interfaces.as_ref().err().filter(|source| source.is_of_socket()) {
+            self.socket_failed(source, now);
+        }
+        interfaces
+    }
+
+    /// A socket to the kernel has failed, and what it told since is lost. The device is made again, which opens the sockets
+    /// anew, and everything is compared: at once after the first failure, with pauses after further ones.
+    fn socket_failed(&mut self, source: &Error, now: Instant) {
+        let is_first = self.sockets.failed(source, &self.device.name, now);
+        self.made = false;
+        self.observing = false;
+        self.check_at = if is_first { now } else { now + CHECK_AGAIN };
+    }
+
+    /// Why this daemon should end and be started again, if its sockets keep failing.
+    pub(super) fn given_up(&self) -> Option<&str> {
+        self.sockets.given_up()
     }
 
     /// Logs the first failure of a row of them; the others are only counted.

@@ -49,8 +49,8 @@ pub(super) enum News {
     Look,
     /// The store is to be read from the start.
     ReadAgain,
-    /// A part of the daemon has ended, which none does by itself.
-    Ended(&'static str),
+    /// A part of the daemon has ended or works no more.
+    Ended(String),
 }
 
 /// Where news come from.
@@ -73,7 +73,7 @@ impl Sources {
         let rules = async {
             match &mut self.rules {
                 Some(rules) => {
-                    rules.changed().await.map_or(News::Ended("what keeps the nftables rules"), |()| News::Rules)
+                    rules.changed().await.map_or_else(|_| ended("what keeps the nftables rules"), |()| News::Rules)
                 }
                 None => std::future::pending().await,
             }
@@ -81,10 +81,15 @@ impl Sources {
         tokio::select! {
             biased;
             () = self.signals.recv() => News::Stop,
-            event = self.feeds.store.recv() => event.map_or(News::Ended("the reader of etcd"), News::Store),
-            event = self.feeds.lease.recv() => event.map_or(News::Ended("the keeper of our record"), News::Lease),
+            event = self.feeds.store.recv() => event.map_or_else(|| ended("the reader of etcd"), News::Store),
+            event = self.feeds.lease.recv() => event.map_or_else(|| ended("the keeper of our record"), News::Lease),
             news = rules => news,
             _ = self.look.tick() => News::Look,
         }
     }
+}
+
+/// A part has ended, which none does by itself.
+fn ended(part: &str) -> News {
+    News::Ended(format!("{part} has ended, which is a fault of its own"))
 }

@@ -23,7 +23,7 @@ impl<D: Dataplane> EventLoop<D> {
         if !changed && self.move_at.is_none_or(|at| at > now) {
             return false;
         }
-        let ends = match self.ends() {
+        let ends = match self.ends(now) {
             Ok(ends) => ends,
             // It may come back; until then what is programmed is the best guess.
             Err(reason) => {
@@ -44,9 +44,9 @@ impl<D: Dataplane> EventLoop<D> {
     }
 
     /// The ends over the interfaces that there are now, with the addresses that we have where they are still there.
-    fn ends(&mut self) -> Result<Vec<End>, String> {
+    fn ends(&mut self, now: Instant) -> Result<Vec<End>, String> {
         let first = self.halves.first_mut().ok_or("there is no family")?;
-        let interfaces = first.dataplane.interfaces().map_err(|error| error.to_string())?;
+        let interfaces = first.interfaces(now).map_err(|error| error.to_string())?;
         let mut ends = self.site.ends(&interfaces).map_err(|error| error.to_string())?;
         for (half, end) in self.halves.iter().zip(&mut ends) {
             keep_address(end, half.device.local);

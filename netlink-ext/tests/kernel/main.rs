@@ -3,6 +3,7 @@
 
 mod batches;
 mod changes;
+mod conf;
 mod dumps;
 mod links;
 mod misses;

@@ -1,0 +1,236 @@
+//! Making the VXLAN device what it should be, and saying who stands in the way.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use netlink_ext::link::{Difference, Link, VxlanSpec, up_message};
+use netlink_ext::{Family, Request, addr::Address, neightbl::Params};
+use tracing::{debug, info, warn};
+
+use super::kernel::Kernel;
+use super::{Device, Error, Made, holder, shield};
+use crate::overlay::config::Backend;
+
+/// Questions to user space per unresolved address, a second apart; nobody else is asked.
+const APP_PROBES: u32 = 3;
+
+impl Kernel {
+    /// Makes the device what is wanted, and listens to it.
+    pub(super) fn make_now(&mut self, device: &Device) -> Result<Made, Error> {
+        let spec = spec(device);
+        let (mut made, link) = self.link(&spec)?;
+        let tolerated: Vec<Difference> =
+            spec.differences(&link).into_iter().filter(|difference| *difference != Difference::Down).collect();
+        if made != Made::AsWanted {
+            for difference in &tolerated {
+                warn!(device = %device.name, %difference, "the kernel does not make the device as wanted, going on with it");
+            }
+        }
+        // Misses are heard from before the device can have any: its parameters come after, and it is up last.
+        self.listen(link.index, device, spec.clone(), tolerated)?;
+        self.shield(&link, device)?;
+        let furnished = self.furnish(link.index, device)?;
+        if !link.up {
+            self.set_up(&spec, link.index)?;
+        }
+        if furnished && made == Made::AsWanted {
+            made = Made::Changed(vec![format!("address, not {}", device.address)]);
+        }
+        self.dump = None;
+        debug!(device = %device.name, ifindex = link.index, ?made, "device");
+        Ok(made)
+    }
+
+    /// What keeps a device of this name from being made now, if another device does. To be asked before a subnet is
+    /// leased: a node that cannot serve one should not announce it.
+    pub fn obstacle(&mut self, name: &str, backend: &Backend, local: IpAddr) -> Result<Option<Error>, Error> {
+        self.refresh()?;
+        let (vni, port, gbp, learning) = (backend.vni, backend.port, backend.gbp, backend.learning);
+        let (underlay, mac, mtu, l2miss) = (0, [0; 6], 0, true);
+        let spec = VxlanSpec { name: name.to_owned(), vni, port, local, underlay, mac, mtu, learning, gbp, l2miss };
+        let links = self.looker.links().map_err(Error::from);
+        let links = self.noted(links)?;
+        let there = links.iter().find(|link| link.name == name);
+        Ok(match there.map(|link| spec.differences(link)).unwrap_or_default().into_iter().next() {
+            Some(Difference::NotVxlan { seen }) => Some(foreign(&spec, seen)),
+            // What it has it can have, and what is to be changed on it is seen when it is.
+            _ if there.is_some() => None,
+            _ => taken(&links, &spec).or_else(|| Some(taken_port(&spec, holder::of_device(&links, &spec)?))),
+        })
+    }
+
+    /// Deletes the device if it was this process that created it: for a start that fails. One that was there before
+    /// stays, since it may carry traffic.
+    pub fn undo(&mut self, device: &Device) -> Result<(), Error> {
+        let Some(ifindex) = self.created.take() else { return Ok(()) };
+        self.refresh()?;
+        self.one("delete", &device.name, Request::DelLink { ifindex })
+    }
+
+    /// Brings the link to what is wanted; what it came to, and the link.
+    fn link(&mut self, spec: &VxlanSpec) -> Result<(Made, Link), Error> {
+        let mut reasons = Vec::new();
+        if let Some(renamed) = self.renamed(spec)? {
+            // It holds our VNI and port, so nothing could be made beside it.
+            reasons.push(format!("renamed to {}", renamed.name));
+            self.one("delete", &spec.name, Request::DelLink { ifindex: renamed.index })?;
+        } else if let Some(link) = self.looker.link_named(&spec.name)? {
+            let differences = spec.differences(&link);
+            if let Some(Difference::NotVxlan { seen }) = differences.first() {
+                return Err(foreign(spec, seen.clone()));
+            }
+            let tolerated = self.tolerated();
+            let mend: Vec<_> = differences.into_iter().filter(|d| !is_tolerable(d) && !tolerated.contains(d)).collect();
+            if mend.is_empty() {
+                return Ok((Made::AsWanted, link));
+            }
+            reasons = mend.iter().map(Difference::to_string).collect();
+            if mend.iter().all(Difference::live_change) {
+                match self.change(spec, link.index, &mend) {
+                    Ok(()) => return Ok((Made::Changed(reasons), self.look(spec)?)),
+                    Err(error @ Error::PortTaken { .. }) => return Err(error),
+                    Err(error) if error.is_of_socket() => return Err(error),
+                    Err(error) => info!(device = %spec.name, %error, "cannot change the living device, making it anew"),
+                }
+            }
+            self.one("delete", &spec.name, Request::DelLink { ifindex: link.index })?;
+        }
+        let created = self.one("create", &spec.name, Request::CreateLink(Box::new(spec.message())));
+        if let Err(error) = created {
+            // The kernel says no more than that something exists.
+            return Err(taken(&self.looker.links()?, spec).unwrap_or(error));
+        }
+        let link = self.look(spec)?;
+        self.created = Some(link.index);
+        Ok((Made::Created(reasons), link))
+    }
+
+    /// Our device under another name: the index that we made, still with our MAC and VNI.
+    fn renamed(&mut self, spec: &VxlanSpec) -> Result<Option<Link>, Error> {
+        let Some(ifindex) = self.ifindex() else { return Ok(None) };
+        let is_ours = |link: &Link| {
+            let vni = link.vxlan.as_ref().map(|vxlan| vxlan.vni);
+            link.index == ifindex && link.name != spec.name && link.mac == Some(spec.mac) && vni == Some(spec.vni)
+        };
+        Ok(self.looker.links()?.into_iter().find(is_ours))
+    }
+
+    fn change(&mut self, spec: &VxlanSpec, ifindex: u32, differences: &[Difference]) -> Result<(), Error> {
+        for message in spec.change_messages(ifindex, differences) {
+            let changed = self.one("change", &spec.name, Request::ChangeLink(Box::new(message)));
+            self.named_port(spec, changed)?;
+        }
+        Ok(())
+    }
+
+    fn set_up(&mut self, spec: &VxlanSpec, ifindex: u32) -> Result<(), Error> {
+        let up = self.one("set up", &spec.name, Request::ChangeLink(Box::new(up_message(ifindex))));
+        self.named_port(spec, up)
+    }
+
+    /// The kernel opens the UDP socket when the device is set up, and says "address in use" and no more.
+    fn named_port(&mut self, spec: &VxlanSpec, result: Result<(), Error>) -> Result<(), Error> {
+        match result {
+            Err(Error::Link { source, .. }) if source.errno == libc::EADDRINUSE => {
+                let links = self.looker.links()?;
+                Err(taken_port(spec, holder::of_port(&links, spec)))
+            }
+            other => other,
+        }
+    }
+
+    /// One request about the link.
+    fn one(&mut self, step: &'static str, name: &str, request: Request) -> Result<(), Error> {
+        match self.batch.send(&[request])?.into_iter().next() {
+            None => Ok(()),
+            Some(failure) => Err(Error::Link { step, name: name.to_owned(), source: failure.refusal }),
+        }
+    }
+
+    fn look(&mut self, spec: &VxlanSpec) -> Result<Link, Error> {
+        self.looker.link_named(&spec.name)?.ok_or_else(|| Error::Vanished { name: spec.name.clone() })
+    }
+
+    /// Sees to it that no frame from the tunnel changes this host, and says once what can't be set.
+    fn shield(&mut self, link: &Link, device: &Device) -> Result<(), Error> {
+        let unset = shield::raise(&mut self.batch, link, Family::from(device.address.ip()))?;
+        if !unset.is_empty() && self.unset != unset {
+            info!(device = %device.name, parameters = %unset.join("; "),
+                "cannot set parameters of the device, which keep the host from taking in what comes through the tunnel; the nftables rules do the same. \
+                To have both, give the daemon a writable /proc/sys, or set them on the host with sysctl -w net/<parameter>");
+        }
+        self.unset = unset;
+        Ok(())
+    }
+
+    /// The device's address and how its neighbours are resolved; other addresses of the family go, and link-local ones.
+    fn furnish(&mut self, ifindex: u32, device: &Device) -> Result<bool, Error> {
+        let family = Family::from(device.address.ip());
+        let there = self.looker.addresses(Some(ifindex))?;
+        let of_family = there.iter().filter(|a| Family::from(a.address.ip()) == family && !is_link_local(a.address));
+        let others = of_family.filter(|a| a.address != device.address);
+        let mut requests: Vec<Request> = others.map(|other| Request::DelAddress(*other)).collect();
+        if !there.iter().any(|a| a.address == device.address) {
+            requests.push(Request::PutAddress(Address { ifindex, address: device.address }));
+        }
+        let changed = !requests.is_empty();
+        requests.extend(there.iter().filter(|a| is_link_local(a.address)).map(|a| Request::DelAddress(*a)));
+        let probes = Params { ifindex, family, app_probes: APP_PROBES, ucast_probes: 0, mcast_probes: 0 };
+        requests.push(Request::SetNeighParams(probes));
+        let failures = self.batch.send(&requests)?;
+        let gone = |index: usize| matches!(requests[index], Request::DelAddress(_));
+        match failures.into_iter().find(|failure| !(gone(failure.index) && failure.refusal.is_gone())) {
+            None => Ok(changed),
+            Some(failure) => Err(netlink_ext::Error::Refused {
+                step: "set address and neighbour parameters",
+                refusal: failure.refusal,
+            }
+            .into()),
+        }
+    }
+}
+
+fn foreign(spec: &VxlanSpec, kind: Option<String>) -> Error {
+    Error::Foreign { name: spec.name.clone(), kind: kind.unwrap_or_else(|| "physical".to_owned()) }
+}
+
+/// The other device that has the VNI and port that ours is to have.
+fn taken(links: &[Link], spec: &VxlanSpec) -> Option<Error> {
+    let (vni, port) = (spec.vni, spec.port);
+    // The two devices of a dual-stack node have one VNI and port, which the kernel allows. One in external mode has none.
+    let holds = |link: &&Link| {
+        let vxlan = link.vxlan.as_ref().filter(|vxlan| (vxlan.vni, vxlan.port) == (vni, port) && !vxlan.external);
+        vxlan.is_some_and(|vxlan| vxlan.local.is_none_or(|local| local.is_ipv4() == spec.local.is_ipv4()))
+    };
+    let holder = links.iter().find(|link| link.name != spec.name && holds(link))?.name.clone();
+    Some(Error::Taken { name: spec.name.clone(), holder, vni, port })
+}
+
+fn taken_port(spec: &VxlanSpec, holder: String) -> Error {
+    Error::PortTaken { name: spec.name.clone(), port: spec.port, holder }
+}
+
+/// Whether a device may stay as it is although it differs: one that flannel made has no `l2miss`, and the kernel cannot
+/// switch that on. A lost FDB row is then seen by its notification and by the comparison, not by the packet.
+fn is_tolerable(difference: &Difference) -> bool {
+    matches!(difference, Difference::L2Miss { .. })
+}
+
+pub(super) fn is_link_local(address: IpNetwork) -> bool {
+    matches!(address, IpNetwork::V6(net) if net.ip().is_unicast_link_local())
+}
+
+fn spec(device: &Device) -> VxlanSpec {
+    VxlanSpec {
+        name: device.name.clone(),
+        vni: device.vni,
+        port: device.port,
+        local: device.local,
+        underlay: device.underlay,
+        mac: device.mac.0,
+        mtu: device.mtu,
+        learning: device.learning,
+        gbp: device.gbp,
+        l2miss: true,
+    }
+}

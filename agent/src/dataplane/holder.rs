@@ -1,0 +1,112 @@
+//! Who has a UDP port, when the kernel says no more than that it is in use.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use netlink_ext::link::{Link, VxlanSpec};
+
+/// Who keeps a device from having its UDP port, as far as it can be known from here.
+pub(super) fn of_port(links: &[Link], spec: &VxlanSpec) -> String {
+    of_device(links, spec).or_else(|| of_socket(spec)).unwrap_or_else(|| {
+        format!("somebody who can't be seen from here (on the host, `ss -lunp sport = {}` may tell)", spec.port)
+    })
+}
+
+/// A VXLAN device that is up with the same port and does not share its socket with ours: the kernel shares one among
+/// devices of the same options only (`vxlan_find_sock`, drivers/net/vxlan/vxlan_core.c).
+pub(super) fn of_device(links: &[Link], spec: &VxlanSpec) -> Option<String> {
+    let others = || {
+        let of_port = |link: &&Link| link.vxlan.as_ref().is_some_and(|vxlan| vxlan.port == spec.port);
+        links.iter().filter(|link| link.up && link.name != spec.name).filter(of_port)
+    };
+    let is = |link: &&Link, what: fn(&netlink_ext::link::Vxlan) -> bool| link.vxlan.as_ref().is_some_and(what);
+    if let Some(link) = others().find(|link| is(link, |vxlan| vxlan.external)) {
+        return Some(format!("{}, a VXLAN device in external mode", link.name));
+    }
+    let of_other_gbp = |link: &&Link| link.vxlan.as_ref().is_some_and(|vxlan| vxlan.gbp != spec.gbp);
+    others().find(of_other_gbp).map(|link| format!("{}, a VXLAN device with another `gbp`", link.name))
+}
+
+/// A UDP socket on the port, from /proc/net/udp and udp6.
+fn of_socket(spec: &VxlanSpec) -> Option<String> {
+    let sockets = ["udp", "udp6"]
+        .into_iter()
+        .filter_map(|table| fs::read_to_string(format!("/proc/thread-self/net/{table}")).ok());
+    let sockets: Vec<Udp> =
+        sockets.flat_map(|table| table.lines().filter_map(Udp::parse).collect::<Vec<_>>()).collect();
+    // Of the other family, only one on all addresses stands in the way.
+    let socket = sockets.iter().find(|socket| {
+        socket.port == spec.port
+            && (socket.address.is_ipv4() == spec.local.is_ipv4() || socket.address.is_unspecified())
+    })?;
+    let whose = process_of(socket.inode).unwrap_or_else(|| {
+        format!(
+            "of user {}, inode {}; its process can't be seen from here, or the kernel has it for a tunnel",
+            socket.user, socket.inode
+        )
+    });
+    Some(format!("a UDP socket on {} ({whose})", std::net::SocketAddr::new(socket.address, socket.port)))
+}
+
+/// A line of /proc/net/udp.
+#[derive(Debug, PartialEq, Eq)]
+struct Udp {
+    address: IpAddr,
+    port: u16,
+    user: u32,
+    inode: u64,
+}
+
+impl Udp {
+    /// `None` for the head and for what has another form.
+    fn parse(line: &str) -> Option<Self> {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (address, port) = fields.get(1)?.split_once(':')?;
+        // Words of the network's order, each printed as a number of this machine.
+        let words = (0..address.len() / 8).map(|at| u32::from_str_radix(address.get(at * 8..at * 8 + 8)?, 16).ok());
+        let bytes: Vec<u8> = words.collect::<Option<Vec<u32>>>()?.into_iter().flat_map(u32::to_ne_bytes).collect();
+        let address = match bytes.len() {
+            4 => Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?).into(),
+            16 => Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?).into(),
+            _ => return None,
+        };
+        let port = u16::from_str_radix(port, 16).ok()?;
+        Some(Self { address, port, user: fields.get(7)?.parse().ok()?, inode: fields.get(9)?.parse().ok()? })
+    }
+}
+
+/// The process that has a socket open, as `pid 7, name`; `None` if there is none that we may look at.
+fn process_of(inode: u64) -> Option<String> {
+    let wanted = format!("socket:[{inode}]");
+    let processes = fs::read_dir("/proc").ok()?.flatten().map(|entry| entry.path());
+    let has_it = |process: &std::path::PathBuf| {
+        let Ok(open) = fs::read_dir(process.join("fd")) else { return false };
+        open.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == wanted.as_str()))
+    };
+    let process = processes.filter(|path| pid(path).is_some()).find(has_it)?;
+    let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
+    Some(format!("pid {}, {}", pid(&process)?, name.trim().escape_debug()))
+}
+
+fn pid(process: &std::path::Path) -> Option<u32> {
+    process.file_name()?.to_str()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn lines_of_both_families_are_read() {
+        let v4 =
+            " 1036: 0100007F:2118 00000000:0000 07 00000000:00000000 00:00000000 00000000   101        0 5067 2 0 0";
+        let socket = Udp { address: "127.0.0.1".parse().unwrap(), port: 8472, user: 101, inode: 5067 };
+        assert_eq!(Udp::parse(v4), Some(socket));
+        let v6 = "  70: 0000000000000000FFFF00000100007F:2118 00000000000000000000000000000000:0000 07 0:0 00:0 0 0 0 9 2 0 0";
+        assert_eq!(Udp::parse(v6).map(|socket| socket.address), Some("::ffff:127.0.0.1".parse().unwrap()));
+        for junk in ["", "sl local_address rem_address st", "1: 0100:2118 0 0 0 0 0 0 0 0", "1: ZZ00007F:2118 x"] {
+            assert_eq!(Udp::parse(junk), None, "{junk:?}");
+        }
+    }
+}
