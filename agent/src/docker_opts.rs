@@ -18,6 +18,7 @@ use serde_json::{Map, Value, json};
 
 use crate::cni::subnet::{self, SubnetEnv};
 use crate::handoff::host_address;
+use crate::out;
 
 /// Between two looks at a `subnet.env` that is not there yet.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -66,7 +67,7 @@ pub fn run(options: &Options) -> Result<()> {
         match subnet::read(&options.subnet_file) {
             Ok(env) => break env,
             Err(error) if options.wait => {
-                eprintln!("twill: waiting for the node's subnet: {}", error.msg);
+                out::note(format_args!("twill: waiting for the node's subnet: {}", error.msg));
                 wait_for_subnet(&options.subnet_file);
             }
             Err(error) => bail!("{}", error.msg),

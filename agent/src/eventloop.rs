@@ -25,29 +25,30 @@ use crate::store::{self, Change, RawRecord};
 
 mod half;
 mod health;
+mod signals;
 mod sockets;
 mod sources;
+mod systemd;
 mod underlay;
 
 pub use half::Half;
 use half::Heard;
 use health::Health;
-pub use sources::{Feeds, Signals};
+pub use signals::{Order, Signals};
+pub use sources::Feeds;
 use sources::{News, Sources};
 
 /// How long a loop with no planes sleeps.
 const NOTHING_TO_DO: Duration = Duration::from_secs(60);
 /// No further store event is taken in at once when those before were about so many records: some milliseconds' work.
 const STORE_RECORDS: usize = 1_000;
-/// How long a clean stop may take to program everyone.
-const STOP_WITHIN: Duration = Duration::from_millis(1500);
 /// With more peers changed at once than this, the log has one line for them all.
 const PEERS_NAMED: usize = 20;
 
 /// Why the loop ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ended {
-    /// SIGTERM or SIGINT.
+    /// SIGTERM, SIGINT or SIGQUIT.
     Stopped,
     /// Another node holds our subnet.
     LeaseLost {
@@ -132,9 +133,11 @@ impl<D: Dataplane> EventLoop<D> {
         let mut timer = pin!(tokio::time::sleep(NOTHING_TO_DO));
         loop {
             match self.turn_until_news(&mut sources, timer.as_mut()).await {
-                News::Stop => {
-                    self.stop();
-                    return Ended::Stopped;
+                News::Signal(signal, order) => {
+                    self.answer_signal(signal, order);
+                    if order == Order::Stop {
+                        return Ended::Stopped;
+                    }
                 }
                 News::Store(event) => self.store_events(event, &mut sources.feeds.store),
                 News::Lease(event) => {
@@ -359,24 +362,6 @@ impl<D: Dataplane> EventLoop<D> {
         }
         self.health.lease = None;
         None
-    }
-
-    /// A clean stop: what is due is done, on demand with every known peer, as far as the time allows.
-    fn stop(&mut self) {
-        let started = half::now();
-        for half in &mut self.halves {
-            if self.program_all_on_exit {
-                half.plane.want_everyone();
-            }
-            half.finish(started + STOP_WITHIN);
-        }
-        let (peers, programmed) = (peers_of(&self.halves), programmed_of(&self.halves));
-        let took = started.elapsed();
-        if self.program_all_on_exit && programmed < peers {
-            warn!(peers, programmed, ?took, "stopping, not every peer could be put into the kernel");
-        } else {
-            info!(peers, programmed, ?took, "stopping; device, routes, record and subnet.env stay");
-        }
     }
 }
 

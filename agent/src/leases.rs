@@ -1,7 +1,6 @@
 //! `twill leases`: the records in etcd as a table. Also the one complete read that other commands begin with.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use anyhow::{Result, bail};
 use ipnetwork::IpNetwork;
 
 use crate::cli::EtcdFlags;
+use crate::out;
 use crate::overlay::record::{BadRecord, Family, Own, Record, SubnetKey, check};
 use crate::overlay::{MacAddr, NetworkConfig};
 use crate::site;
@@ -31,16 +31,17 @@ pub struct Listing {
 pub async fn print(etcd: &EtcdFlags) -> Result<()> {
     let (_, listing) = open(etcd).await?;
     let kept_out = listing.kept_out();
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{}", row("SUBNET", "PUBLIC IP", "VTEP MAC", "LEASE", "NODE"))?;
-    for raw in &listing.records {
-        lines(raw, kept_out.get(&raw.key)).iter().try_for_each(|line| writeln!(out, "{line}"))?;
+    let mut table = row("SUBNET", "PUBLIC IP", "VTEP MAC", "LEASE", "NODE") + "\n";
+    for line in listing.records.iter().flat_map(|raw| lines(raw, kept_out.get(&raw.key))) {
+        table += &line;
+        table.push('\n');
     }
+    out::print(&table)?;
     if !kept_out.is_empty() {
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         kept_out.values().for_each(|bad| *counts.entry(bad.reason()).or_default() += 1);
         let counts: Vec<String> = counts.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
-        eprintln!("twill: records that every node keeps out: {}", counts.join(", "));
+        out::note(format_args!("twill: records that every node keeps out: {}", counts.join(", ")));
     }
     Ok(())
 }
@@ -107,7 +108,7 @@ pub async fn read(store: &impl Store) -> Result<Listing> {
             Event::Listed { .. } => return Ok(listing),
             // Waiting mends no refusal.
             Event::Down { reason } if is_refused(store).await => bail!("etcd refuses: {reason}"),
-            Event::Down { reason } => eprintln!("twill: etcd does not answer: {reason}"),
+            Event::Down { reason } => out::note(format_args!("twill: etcd does not answer: {reason}")),
             Event::Up | Event::Changes(_) => {}
         }
     }

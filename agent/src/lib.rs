@@ -3,6 +3,9 @@
 //! `overlay` is pure; `store` (etcd) and `dataplane` (the kernel) do the I/O behind traits and don't know each other;
 //! `eventloop` ties them together. ARCHITECTURE.md has the picture.
 
+// They panic where standard output or error cannot be written: `out` and the log don't.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod cli;
 pub mod cni;
 pub mod dataplane;
@@ -17,8 +20,10 @@ pub mod leases;
 pub mod log;
 pub mod masquerade;
 pub mod nodeid;
+pub mod out;
 pub mod overlay;
 mod passing;
+pub mod process;
 mod reader;
 pub mod reserve;
 pub mod site;

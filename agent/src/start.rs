@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -14,7 +15,7 @@ use tracing::{debug, info, warn};
 use crate::cli::Flags;
 use crate::dataplane::kernel::Kernel;
 use crate::dataplane::{self, Dataplane, Device};
-use crate::eventloop::{Ended, EventLoop, Feeds, Half, Own, Signals};
+use crate::eventloop::{Ended, EventLoop, Feeds, Half, Order, Own, Signals};
 use crate::handoff;
 use crate::http::{self, Readiness};
 use crate::lease::{self, AcquireError, Census, Held, Keeper, Known};
@@ -36,9 +37,22 @@ use crate::store::etcd::EtcdStore;
 pub async fn run(flags: Flags) -> Result<Ended> {
     let subnet_file = flags.subnet_file.clone();
     let mut signals = Signals::new()?;
-    let prepared = tokio::select! {
-        prepared = prepare(flags) => prepared,
-        () = signals.recv() => return Ok(Ended::Stopped),
+    let (readiness, asked) = watch::channel(Readiness::starting());
+    let mut preparing = pin!(prepare(flags, readiness, asked.clone()));
+    let prepared = loop {
+        tokio::select! {
+            prepared = preparing.as_mut() => break prepared,
+            (signal, order) = signals.recv() => {
+                let waits = asked.borrow().missing.join("; ");
+                match order {
+                    Order::Stop => {
+                        info!(%signal, %waits, "stopping during the start");
+                        return Ok(Ended::Stopped);
+                    }
+                    Order::Compare | Order::Report => info!(%signal, %waits, "state: starting"),
+                }
+            }
+        }
     };
     let (turn, feeds) = prepared.inspect_err(|why| handoff::explain(&subnet_file, Some(&format!("{why:#}"))))?;
     let ended = turn.run(signals, feeds).await;
@@ -50,11 +64,14 @@ pub async fn run(flags: Flags) -> Result<Ended> {
 }
 
 /// All that comes before the first turn of the event loop.
-async fn prepare(flags: Flags) -> Result<(EventLoop<Kernel>, Feeds)> {
+async fn prepare(
+    flags: Flags,
+    readiness: watch::Sender<Readiness>,
+    asked: watch::Receiver<Readiness>,
+) -> Result<(EventLoop<Kernel>, Feeds)> {
     info!(version = crate::VERSION, mode = ?flags.peer_mode, "twilld");
     privileged()?;
     hurry();
-    let (readiness, asked) = watch::channel(Readiness::starting());
     if let Some(address) = flags.healthz() {
         let listener = http::listen(address).await.with_context(|| format!("--healthz-port: listen on {address}"))?;
         info!(%address, "health: /healthz and /readyz");

@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io::{self, Write};
 use std::process::{ExitCode, exit};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,20 +19,37 @@ const STATE: [&str; 3] = ["ip route", "ip neigh show dev flannel.1", "bridge fdb
 /// Set when a signal is the way to end, and no interruption.
 static KEPT: AtomicBool = AtomicBool::new(false);
 
+/// `println!` for a reader that may have gone: see [`show`].
+macro_rules! say {
+    ($($text:tt)*) => { show(&format!("{}\n", format_args!($($text)*))) };
+}
+
+/// `print!` likewise.
+macro_rules! put {
+    ($($text:tt)*) => { show(&format!($($text)*)) };
+}
+
+/// `eprintln!` that does nothing where standard error cannot be written.
+macro_rules! complain {
+    ($($text:tt)*) => {{
+        let _ = writeln!(io::stderr(), $($text)*);
+    }};
+}
+
 fn main() -> ExitCode {
     // A lab that can't go on panics with a message for people: no line numbers before it, no advice after.
     std::panic::set_hook(Box::new(|panic| {
         let text = panic.payload().downcast_ref::<String>().map_or("it failed", String::as_str);
-        eprintln!("demo: {text}");
+        complain!("demo: {text}");
     }));
     match prepare().and_then(|(nodes, keep)| demo(nodes, keep)) {
         Ok(0) => ExitCode::SUCCESS,
         Ok(failed) => {
-            eprintln!("demo: {failed} pings failed");
+            complain!("demo: {failed} pings failed");
             ExitCode::FAILURE
         }
         Err(e) => {
-            eprintln!("demo: {e:#}");
+            complain!("demo: {e:#}");
             ExitCode::FAILURE
         }
     }
@@ -55,7 +73,8 @@ fn prepare() -> Result<(usize, bool)> {
     std::thread::spawn(move || {
         let _ = signals.wait();
         remove_own();
-        println!("Everything is removed.");
+        // Whether anybody reads that or not.
+        let _ = writeln!(io::stdout(), "Everything is removed.");
         // The children die with this process.
         exit(if KEPT.load(Ordering::Relaxed) { 0 } else { 130 });
     });
@@ -64,7 +83,7 @@ fn prepare() -> Result<(usize, bool)> {
 
 /// The whole report; returns how many pings failed.
 fn demo(nodes: usize, keep: bool) -> Result<usize> {
-    println!("Twill: an etcd and {nodes} nodes in network namespaces, a twilld and a pod in each.");
+    say!("Twill: an etcd and {nodes} nodes in network namespaces, a twilld and a pod in each.");
     let lab = Lab::build(&Options { nodes, ..Options::default() })?;
     lab.put_config(NODE_CONFIG);
     let daemons = lab.start_all(&[]);
@@ -74,7 +93,7 @@ fn demo(nodes: usize, keep: bool) -> Result<usize> {
     print_output(&format!("etcdctl get --prefix {PREFIX}"), &lab.etcdctl(&["get", "--prefix", PREFIX])?);
 
     heading("What each node's CNI plugin reads: subnet.env");
-    print!("{}", side_by_side(lab.nodes())?);
+    put!("{}", side_by_side(lab.nodes())?);
 
     let pods: Vec<Pod> = lab.nodes().iter().map(|node| node.pod(1)).collect();
     heading("Node 1 before its first packet to a pod elsewhere: no peer in the kernel");
@@ -92,7 +111,7 @@ fn demo(nodes: usize, keep: bool) -> Result<usize> {
         keep_up(&lab);
     }
     drop((pods, daemons, lab));
-    println!("\nEverything is removed.");
+    say!("\nEverything is removed.");
     Ok(failed)
 }
 
@@ -103,21 +122,21 @@ fn first_packet(lab: &Lab, pods: &[Pod], before: &[String]) -> Result<bool> {
     let times = [pods[0].ping(to), pods[0].ping(to)];
     for (which, time) in ["first, answered by way of twilld", "second, by the kernel alone"].iter().zip(&times) {
         match time {
-            Ok(time) => println!("  {:>8.3} ms  {which}", time.as_secs_f64() * 1000.0),
-            Err(e) => println!("  lost: {e:#}"),
+            Ok(time) => say!("  {:>8.3} ms  {which}", time.as_secs_f64() * 1000.0),
+            Err(e) => say!("  lost: {e:#}"),
         }
     }
     // The packet goes first, the rest of the peer follows within milliseconds.
     let peer = lab.node(2).as_peer();
     if let Err(e) = wait_for("node 2 in node 1's kernel", Duration::from_secs(5), || node.holds(&peer)) {
-        println!("  {e}");
+        say!("  {e}");
     }
-    println!("\n  What it put into node 1's kernel: one of each for the whole of node 2's subnet.");
+    say!("\n  What it put into node 1's kernel: one of each for the whole of node 2's subnet.");
     for ((command, before), after) in STATE.iter().zip(before).zip(&state(&node)?) {
-        println!("  $ {command}");
+        say!("  $ {command}");
         let (old, new): (HashSet<&str>, HashSet<&str>) = (before.lines().collect(), after.lines().collect());
-        before.lines().filter(|line| !new.contains(line)).for_each(|line| println!("    - {}", line.trim_end()));
-        after.lines().filter(|line| !old.contains(line)).for_each(|line| println!("    + {}", line.trim_end()));
+        before.lines().filter(|line| !new.contains(line)).for_each(|line| say!("    - {}", line.trim_end()));
+        after.lines().filter(|line| !old.contains(line)).for_each(|line| say!("    + {}", line.trim_end()));
     }
     Ok(times.iter().all(Result::is_ok))
 }
@@ -125,21 +144,21 @@ fn first_packet(lab: &Lab, pods: &[Pod], before: &[String]) -> Result<bool> {
 /// Pings every pod from every pod and prints the times; how many were lost.
 fn matrix(pods: &[Pod]) -> usize {
     let mut failed = 0;
-    print!("  {:<16}", "");
-    pods.iter().for_each(|pod| print!("{:>14}", pod.addr().to_string()));
-    println!();
+    put!("  {:<16}", "");
+    pods.iter().for_each(|pod| put!("{:>14}", pod.addr().to_string()));
+    say!("");
     for from in pods {
-        print!("  node {:<2} {:<10}", from.node().index(), from.addr().to_string());
+        put!("  node {:<2} {:<10}", from.node().index(), from.addr().to_string());
         for to in pods {
             match from.ping(to.addr()) {
-                Ok(time) => print!("{:>14.3}", time.as_secs_f64() * 1000.0),
+                Ok(time) => put!("{:>14.3}", time.as_secs_f64() * 1000.0),
                 Err(_) => {
                     failed += 1;
-                    print!("{:>14}", "lost");
+                    put!("{:>14}", "lost");
                 }
             }
         }
-        println!();
+        say!("");
     }
     failed
 }
@@ -151,11 +170,11 @@ fn keep_up(lab: &Lab) -> ! {
     let logs = node.run_dir().parent().unwrap_or(node.run_dir()).display();
     let etcdctl = format!("ETCDCTL_API=3 etcdctl --endpoints={}", lab.etcd().url());
     heading("It stays up (KEEP=1)");
-    println!("  enter node 1   ip netns exec {netns} bash");
-    println!("  enter its pod  ip netns exec {netns}-pod1 bash");
-    println!("  ask etcd       ip netns exec {fabric} env {etcdctl} get --prefix {PREFIX}");
-    println!("  read the logs  {logs}/node1-twilld-1.log");
-    println!("  tear down      Ctrl-C here, or: kill {}", std::process::id());
+    say!("  enter node 1   ip netns exec {netns} bash");
+    say!("  enter its pod  ip netns exec {netns}-pod1 bash");
+    say!("  ask etcd       ip netns exec {fabric} env {etcdctl} get --prefix {PREFIX}");
+    say!("  read the logs  {logs}/node1-twilld-1.log");
+    say!("  tear down      Ctrl-C here, or: kill {}", std::process::id());
     KEPT.store(true, Ordering::Relaxed);
     loop {
         std::thread::park();
@@ -187,15 +206,31 @@ fn side_by_side(nodes: &[Node]) -> Result<String> {
     Ok(text)
 }
 
+/// Prints a part of the report. Where it cannot be written the demo is over and removes everything: quietly if its reader has
+/// seen enough (`| head`).
+fn show(text: &str) {
+    let written = {
+        let mut out = io::stdout().lock();
+        out.write_all(text.as_bytes()).and_then(|()| out.flush())
+    };
+    let Err(error) = written else { return };
+    remove_own();
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        exit(0);
+    }
+    complain!("demo: cannot write to standard output: {error}");
+    exit(1);
+}
+
 fn heading(text: &str) {
-    println!("\n== {text} ==");
+    say!("\n== {text} ==");
 }
 
 /// A command and what it printed, indented; `(nothing)` where it printed nothing.
 fn print_output(command: &str, output: &str) {
-    println!("  $ {command}");
+    say!("  $ {command}");
     if output.trim().is_empty() {
-        println!("    (nothing)");
+        say!("    (nothing)");
     }
-    output.lines().for_each(|line| println!("    {}", line.trim_end()));
+    output.lines().for_each(|line| say!("    {}", line.trim_end()));
 }

@@ -4,6 +4,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -107,7 +108,7 @@ impl Drop for Namespace {
     fn drop(&mut self) {
         let removed = Command::new("ip").args(["netns", "del", &self.name]).output();
         if !removed.is_ok_and(|r| r.status.success()) {
-            eprintln!("the namespace {} could not be removed; the next run will", self.name);
+            let _ = writeln!(io::stderr(), "the namespace {} could not be removed; the next run will", self.name);
         }
     }
 }

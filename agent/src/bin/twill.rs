@@ -1,5 +1,8 @@
 //! The operator's command.
 
+// They panic where standard output or error cannot be written: `out` and the log don't.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,7 +10,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use twill_agent::cli::{self, EtcdFlags};
 use twill_agent::reserve::{self, Whom};
-use twill_agent::{docker_opts, init_config, install, leases, log, nodeid};
+use twill_agent::{docker_opts, init_config, install, leases, log, nodeid, out, process};
 
 /// Looks at a Twill (or flannel) network.
 #[derive(Debug, Parser)]
@@ -76,39 +79,33 @@ impl Command {
                     (None, None) => Whom::Holder,
                 };
                 let (store, listing) = leases::open(etcd).await?;
-                println!("{}", reserve::reserve(&store, &listing, &subnet, &whom).await?);
-                Ok(())
+                Ok(out::print_done(&reserve::reserve(&store, &listing, &subnet, &whom).await?)?)
             }
             Command::InstallCni { bin_dir, conf_dir } => {
-                println!("{}", install::install_cni(&bin_dir, &conf_dir)?);
-                Ok(())
+                Ok(out::print_done(&install::install_cni(&bin_dir, &conf_dir)?)?)
             }
             Command::InitConfig { file } => {
-                println!("{}", init_config::run(etcd, &file).await?);
-                Ok(())
+                Ok(out::print_done(&init_config::run(etcd, &file).await?)?)
             }
             Command::DockerOpts(options) => docker_opts::run(&options),
             Command::Release { subnet, force } => {
                 let (store, listing) = leases::open(etcd).await?;
-                println!("{}", reserve::release(&store, &listing, &subnet, force).await?);
-                Ok(())
+                Ok(out::print_done(&reserve::release(&store, &listing, &subnet, force).await?)?)
             }
         }
     }
 }
 
 fn main() -> ExitCode {
+    process::command_signals();
+    out::panics("twill");
     let flags: Flags = cli::read();
-    log::to_stderr(0);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let result = match (runtime, flags.command) {
-        (Ok(runtime), command) => runtime.block_on(command.run(&flags.etcd)),
-        (Err(source), _) => Err(source.into()),
-    };
+    let _last_lines = log::to_stderr(0);
+    let result = process::block_on(flags.command.run(&flags.etcd));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("twill: {failure:#}");
+            out::note(format_args!("twill: {failure:#}"));
             ExitCode::FAILURE
         }
     }

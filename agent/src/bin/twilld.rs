@@ -1,24 +1,24 @@
 //! The daemon.
 
+// They panic where standard output or error cannot be written: the log doesn't.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 use std::process::ExitCode;
 
 use tracing::{error, info};
 use twill_agent::cli::Flags;
 use twill_agent::eventloop::Ended;
-use twill_agent::{log, start};
+use twill_agent::{log, process, start};
 
 /// Our subnet is another node's.
 const LEASE_LOST: u8 = 3;
 
 fn main() -> ExitCode {
+    process::daemon_signals();
     let flags = Flags::read();
-    log::to_stderr(flags.verbosity);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let ended = match runtime {
-        Ok(runtime) => runtime.block_on(start::run(flags)),
-        Err(source) => Err(source.into()),
-    };
-    match ended {
+    let _last_lines = log::to_stderr(flags.verbosity);
+    log::panics();
+    match process::block_on(start::run(flags)) {
         Ok(Ended::Stopped) => {
             info!("stopped");
             ExitCode::SUCCESS

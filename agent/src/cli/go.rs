@@ -5,6 +5,7 @@
 
 use std::any::TypeId;
 use std::ffi::OsString;
+use std::io;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, Error, Parser};
@@ -61,7 +62,13 @@ const SWITCHES: [&str; 4] =
 pub fn read<T: Parser>() -> T {
     let env = |name: &str| std::env::var(name).ok();
     let args = texts(&T::command(), std::env::args_os(), std::env::vars_os());
-    args.and_then(|args| parse(args.into_iter(), env)).unwrap_or_else(|error| error.exit())
+    args.and_then(|args| parse(args.into_iter(), env)).unwrap_or_else(|error| say_and_end(&error))
+}
+
+/// Prints help, the version or what is wrong, and ends the process: with 1 where asked for help cannot be printed.
+fn say_and_end(error: &Error) -> ! {
+    let is_lost = error.print().is_err_and(|failed| failed.kind() != io::ErrorKind::BrokenPipe);
+    std::process::exit(if is_lost && !error.use_stderr() { 1 } else { error.exit_code() })
 }
 
 /// The arguments as text; an error for one that is none, and for such a variable of ours.

@@ -87,7 +87,7 @@ impl Delegate {
             self.error(code::IO, format!("talking to plugin \"{}\": {}", self.name, os_text(&e)))
         })?;
         // What a plugin says there is for the runtime's log.
-        let _ = io::stderr().write_all(&output.stderr);
+        crate::out::stderr(&output.stderr);
         self.judge(output, limit)
     }
 

@@ -1,6 +1,6 @@
 //! What each verb does, in which order: the only place that knows all the others.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 
 use super::call::{Call, Verb};
@@ -218,7 +218,7 @@ impl Job<'_> {
     }
 }
 
-/// For the runtime's log. Not by `eprintln!`, which panics when nobody listens.
+/// For the runtime's log.
 fn note(text: &str) {
-    let _ = writeln!(io::stderr(), "flannel: {text}");
+    crate::out::note(format_args!("flannel: {text}"));
 }

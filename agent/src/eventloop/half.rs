@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tracing::{debug, trace, warn};
+use tracing::{debug, info, trace, warn};
 
 use super::sockets::Sockets;
 use crate::dataplane::{Dataplane, Device, Error, Event, Made};
@@ -73,6 +73,8 @@ pub struct Half<D> {
     /// How often the sockets to the kernel failed.
     sockets: Sockets,
     underlay_changed: bool,
+    /// What the next comparison finds is logged for the operator.
+    tell_comparison: bool,
     /// The last time that the kernel was heard, it had nothing to tell.
     quiet: bool,
     /// Until then more misses are expected.
@@ -99,6 +101,7 @@ impl<D: Dataplane> Half<D> {
             sockets: Sockets::default(),
             // It may have changed while nobody listened.
             underlay_changed: true,
+            tell_comparison: false,
             quiet: false,
             flood_until: now,
             worked_at: now,
@@ -109,6 +112,12 @@ impl<D: Dataplane> Half<D> {
     pub(super) fn check(&mut self, now: Instant) {
         self.check_at = self.mended_at.map_or(now, |at| now.max(at + MEND_LEAST));
         self.observing = false;
+    }
+
+    /// Looks at everything as soon as possible, and logs what was found.
+    pub(super) fn compare_and_tell(&mut self, now: Instant) {
+        self.tell_comparison = true;
+        self.check(now);
     }
 
     /// Whether the interfaces may be others now. Asked once, it is so no more.
@@ -273,7 +282,13 @@ impl<D: Dataplane> Half<D> {
                     self.observing = false;
                     let found = self.plane.end_comparison(!self.adopted, now);
                     self.adopted = true;
-                    debug!(device = %self.device.name, ?found, "compared the kernel with the records");
+                    let device = &self.device.name;
+                    if std::mem::take(&mut self.tell_comparison) {
+                        let (right, due, strays) = (found.right, found.due, found.strays);
+                        info!(%device, right, due, strays, "compared the kernel with the records");
+                    } else {
+                        debug!(%device, ?found, "compared the kernel with the records");
+                    }
                 }
             }
             Err(source) if source.is_of_socket() => self.socket_failed(&source, now),

@@ -9,6 +9,7 @@ use sd_notify::NotifyState;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::systemd::Systemd;
 use crate::http::Readiness;
 
 /// How often files are looked at, and systemd's status is brought up to date.
@@ -30,8 +31,11 @@ pub(super) struct Health {
     /// Who answers `/readyz`.
     pub http: Option<watch::Sender<Readiness>>,
     said: Option<Vec<String>>,
-    /// systemd has been told that we are up.
+    /// We have been ready.
     up: bool,
+    systemd: Systemd,
+    /// systemd has been told that we are up.
+    told_up: bool,
     status: String,
 }
 
@@ -73,33 +77,36 @@ impl Health {
         if let Some(http) = &self.http {
             http.send_replace(Readiness { missing: missing.clone() });
         }
-        let first = missing.is_empty() && !self.up;
-        self.up |= first;
+        self.up |= missing.is_empty();
         self.said = Some(missing);
-        let news = [NotifyState::Status(&self.status), NotifyState::Ready];
-        tell(if first { &news } else { &news[..1] });
+        self.tell_systemd(None);
+    }
+
+    /// What is missing for being ready, as it was told last.
+    pub(super) fn missing(&self) -> &[String] {
+        self.said.as_deref().unwrap_or_default()
     }
 
     /// Tells systemd that the loop turns, and how many peers there are.
     pub(super) fn alive(&mut self, peers: usize) {
-        let is_ready = self.said.as_ref().is_some_and(Vec::is_empty);
-        let status = ready(peers);
-        if is_ready && self.status != status {
-            self.status = status;
-            tell(&[NotifyState::Watchdog, NotifyState::Status(&self.status)]);
-        } else {
-            tell(&[NotifyState::Watchdog]);
+        if self.said.as_ref().is_some_and(Vec::is_empty) {
+            self.status = ready(peers);
         }
+        // The status each time: the last one may have found no room.
+        self.tell_systemd(Some(NotifyState::Watchdog));
+    }
+
+    /// Tells systemd the status and one thing more; until it has heard it, also that we are up.
+    fn tell_systemd(&mut self, news: Option<NotifyState<'_>>) {
+        let status = (!self.status.is_empty()).then_some(NotifyState::Status(&self.status));
+        let up = (self.up && !self.told_up).then_some(NotifyState::Ready);
+        let is_up = up.is_some();
+        let all: Vec<NotifyState<'_>> = news.into_iter().chain(status).chain(up).collect();
+        self.told_up |= self.systemd.tell(&all) && is_up;
     }
 }
 
 /// The status of a node that is ready.
 fn ready(peers: usize) -> String {
     format!("ready; {peers} peers")
-}
-
-fn tell(news: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(news) {
-        warn!(%error, "cannot tell systemd");
-    }
 }

@@ -1,33 +1,13 @@
 //! What the loop waits for beside the kernel.
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use nix::sys::signal::Signal;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::health::Health;
+use super::signals::{Order, Signals};
 use crate::lease::LeaseEvent;
 use crate::store;
-
-/// The signals that end the daemon. Made early, so that none is lost before the loop runs.
-pub struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    /// From now on SIGTERM and SIGINT are heard. Needs a tokio runtime.
-    pub fn new() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    /// Waits for either. Cancel-safe.
-    pub async fn recv(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
 
 /// What the tasks beside the loop tell it.
 pub struct Feeds {
@@ -39,8 +19,7 @@ pub struct Feeds {
 
 /// What has happened.
 pub(super) enum News {
-    /// SIGTERM or SIGINT.
-    Stop,
+    Signal(Signal, Order),
     Store(store::Event),
     Lease(LeaseEvent),
     /// The nftables rules are in another state.
@@ -80,7 +59,7 @@ impl Sources {
         };
         tokio::select! {
             biased;
-            () = self.signals.recv() => News::Stop,
+            (signal, order) = self.signals.recv() => News::Signal(signal, order),
             event = self.feeds.store.recv() => event.map_or_else(|| ended("the reader of etcd"), News::Store),
             event = self.feeds.lease.recv() => event.map_or_else(|| ended("the keeper of our record"), News::Lease),
             news = rules => news,

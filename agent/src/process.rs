@@ -1,0 +1,71 @@
+//! What a program sets up of its own process: signal mask, limits, priority, runtime.
+//!
+//! The signals that the daemon hears are in [`crate::eventloop`].
+
+use std::future::Future;
+
+use anyhow::{Context, Result};
+use nix::sys::signal::{SigSet, Signal};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tracing::{debug, warn};
+
+/// What a command does with signals: it has none blocked, whatever its parent had, but SIGXFSZ. With that one blocked, a file
+/// at its limit (`ulimit -f`) is a write that fails, and nothing that ends the program.
+///
+/// Call it before there are threads. Programs that this one starts have none blocked.
+pub fn command_signals() {
+    // It fails for no mask that can be written down.
+    let _ = SigSet::from_iter([Signal::SIGXFSZ]).thread_set_mask();
+}
+
+/// What the daemon does with signals: those that it answers to are delivered once [`crate::eventloop::Signals`] is there.
+/// All others that would end it stay blocked, and do nothing: SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGPWR, SIGSTKFLT, SIGXCPU,
+/// SIGXFSZ and the real-time ones.
+///
+/// Not blocked are those that say that the program is at fault, SIGABRT among them by which systemd's watchdog ends a daemon
+/// that hangs; those that a terminal stops a program with; and those that do nothing anyway. (SIGPIPE is ignored by Rust.)
+pub fn daemon_signals() {
+    let mut mask = SigSet::all();
+    for delivered in [
+        Signal::SIGABRT,
+        Signal::SIGBUS,
+        Signal::SIGFPE,
+        Signal::SIGILL,
+        Signal::SIGSEGV,
+        Signal::SIGSYS,
+        Signal::SIGTRAP,
+        Signal::SIGTSTP,
+        Signal::SIGTTIN,
+        Signal::SIGTTOU,
+        Signal::SIGCONT,
+        Signal::SIGCHLD,
+        Signal::SIGURG,
+        Signal::SIGWINCH,
+    ] {
+        mask.remove(delivered);
+    }
+    let _ = mask.thread_set_mask();
+}
+
+/// Runs the program's work on a runtime of this thread.
+///
+/// # Errors
+/// Those of the work, and when there is no runtime to be had.
+pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    let done = runtime.block_on(work);
+    // Not waiting for a look-up of a name that a server of names does not answer.
+    runtime.shutdown_background();
+    done
+}
+
+/// Raises the number of descriptors that this process may have to the most that it is allowed. Returns that number.
+pub fn raise_descriptor_limit() -> u64 {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) else {
+        debug!(before = current, now = maximum, "limit of descriptors (RLIMIT_NOFILE)");
+        return maximum.unwrap_or(u64::MAX);
+    };
+    warn!(%error, limit = current, "cannot raise the limit of descriptors (RLIMIT_NOFILE)");
+    current.unwrap_or(u64::MAX)
+}
