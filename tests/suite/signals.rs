@@ -87,7 +87,8 @@ fn a_hangup_compares_at_once_and_says_what_it_found() {
 
 #[test]
 fn a_start_that_waits_answers_them_too() {
-    let waits: [(&str, fn(&Lab)); 3] = [
+    type Prepare = fn(&Lab);
+    let waits: [(&str, Prepare); 3] = [
         ("/coreos.com/network/config", |_| ()),
         ("does not answer", |lab| lab.etcd().kill()),
         ("no free subnet", |lab| {

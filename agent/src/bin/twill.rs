@@ -84,9 +84,7 @@ impl Command {
             Command::InstallCni { bin_dir, conf_dir } => {
                 Ok(out::print_done(&install::install_cni(&bin_dir, &conf_dir)?)?)
             }
-            Command::InitConfig { file } => {
-                Ok(out::print_done(&init_config::run(etcd, &file).await?)?)
-            }
+            Command::InitConfig { file } => Ok(out::print_done(&init_config::run(etcd, &file).await?)?),
             Command::DockerOpts(options) => docker_opts::run(&options),
             Command::Release { subnet, force } => {
                 let (store, listing) = leases::open(etcd).await?;
