@@ -23,7 +23,7 @@ pub const TIMEOUT: Duration = crate::netlink::TIMEOUT;
 /// Room for [`CHUNK`] refusals of up to 2 KiB: an answer with text is charged some 1,300 bytes.
 const RECEIVE_BUFFER: usize = 512 * 1024;
 
-/// How often one piece of a batch is tried anew after a passing failure, in ever smaller pieces.
+/// How often one piece of a batch is tried anew after a failure of the socket, in ever smaller pieces.
 const TRIES: u32 = 5;
 
 /// One thing to be done. `Put` creates what isn't there and replaces what is.
@@ -148,8 +148,8 @@ impl BatchSocket {
     /// Has the requests carried out in their order and returns those that the kernel refused, in the order of `index`.
     /// A refused request keeps none of the others from being carried out.
     ///
-    /// When the kernel's answers are lost or the datagram could not be sent, the piece is sent anew, smaller: every
-    /// request may be made twice. A delete or a creation that is then found done counts as done.
+    /// When the kernel's answers are lost or the datagram could not be sent, the piece is sent anew, smaller, through a new
+    /// socket of the same port if need be: every request may be made twice. A delete or a creation that is then found done counts as done.
     ///
     /// # Errors
     /// Only if the socket itself fails; then it is unknown which requests of the last chunk were carried out.
@@ -168,11 +168,17 @@ impl BatchSocket {
                         (piece, troubles) = (CHUNK, 0);
                     }
                 }
-                Err(error) if error.is_passing() && troubles < TRIES => {
+                Err(error) if troubles < TRIES => {
                     failures.truncate(known);
-                    self.socket.drain(&mut self.answers);
+                    if error.is_passing() {
+                        self.socket.drain(&mut self.answers);
+                    } else {
+                        self.socket.reopen()?;
+                        self.socket.set_receive_buffer(RECEIVE_BUFFER)?;
+                    }
                     sent_before = sent_before.max(end);
-                    troubles += 1;
+                    // A timeout has waited for long: once more, and no oftener.
+                    troubles = if matches!(error, Error::Timeout { .. }) { TRIES } else { troubles + 1 };
                     piece = (piece / 4).max(1);
                 }
                 Err(error) => return Err(error),

@@ -15,7 +15,7 @@ use crate::netlink::{BUFFER, Netlink, refusal_of_done, refusal_of_error};
 use crate::wire::{Body, Datagram, Message, Messages};
 use crate::{Error, Family, addr, fdb, link, ndm, neigh, neightbl, route};
 
-/// How often [`Dumper::collect`] makes a dump that changes interrupt or that fails in passing.
+/// How often [`Dumper::collect`] makes a dump that changes interrupt, or during which the socket fails.
 pub const TRIES: u32 = 10;
 
 const STEP: &str = "dump";
@@ -184,24 +184,33 @@ pub struct Dumper {
     buffer: Vec<u8>,
     sequence: u32,
     running: Option<Query>,
+    /// The socket failed: the next dump goes through a new one.
+    failed: bool,
 }
 
 impl Dumper {
     /// Opens a socket in the network namespace of the calling thread.
     pub fn open() -> Result<Self, Error> {
-        let socket = Netlink::open()?;
-        Ok(Self { socket, datagram: Datagram::default(), buffer: vec![0; BUFFER], sequence: 0, running: None })
+        let (socket, datagram, buffer) = (Netlink::open()?, Datagram::default(), vec![0; BUFFER]);
+        Ok(Self { socket, datagram, buffer, sequence: 0, running: None, failed: false })
     }
 
-    /// Begins a dump. One that is under way is read to its end first, since the kernel allows one on a socket.
+    /// Begins a dump. One that is under way is read to its end first, since the kernel allows one on a socket. After a
+    /// failure of the socket the dump goes through a new one, in the network namespace of the calling thread.
     pub fn start(&mut self, query: Query) -> Result<(), Error> {
         while self.running.is_some() {
             self.step_through(&mut |_, _| ())?;
         }
+        if self.failed {
+            self.socket.reopen()?;
+            self.failed = false;
+        }
         self.sequence = self.sequence.wrapping_add(1);
         self.datagram.clear();
         query.write(&mut self.datagram, self.sequence);
-        self.socket.send(self.datagram.bytes()).map_err(Error::socket(STEP))?;
+        let sent = self.socket.send(self.datagram.bytes()).map_err(Error::socket(STEP));
+        self.failed = sent.is_err();
+        sent?;
         self.running = Some(query);
         Ok(())
     }
@@ -220,6 +229,12 @@ impl Dumper {
     }
 
     fn step_through(&mut self, sink: &mut impl FnMut(&Query, &Message<'_>)) -> Result<Step, Error> {
+        let step = self.read_datagram(sink);
+        self.failed |= step.as_ref().is_err_and(Error::is_of_socket);
+        step
+    }
+
+    fn read_datagram(&mut self, sink: &mut impl FnMut(&Query, &Message<'_>)) -> Result<Step, Error> {
         let Some(query) = self.running.take() else { return Ok(Step::Done) };
         let length = self.socket.receive_answer(&mut self.buffer, STEP)?;
         let mut interrupted = false;
@@ -247,7 +262,7 @@ impl Dumper {
         Ok(if interrupted { Step::Interrupted } else { Step::More })
     }
 
-    /// A whole dump, made again up to [`TRIES`] times when it was interrupted or failed in passing.
+    /// A whole dump, made again up to [`TRIES`] times when it was interrupted or the socket failed.
     ///
     /// # Errors
     /// [`Error::DumpInterrupted`] if no try was left in peace; the last failure if there was one.
@@ -264,10 +279,8 @@ impl Dumper {
                 Ok(true) => return Ok(rows),
                 Ok(false) => (),
                 // A timeout has waited long enough already.
-                Err(error) if error.is_passing() && !matches!(error, Error::Timeout { .. }) => {
-                    self.socket.drain(&mut self.buffer);
-                    last = error;
-                }
+                Err(error @ Error::Timeout { .. }) => return Err(error),
+                Err(error) if error.is_passing() || error.is_of_socket() => last = error,
                 Err(error) => return Err(error),
             }
         }

@@ -40,12 +40,18 @@ impl Netlink {
     /// Opens a socket in the network namespace of the calling thread. Strict checking, without which the kernel ignores
     /// filters in the wrong place, came with Linux 4.20 and is required.
     pub(crate) fn open() -> Result<Self, Error> {
-        let mut socket = Socket::new(NETLINK_ROUTE).map_err(Error::socket("open netlink socket"))?;
+        let mut socket = unbound()?;
         let address = socket.bind_auto().map_err(Error::socket("bind netlink socket"))?;
-        socket.set_ext_ack(true).map_err(Error::socket("set NETLINK_EXT_ACK"))?;
-        socket.set_cap_ack(true).map_err(Error::socket("set NETLINK_CAP_ACK"))?;
-        socket.set_netlink_get_strict_chk(true).map_err(Error::socket("set NETLINK_GET_STRICT_CHK"))?;
         Ok(Self { socket, port: address.port_number() })
+    }
+
+    /// Closes the socket and opens another one, with the same port unless somebody has taken it meanwhile.
+    pub(crate) fn reopen(&mut self) -> Result<(), Error> {
+        self.socket = unbound()?;
+        if self.socket.bind(&SocketAddr::new(self.port, 0)).is_err() {
+            *self = Self::open()?;
+        }
+        Ok(())
     }
 
     /// The port id, which the kernel repeats in notifications that this socket's requests cause.
@@ -120,6 +126,14 @@ impl Netlink {
             }
         }
     }
+}
+
+fn unbound() -> Result<Socket, Error> {
+    let socket = Socket::new(NETLINK_ROUTE).map_err(Error::socket("open netlink socket"))?;
+    socket.set_ext_ack(true).map_err(Error::socket("set NETLINK_EXT_ACK"))?;
+    socket.set_cap_ack(true).map_err(Error::socket("set NETLINK_CAP_ACK"))?;
+    socket.set_netlink_get_strict_chk(true).map_err(Error::socket("set NETLINK_GET_STRICT_CHK"))?;
+    Ok(socket)
 }
 
 /// Makes a system call again while a signal interrupts it.

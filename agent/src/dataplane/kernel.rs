@@ -173,7 +173,9 @@ impl Kernel {
             Some(dump) => dump,
             none => {
                 let dump = none.insert(Dump::new(ifindex, family, self.elsewhere || !self.dumped));
-                dump.start(&mut self.dumper)?;
+                while let Err(error) = dump.start(&mut self.dumper) {
+                    dump.again(error)?;
+                }
                 dump
             }
         };
@@ -319,7 +321,7 @@ impl Dump {
         Self { queries, tries: 0 }
     }
 
-    fn start(&self, dumper: &mut Dumper) -> Result<(), Error> {
+    fn start(&self, dumper: &mut Dumper) -> Result<(), netlink_ext::Error> {
         if let Some(query) = self.queries.last() {
             dumper.start(query.clone())?;
         }
@@ -329,22 +331,36 @@ impl Dump {
     /// Reads one datagram: what it shows, and whether it was the last one of the last query.
     fn step(&mut self, dumper: &mut Dumper, ifindex: u32) -> Result<(Observed, bool), Error> {
         let mut observed = Observed::default();
-        let step = dumper.step(&mut |row| match row {
+        let seen = dumper.step(&mut |row| match row {
             Dumped::Fdb(seen) => observed.fdb.extend(convert::seen_fdb(&seen)),
             Dumped::Neigh(seen) => observed.neighbours.push(convert::seen_neigh(&seen)),
             Dumped::Route(seen) => observed.routes.extend(convert::seen_route(ifindex, &seen)),
             Dumped::Link(_) | Dumped::Address(_) | Dumped::NeighParams(_) => {}
-        })?;
-        match step {
-            Step::More => return Ok((observed, false)),
-            Step::Done => {
+        });
+        match seen {
+            Ok(Step::More) => return Ok((observed, false)),
+            Ok(Step::Done) => {
                 self.queries.pop();
             }
             // A row seen twice does no harm, one that was missed would: this query again.
-            Step::Interrupted if self.tries < TRIES => self.tries += 1,
-            Step::Interrupted => return Err(netlink_ext::Error::DumpInterrupted { tries: TRIES }.into()),
+            Ok(Step::Interrupted) => self.again(netlink_ext::Error::DumpInterrupted { tries: TRIES })?,
+            Err(error) => self.again(error)?,
         }
-        self.start(dumper)?;
+        while let Err(error) = self.start(dumper) {
+            self.again(error)?;
+        }
         Ok((observed, self.queries.is_empty()))
+    }
+
+    /// Counts a try that came to nothing; the reason, where there have been too many.
+    fn again(&mut self, reason: netlink_ext::Error) -> Result<(), Error> {
+        // A timeout has waited long enough already.
+        let timed_out = matches!(reason, netlink_ext::Error::Timeout { .. });
+        let is_worth_it = !timed_out && (reason.is_passing() || reason.is_of_socket());
+        if self.tries == TRIES || !is_worth_it {
+            return Err(reason.into());
+        }
+        self.tries += 1;
+        Ok(())
     }
 }

@@ -191,6 +191,9 @@ impl<D: Dataplane> Half<D> {
     /// Does one unit of what is due, a smaller one in a flood of misses; returns whether there was any.
     pub(super) async fn work(&mut self, now: Instant) -> bool {
         self.worked_at = now;
+        if self.sockets.is_failing() && !self.observing && self.in_sync() {
+            self.sockets.restored(&self.device.name);
+        }
         self.plane.wake(now);
         if std::mem::take(&mut self.again) {
             if self.observing {
@@ -340,10 +343,9 @@ impl<D: Dataplane> Half<D> {
     /// A socket to the kernel has failed, and what it told since is lost. The device is made again, which opens the sockets
     /// anew, and everything is compared: at once after the first failure, with pauses after further ones.
     fn socket_failed(&mut self, source: &Error, now: Instant) {
-        let is_first = self.sockets.failed(source, &self.device.name, now);
         self.made = false;
         self.observing = false;
-        self.check_at = if is_first { now } else { now + CHECK_AGAIN };
+        self.check_at = self.sockets.failed(source, &self.device.name, now);
     }
 
     /// Why this daemon should end and be started again, if its sockets keep failing.
