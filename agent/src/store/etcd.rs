@@ -24,6 +24,10 @@ mod tls;
 /// Events that may wait for a follower: few, so that a long listing waits for its reader rather than filling memory.
 const UNREAD: usize = 8;
 
+/// How often TLS files are looked at while no call is made: soon enough to hear of a bad one while somebody remembers its
+/// change.
+const LOOK_AT_FILES: Duration = Duration::from_secs(10);
+
 /// Where etcd is and how to get in, as the `--etcd-…` flags say.
 #[derive(Clone, Default)]
 pub struct EtcdOptions {
@@ -39,7 +43,7 @@ pub struct EtcdOptions {
     pub password: Option<String>,
 }
 
-/// Files for TLS, read again at each new connection, so that they may change while we run.
+/// Files for TLS, taken up when they change while we run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tls {
     /// Who signs the server's certificate; without it, the system's authorities.
@@ -238,6 +242,10 @@ impl Store for EtcdStore {
 
     fn follow(&self) -> mpsc::Receiver<Event> {
         let (events, receiver) = mpsc::channel(UNREAD);
+        // Weak: when the follower ends, its listener must hear of it.
+        if self.connection.has_files() {
+            tokio::spawn(look_at_files(Arc::clone(&self.connection), events.downgrade()));
+        }
         let follower = Follower::new(Arc::clone(&self.connection), Arc::clone(&self.keys), events);
         tokio::spawn(follower.run());
         receiver
@@ -318,6 +326,14 @@ impl Store for EtcdStore {
         let full = self.keys.of(key);
         let same = vec![Compare::mod_revision(full.clone(), CompareOp::Equal, revision)];
         self.write("delete", &full, same, TxnOp::delete(full.clone(), None)).await
+    }
+}
+
+/// Takes up changed TLS files while somebody follows.
+async fn look_at_files(connection: Arc<Connection>, events: mpsc::WeakSender<Event>) {
+    while events.upgrade().is_some_and(|events| !events.is_closed()) {
+        connection.look_at_files().await;
+        tokio::time::sleep(LOOK_AT_FILES).await;
     }
 }
 

@@ -2,12 +2,13 @@
 //!
 //! The client spreads requests over all endpoints and retries none, so one dead member of three fails some of them for
 //! ever. Here all go to one endpoint, chosen at random at first; a failure that another connection could mend drops it,
-//! and the next call connects to the next endpoint, with TLS files and password taken anew.
+//! and the next call connects to the next endpoint, with TLS files and password taken anew. Changed TLS files are taken up while
+//! the connection lives: a certificate that etcd does not take is so told of while the old one still serves.
 
 use std::error::Error as _;
 use std::time::Duration;
 
-use etcd_client::{Client, ConnectOptions};
+use etcd_client::{Client, ConnectOptions, GetOptions};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -85,6 +86,8 @@ struct State {
     endpoint: usize,
     /// Counts clients: a failure of one that was dropped already drops no other.
     generation: u64,
+    /// The TLS files that the client was made with.
+    files: tls::Stamp,
 }
 
 /// A client, and which one it is.
@@ -149,9 +152,11 @@ impl Connection {
     /// The client in use, connecting if there is none.
     pub(super) async fn connected(&self, access: Access<'_>) -> Result<Connected, Failure> {
         let mut state = self.state.lock().await;
+        self.renew(&mut state, access).await;
         if state.client.is_none() {
+            let files = self.files();
             match self.open(state.endpoint, access).await {
-                Ok(client) => state.client = Some(client),
+                Ok(client) => (state.client, state.files) = (Some(client), files),
                 Err(failure) => {
                     state.endpoint = state.endpoint.wrapping_add(1);
                     return Err(failure);
@@ -161,6 +166,59 @@ impl Connection {
         match &state.client {
             Some(client) => Ok(Connected { client: client.clone(), generation: state.generation }),
             None => Err(away(access, "not connected".to_owned())),
+        }
+    }
+
+    /// Takes up changed TLS files between calls, which may be hours apart.
+    pub(super) async fn look_at_files(&self) {
+        let access = Access { verb: "connect to", key: "etcd", permission: "any" };
+        self.renew(&mut *self.state.lock().await, access).await;
+    }
+
+    /// Whether there are files to look at.
+    pub(super) fn has_files(&self) -> bool {
+        self.files() != tls::Stamp::default()
+    }
+
+    fn files(&self) -> tls::Stamp {
+        self.options.tls.as_ref().map(tls::Stamp::of).unwrap_or_default()
+    }
+
+    /// Where the TLS files have changed, replaces the client by one that has them and works. What runs on the old one
+    /// goes on.
+    async fn renew(&self, state: &mut State, access: Access<'_>) {
+        let files = self.files();
+        if state.client.is_none() || files == state.files {
+            return;
+        }
+        let new = match self.open(state.endpoint, access).await {
+            Ok(client) => self.try_out(client, access).await,
+            Err(failure) => Err(failure),
+        };
+        state.files = files;
+        match new {
+            Ok(client) => {
+                state.client = Some(client);
+                state.generation += 1;
+                tracing::info!("the TLS files for etcd have changed: connected with the new ones");
+            }
+            Err(Failure { error, .. }) => tracing::warn!(
+                %error,
+                "the TLS files for etcd have changed, and connecting with the new ones fails: the connection made with the old ones stays in use"
+            ),
+        }
+    }
+
+    /// A client that has had an answer: connecting alone says nothing, and what etcd thinks of our certificate comes later.
+    async fn try_out(&self, client: Client, access: Access<'_>) -> Result<Client, Failure> {
+        let options = GetOptions::new().with_count_only();
+        match timeout(CALL, client.kv_client().get(self.options.prefix.as_str(), Some(options))).await {
+            Ok(Ok(_)) => Ok(client),
+            Ok(Err(error)) => {
+                let failure = failure(access, &error);
+                if failure.kind == Kind::Away { Err(failure) } else { Ok(client) }
+            }
+            Err(_) => Err(away(access, format!("no answer in {} s", CALL.as_secs()))),
         }
     }
 

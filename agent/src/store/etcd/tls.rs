@@ -1,5 +1,6 @@
 //! TLS files, from the flags to the client's options. Errors name the flag and the path.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use etcd_client::{Certificate, Identity, TlsOptions};
@@ -31,6 +32,23 @@ pub(super) fn options(tls: &Tls) -> Result<TlsOptions, Error> {
         (None, None) => Ok(options),
         (Some(path), None) => Err(alone("--etcd-certfile", path, "--etcd-keyfile")),
         (None, Some(path)) => Err(alone("--etcd-keyfile", path, "--etcd-certfile")),
+    }
+}
+
+/// Which files these are at this moment: device, inode, size and time of change of each. A Secret's volume replaces all
+/// its files at once, by a symbolic link; others write a file anew or rename one into place.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Stamp(Vec<Option<FileStamp>>);
+
+type FileStamp = (u64, u64, u64, i64, i64);
+
+impl Stamp {
+    pub(super) fn of(tls: &Tls) -> Self {
+        let stamp = |path: &PathBuf| {
+            let file = std::fs::metadata(path).ok()?;
+            Some((file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec()))
+        };
+        Self([&tls.ca_file, &tls.cert_file, &tls.key_file].into_iter().flatten().map(stamp).collect())
     }
 }
 
