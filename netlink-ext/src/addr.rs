@@ -1,14 +1,23 @@
 //! Addresses of devices: `ip addr replace <address> dev <device>`. Kernel: net/ipv4/devinet.c, net/ipv6/addrconf.c.
 
+use std::net::IpAddr;
+
 use ipnetwork::IpNetwork;
 
 use crate::Family;
-use crate::wire::{Body, Message, address};
+use crate::wire::{Body, Message, address, u32_value};
 
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
+/// The flags in full; the header has room for the first eight.
+const IFA_FLAGS: u16 = 8;
+/// In IPv4 `IFA_F_SECONDARY`: another address of the same prefix came before.
+const IFA_F_TEMPORARY: u32 = 0x01;
 /// No duplicate address detection.
 const IFA_F_NODAD: u8 = 0x02;
+const IFA_F_DADFAILED: u32 = 0x08;
+const IFA_F_DEPRECATED: u32 = 0x20;
+const IFA_F_TENTATIVE: u32 = 0x40;
 
 /// An address on a device.
 ///
@@ -29,21 +38,72 @@ impl Address {
         body.address(IFA_LOCAL, address);
         body.address(IFA_ADDRESS, address);
     }
+}
 
+/// An address as the kernel shows it, with its state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Seen {
+    /// The address.
+    pub address: Address,
+    /// The other end of a point-to-point address. The prefix is that of this end then.
+    pub peer: Option<IpAddr>,
+    /// `RT_SCOPE_UNIVERSE` (0), `RT_SCOPE_LINK` (253), `RT_SCOPE_HOST` (254), ...
+    pub scope: u8,
+    /// The `IFA_F_...` flags; include/uapi/linux/if_addr.h.
+    pub flags: u32,
+}
+
+impl Seen {
     pub(crate) fn parse(message: &Message<'_>) -> Option<Self> {
         let (header, attributes) = message.split::<8>()?;
         let ifindex = u32::from_ne_bytes([header[4], header[5], header[6], header[7]]);
-        let (mut local, mut peer) = (None, None);
+        let (mut local, mut given, mut flags) = (None, None, u32::from(header[2]));
         for (kind, value) in attributes {
             match kind {
                 IFA_LOCAL => local = address(value),
-                IFA_ADDRESS => peer = address(value),
+                IFA_ADDRESS => given = address(value),
+                IFA_FLAGS => flags = u32_value(value)?,
                 _ => (),
             }
         }
         // On a point-to-point device IFA_ADDRESS is the other end; IPv6 mostly gives IFA_ADDRESS alone.
-        let address = IpNetwork::new(local.or(peer)?, header[1]).ok()?;
-        Some(Self { ifindex, address })
+        let address = IpNetwork::new(local.or(given)?, header[1]).ok()?;
+        let peer = given.filter(|given| *given != address.ip());
+        Some(Self { address: Address { ifindex, address }, peer, scope: header[3], flags })
+    }
+
+    /// Made by privacy extensions: the kernel takes another one within days (`temp_prefered_lft`).
+    pub fn is_temporary(&self) -> bool {
+        self.address.address.is_ipv6() && self.has(IFA_F_TEMPORARY)
+    }
+
+    /// Its preferred lifetime is over: new connections shall use another one.
+    pub fn is_deprecated(&self) -> bool {
+        self.has(IFA_F_DEPRECATED)
+    }
+
+    /// Duplicate address detection is not through; `IFA_F_OPTIMISTIC` addresses are that too.
+    pub fn is_tentative(&self) -> bool {
+        self.has(IFA_F_TENTATIVE) && !self.is_duplicate()
+    }
+
+    /// Duplicate address detection found another host with it; the kernel doesn't use it.
+    pub fn is_duplicate(&self) -> bool {
+        self.has(IFA_F_DADFAILED)
+    }
+
+    /// It means this host only within itself.
+    pub fn is_host_local(&self) -> bool {
+        self.scope >= libc::RT_SCOPE_HOST
+    }
+
+    /// It means this host only on its link.
+    pub fn is_link_local(&self) -> bool {
+        self.scope == libc::RT_SCOPE_LINK
+    }
+
+    fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
     }
 }
 

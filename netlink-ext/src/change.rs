@@ -5,15 +5,16 @@ use std::io;
 use crate::link::Link;
 use crate::listen::{Event, Listener};
 use crate::wire::Message;
-use crate::{Error, addr, fdb, filter, neigh, route};
+use crate::{Error, addr, fdb, filter, neigh, nexthop, route};
 
-const GROUPS: [u32; 6] = [
+const GROUPS: [u32; 7] = [
     libc::RTNLGRP_LINK,
     libc::RTNLGRP_NEIGH,
     libc::RTNLGRP_IPV4_IFADDR,
     libc::RTNLGRP_IPV6_IFADDR,
     libc::RTNLGRP_IPV4_ROUTE,
     libc::RTNLGRP_IPV6_ROUTE,
+    nexthop::RTNLGRP_NEXTHOP,
 ];
 
 /// Something changed. `gone` tells a removal from an addition or a change.
@@ -31,7 +32,7 @@ pub enum Change {
     /// An address of any device.
     Address {
         /// The address.
-        address: addr::Address,
+        address: addr::Seen,
         /// Removed.
         gone: bool,
     },
@@ -41,6 +42,11 @@ pub enum Change {
         route: route::Route,
         /// Removed.
         gone: bool,
+    },
+    /// A next hop object is new, changed or gone. Of routes that name one, the kernel may say nothing.
+    Nexthop {
+        /// Its id.
+        id: u32,
     },
     /// A neighbour of the device in the scope.
     Neigh {
@@ -70,7 +76,7 @@ impl Change {
                 Some(Self::LinkGone { ifindex: index, name })
             }
             libc::RTM_NEWADDR | libc::RTM_DELADDR => {
-                let address = addr::Address::parse(message)?;
+                let address = addr::Seen::parse(message)?;
                 Some(Self::Address { address, gone: message.kind == libc::RTM_DELADDR })
             }
             libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
@@ -82,6 +88,9 @@ impl Change {
                 fdb::Seen::parse(message)
                     .map(|row| Self::Fdb { row, gone })
                     .or_else(|| neigh::Seen::parse(message).map(|entry| Self::Neigh { entry, gone }))
+            }
+            nexthop::RTM_NEWNEXTHOP | nexthop::RTM_DELNEXTHOP => {
+                nexthop::Object::parse(message).map(|object| Self::Nexthop { id: object.id })
             }
             _ => None,
         }

@@ -13,7 +13,7 @@
 
 use crate::netlink::{BUFFER, Netlink, refusal_of_done, refusal_of_error};
 use crate::wire::{Body, Datagram, Message, Messages};
-use crate::{Error, Family, addr, fdb, link, ndm, neigh, neightbl, route};
+use crate::{Error, Family, addr, fdb, link, ndm, neigh, neightbl, nexthop, route};
 
 /// How often [`Dumper::collect`] makes a dump that changes interrupt, or during which the socket fails.
 pub const TRIES: u32 = 10;
@@ -52,6 +52,13 @@ pub enum Query {
         /// The address.
         target: std::net::IpAddr,
     },
+    /// Default routes that send, of all tables.
+    DefaultRoutes {
+        /// Which tables.
+        family: Family,
+    },
+    /// The next hop objects. The kernel refuses with EOPNOTSUPP where it has none (Linux before 5.3).
+    Nexthops,
     /// All links.
     Links,
     /// One link. The kernel refuses with ENODEV if there is none.
@@ -80,10 +87,14 @@ pub enum Row {
     Neigh(neigh::Seen),
     /// Of [`Query::Routes`] and [`Query::RouteTo`].
     Route(route::Route),
+    /// Of [`Query::DefaultRoutes`].
+    DefaultRoute(nexthop::DefaultRoute),
+    /// Of [`Query::Nexthops`].
+    Nexthop(nexthop::Object),
     /// Of [`Query::Links`] and [`Query::LinkNamed`].
     Link(Box<link::Link>),
     /// Of [`Query::Addresses`].
-    Address(addr::Address),
+    Address(addr::Seen),
     /// Of [`Query::NeighParams`].
     NeighParams(neightbl::Params),
 }
@@ -103,7 +114,8 @@ impl Query {
     fn write(&self, datagram: &mut Datagram, sequence: u32) {
         let kind = match self {
             Self::Fdb { .. } | Self::Neigh { .. } => libc::RTM_GETNEIGH,
-            Self::Routes { .. } | Self::RouteTo { .. } => libc::RTM_GETROUTE,
+            Self::Routes { .. } | Self::RouteTo { .. } | Self::DefaultRoutes { .. } => libc::RTM_GETROUTE,
+            Self::Nexthops => nexthop::RTM_GETNEXTHOP,
             Self::Links | Self::LinkNamed { .. } => libc::RTM_GETLINK,
             Self::Addresses { .. } => libc::RTM_GETADDR,
             Self::NeighParams { .. } => libc::RTM_GETNEIGHTBL,
@@ -131,6 +143,10 @@ impl Query {
                 }
             }
             Self::RouteTo { target } => route::encode_lookup(body, *target),
+            Self::DefaultRoutes { family } => {
+                body.header(&route::query_header(*family, 0, route::Kind::Unicast.number()));
+            }
+            Self::Nexthops => body.header(&nexthop::Object::query_header()),
             Self::Links => {
                 body.header(&link::header(0));
                 body.u32(link::IFLA_EXT_MASK, link::RTEXT_FILTER_SKIP_STATS);
@@ -166,10 +182,12 @@ impl Query {
                 fits.then_some(Row::Route(route))
             }
             Self::RouteTo { .. } => route::Route::parse_answer(message).map(Row::Route),
+            Self::DefaultRoutes { .. } => nexthop::DefaultRoute::parse(message).map(Row::DefaultRoute),
+            Self::Nexthops => nexthop::Object::parse(message).map(Row::Nexthop),
             Self::Links | Self::LinkNamed { .. } => Some(Row::Link(Box::new(link::Link::parse(message)?))),
             Self::Addresses { ifindex } => {
-                let address = addr::Address::parse(message)?;
-                ifindex.is_none_or(|ifindex| ifindex == address.ifindex).then_some(Row::Address(address))
+                let seen = addr::Seen::parse(message)?;
+                ifindex.is_none_or(|ifindex| ifindex == seen.address.ifindex).then_some(Row::Address(seen))
             }
             Self::NeighParams { .. } => neightbl::Params::parse(message).map(Row::NeighParams),
         }
@@ -338,6 +356,20 @@ impl Dumper {
         }
     }
 
+    /// The default routes of all tables, with the ways that next hop objects tell.
+    ///
+    /// The rows of other routes are passed by as they come: there may be a full table of the Internet's.
+    pub fn default_routes(&mut self, family: Family) -> Result<Vec<nexthop::DefaultRoute>, Error> {
+        let pick = |row| if let Row::DefaultRoute(route) = row { Some(route) } else { None };
+        let mut routes = self.gather(&Query::DefaultRoutes { family }, pick)?;
+        if routes.iter().any(|route| !route.objects.is_empty()) {
+            let objects =
+                self.gather(&Query::Nexthops, |row| if let Row::Nexthop(object) = row { Some(object) } else { None })?;
+            routes.iter_mut().for_each(|route| route.resolve(&objects));
+        }
+        Ok(routes)
+    }
+
     /// All links.
     pub fn links(&mut self) -> Result<Vec<link::Link>, Error> {
         self.gather(&Query::Links, |row| if let Row::Link(link) = row { Some(*link) } else { None })
@@ -354,7 +386,7 @@ impl Dumper {
     }
 
     /// The addresses of one device, or of all.
-    pub fn addresses(&mut self, ifindex: Option<u32>) -> Result<Vec<addr::Address>, Error> {
+    pub fn addresses(&mut self, ifindex: Option<u32>) -> Result<Vec<addr::Seen>, Error> {
         let query = Query::Addresses { ifindex };
         self.gather(&query, |row| if let Row::Address(address) = row { Some(address) } else { None })
     }

@@ -39,6 +39,7 @@ mod ndm;
 pub mod neigh;
 pub mod neightbl;
 mod netlink;
+pub mod nexthop;
 pub mod route;
 mod sys;
 mod wire;

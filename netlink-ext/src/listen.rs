@@ -7,6 +7,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::netlink::{BUFFER, Netlink};
+use crate::nexthop::RTNLGRP_NEXTHOP;
 use crate::wire::{Message, Messages};
 use crate::{Error, sys};
 
@@ -32,7 +33,12 @@ impl Listener {
         socket.set_receive_buffer(receive_buffer)?;
         sys::attach_filter(&socket, filter).map_err(Error::socket("attach socket filter"))?;
         for group in groups {
-            socket.join(*group)?;
+            match socket.join(*group) {
+                // Linux before 5.3 has no next hop objects, and so no changes of them.
+                Err(Error::Socket { source, .. })
+                    if *group == RTNLGRP_NEXTHOP && source.raw_os_error() == Some(libc::EINVAL) => {}
+                joined => joined?,
+            }
         }
         let socket = sys::register(socket).map_err(Error::socket("register with the runtime"))?;
         Ok(Self { socket, buffer: vec![0; BUFFER], unread: 0..0 })

@@ -12,9 +12,9 @@ use crate::wire::{Body, Message, address, u32_value};
 const RTA_DST: u16 = 1;
 pub(crate) const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
-const RTA_PRIORITY: u16 = 6;
+pub(crate) const RTA_PRIORITY: u16 = 6;
 const RTA_PREFSRC: u16 = 7;
-const RTA_TABLE: u16 = 15;
+pub(crate) const RTA_TABLE: u16 = 15;
 const RTA_VIA: u16 = 18;
 
 const RTNH_F_ONLINK: u32 = 4;

@@ -43,7 +43,7 @@ fn a_change_between_two_steps_interrupts() {
         };
         assert_eq!(end, Step::Interrupted);
         // The rest of it is left where it is; the next dump is not confused by that.
-        let addresses: BTreeSet<_> = dumper.addresses(Some(1)).unwrap().into_iter().collect();
+        let addresses: BTreeSet<_> = dumper.addresses(Some(1)).unwrap().into_iter().map(|seen| seen.address).collect();
         assert!((0..=MANY).all(|n| addresses.contains(&loopback(n))));
         assert_eq!(dumper.step(&mut |_| ()).unwrap(), Step::Done, "nothing is under way");
     });
@@ -73,7 +73,7 @@ fn a_collected_dump_is_consistent_whatever_others_do() {
                 Ok(addresses) => {
                     whole += 1;
                     assert!(addresses.len() as u32 >= MANY);
-                    let set: BTreeSet<_> = addresses.iter().collect();
+                    let set: BTreeSet<_> = addresses.iter().map(|seen| seen.address).collect();
                     assert_eq!(set.len(), addresses.len(), "none twice");
                     assert!((0..MANY).all(|n| set.contains(&loopback(n))), "none missing");
                 }
@@ -83,7 +83,7 @@ fn a_collected_dump_is_consistent_whatever_others_do() {
         }
         stop.store(true, Ordering::Relaxed);
         assert!(writer.join().unwrap() > 0);
-        let last: BTreeSet<_> = dumper.addresses(Some(1)).unwrap().into_iter().collect();
+        let last: BTreeSet<_> = dumper.addresses(Some(1)).unwrap().into_iter().map(|seen| seen.address).collect();
         assert!((0..MANY).all(|n| last.contains(&loopback(n))), "and left in peace, the dump succeeds");
     });
 }

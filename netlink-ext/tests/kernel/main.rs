@@ -9,3 +9,4 @@ mod links;
 mod misses;
 mod support;
 mod tables;
+mod underlay;

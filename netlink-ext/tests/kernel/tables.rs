@@ -184,7 +184,7 @@ fn addresses_are_put_dumped_and_deleted() {
         // An IPv6 address that still waited for duplicate address detection could not be a source.
         let source = Route { source: Some(address("fd01::")), ..host.route("fd01::/32") };
         done(host.batch.send(&[Request::PutRoute(source)]));
-        let seen = host.dumper.addresses(Some(ifindex)).unwrap();
+        let seen: Vec<_> = host.dumper.addresses(Some(ifindex)).unwrap().into_iter().map(|seen| seen.address).collect();
         assert!(addresses.iter().all(|address| seen.contains(address)), "{seen:?}");
         assert!(seen.iter().all(|address| address.ifindex == ifindex));
         assert!(host.dumper.addresses(None).unwrap().len() > seen.len(), "lo and u0 have some too");
