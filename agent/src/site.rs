@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 use crate::dataplane::Device;
 use crate::handoff::SubnetEnv;
 use crate::overlay::config::{FamilyConfig, NetworkConfig};
-use crate::overlay::iface::{self, ChooseError, Chosen, Interface, Wish};
+use crate::overlay::iface::{self, Barred, ChooseError, Chosen, Interface, Wish};
 use crate::overlay::record::{Family, Own, Record, VtepData};
 use crate::overlay::{MacAddr, SubnetKey};
 
@@ -57,6 +57,26 @@ pub enum Unfit {
     /// No interface fits.
     #[error(transparent)]
     Choose(#[from] ChooseError),
+    /// One would, were its address not one that the network leases to nodes.
+    #[error(
+        "{source}; for {local} to carry the tunnel, change Network, SubnetMin or SubnetMax in the network config so that they leave it out; or name another interface with --iface"
+    )]
+    Leased {
+        /// The address.
+        local: IpAddr,
+        /// What was tried, and why it led to none.
+        source: ChooseError,
+    },
+    /// Peers would send what is for us into their own tunnels.
+    #[error(
+        "the public address {public} {barred}: give one that the nodes' hosts reach each other by, or change Network, SubnetMin or SubnetMax in the network config"
+    )]
+    Public {
+        /// The address that peers would be told.
+        public: IpAddr,
+        /// What is wrong with it.
+        barred: Barred,
+    },
     /// Our record lacks a family that the config has.
     #[error("our record {key} has no {family:?} side")]
     NoSide {
@@ -96,36 +116,70 @@ pub enum Unfit {
 impl Site {
     /// The end of each family that the config has, over the interfaces that there are.
     pub fn ends(&self, interfaces: &[Interface]) -> Result<Vec<End>, Unfit> {
-        let interfaces: Vec<Interface> = interfaces.iter().filter_map(|interface| self.outside(interface)).collect();
-        let end = |net: &FamilyConfig| {
-            let family = Family::of(&net.network);
-            let mut chosen = iface::choose(&interfaces, &self.wish, family == Family::V6)?;
-            if self.on_demand && net.network.contains(chosen.local) {
-                let beside = |interface: &Interface| without(interface, |ip| net.network.contains(ip));
-                let beside: Vec<Interface> = interfaces.iter().map(beside).collect();
-                chosen = iface::choose(&beside, &self.wish, family == Family::V6).map_err(|_| {
-                    let (local, interface) = (chosen.local, chosen.interface.name);
-                    Unfit::Inside { local, interface, network: net.network }
-                })?;
-            }
-            Ok(End { net: *net, family, chosen })
-        };
-        self.config.families().map(end).collect()
+        let barred: Vec<Interface> = interfaces.iter().map(|interface| self.barred(interface)).collect();
+        self.config.families().map(|net| self.end(net, interfaces, &barred)).collect()
     }
 
-    /// An interface without its addresses of the overlay's own: neither our devices nor the pods' bridge carry the tunnel.
-    /// What no node can lease of the network may be the hosts' own, as in flannel's manual.
-    fn outside(&self, interface: &Interface) -> Option<Interface> {
-        let ours = [Family::V4, Family::V6].iter().any(|family| interface.name == self.device_name(*family));
-        let leased = |family: &FamilyConfig, ip| family.subnet_of(ip).is_some_and(|subnet| family.fits(&subnet));
-        let inside = |ip| self.config.families().any(|family| leased(family, ip));
-        (!ours).then(|| without(interface, inside))
+    /// The addresses that the ends would have if duplicate address detection were through, and that it is not through
+    /// with. They are worth a short wait.
+    pub fn awaited(&self, interfaces: &[Interface]) -> Vec<IpAddr> {
+        let settled = self.ends(&iface::settled(interfaces, |_| true)).unwrap_or_default();
+        let locals = settled.iter().map(|end| end.chosen.local);
+        locals.filter(|local| iface::is_tentative(interfaces, *local)).collect()
+    }
+
+    fn end(&self, net: &FamilyConfig, interfaces: &[Interface], barred: &[Interface]) -> Result<End, Unfit> {
+        let family = Family::of(&net.network);
+        let choose = |interfaces: &[Interface]| iface::choose(interfaces, &self.wish, family == Family::V6);
+        let mut chosen = choose(barred).map_err(|source| match choose(interfaces) {
+            Ok(Chosen { local, interface, .. }) if self.leased(local).is_some() && !self.is_own(&interface) => {
+                Unfit::Leased { local, source }
+            }
+            _ => source.into(),
+        })?;
+        if self.on_demand && net.network.contains(chosen.local) {
+            let routed = |ip| net.network.contains(ip).then_some(Barred::Routed { network: net.network });
+            let beside: Vec<Interface> = barred.iter().map(|interface| bar(interface, routed)).collect();
+            chosen = choose(&beside).map_err(|_| {
+                let (local, interface) = (chosen.local, chosen.interface.name);
+                Unfit::Inside { local, interface, network: net.network }
+            })?;
+        }
+        match self.leased(chosen.public) {
+            Some(barred) => Err(Unfit::Public { public: chosen.public, barred }),
+            None => Ok(End { net: *net, family, chosen }),
+        }
+    }
+
+    /// An interface on which the overlay's own addresses are barred: neither our devices nor the pods' bridge carry the
+    /// tunnel. What no node can lease of the network may be the hosts' own, as in flannel's manual.
+    fn barred(&self, interface: &Interface) -> Interface {
+        if !self.is_own(interface) {
+            return bar(interface, |ip| self.leased(ip));
+        }
+        Interface { default_v4: None, default_v6: None, ..bar(interface, |_| Some(Barred::OwnDevice)) }
+    }
+
+    /// Whether it is a device of this network's own.
+    fn is_own(&self, interface: &Interface) -> bool {
+        [Family::V4, Family::V6].iter().any(|family| interface.name == self.device_name(*family))
+    }
+
+    /// Whether a node may lease the subnet of an address.
+    fn leased(&self, ip: IpAddr) -> Option<Barred> {
+        let is_leased = |family: &&FamilyConfig| family.subnet_of(ip).is_some_and(|subnet| family.fits(&subnet));
+        self.config.families().find(is_leased).map(|family| Barred::Leased {
+            network: family.network,
+            first: family.subnet_min,
+            last: family.last_leased(),
+        })
     }
 
     /// Whether what this host sends to an address goes into the tunnel once the whole network is routed there: it lies in the
     /// network and on no link of ours. A more specific route of somebody's may still lead elsewhere.
     pub fn swallows(&self, address: IpAddr, interfaces: &[Interface]) -> bool {
-        let on_link = interfaces.iter().flat_map(|interface| &interface.addresses).any(|net| net.contains(address));
+        let mut addresses = interfaces.iter().flat_map(|interface| &interface.addresses);
+        let on_link = addresses.any(|own| own.link().contains(address));
         self.on_demand && !on_link && self.config.families().any(|family| family.network.contains(address))
     }
 
@@ -230,80 +284,14 @@ pub fn own(key: &SubnetKey, end: &End) -> Result<Own, Unfit> {
     Ok(Own { subnet: own_subnet(key, end)?, public_ip: end.chosen.public })
 }
 
-/// An interface without some of its addresses.
-fn without(interface: &Interface, unwanted: impl Fn(IpAddr) -> bool) -> Interface {
-    let addresses = interface.addresses.iter().filter(|net| !unwanted(net.ip())).copied().collect();
-    Interface { addresses, ..interface.clone() }
+/// An interface on which some addresses are barred, where they are not yet.
+fn bar(interface: &Interface, why: impl Fn(IpAddr) -> Option<Barred>) -> Interface {
+    let mut interface = interface.clone();
+    for address in &mut interface.addresses {
+        address.barred = address.barred.take().or_else(|| why(address.ip()));
+    }
+    interface
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn site(config: &str, on_demand: bool) -> Site {
-        Site {
-            config: NetworkConfig::parse(config.as_bytes()).unwrap(),
-            config_text: config.as_bytes().to_vec(),
-            wish: Wish::default(),
-            subnet_file: PathBuf::new(),
-            ip_masq: false,
-            on_demand,
-        }
-    }
-
-    fn host(mtu: u32, addresses: &[&str]) -> Interface {
-        let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
-        let (default_v4, default_v6) = (Some(0), Some(0));
-        Interface { index: 2, name: "eth0".to_owned(), mtu, addresses, default_v4, default_v6, ..Interface::default() }
-    }
-
-    /// flannel's manual has such a network.
-    const WIDE: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":20,"SubnetMin":"10.10.0.0","SubnetMax":"10.99.0.0"}"#;
-
-    #[test]
-    fn hosts_may_live_in_the_part_of_the_network_that_nobody_leases() {
-        let eth0 = host(1500, &["10.128.0.5/20"]);
-        let ends = site(WIDE, false).ends(std::slice::from_ref(&eth0)).unwrap();
-        assert_eq!(ends[0].chosen.local, "10.128.0.5".parse::<IpAddr>().unwrap());
-        let error = site(WIDE, true).ends(&[eth0]).unwrap_err().to_string();
-        for words in ["10.128.0.5", "eth0", "10.0.0.0/8", "--peer-mode=all"] {
-            assert!(error.contains(words), "no {words}: {error}");
-        }
-    }
-
-    #[test]
-    fn an_etcd_inside_the_network_is_swallowed_on_demand_only_and_not_on_our_own_link() {
-        let hosts = [host(1500, &["192.168.1.5/24"]), host(1500, &["10.128.0.5/20"])];
-        let swallows = |on_demand, address: &str| site(WIDE, on_demand).swallows(address.parse().unwrap(), &hosts);
-        assert!(swallows(true, "10.128.16.9"));
-        assert!(!swallows(false, "10.128.16.9") && !swallows(true, "10.128.0.9") && !swallows(true, "192.0.2.1"));
-    }
-
-    #[test]
-    fn what_nodes_lease_is_no_underlay() {
-        let both = host(1500, &["10.10.16.1/20", "10.99.15.255/20", "192.168.1.5/24"]);
-        let ends = site(WIDE, true).ends(&[both]).unwrap();
-        assert_eq!(ends[0].chosen.local, "192.168.1.5".parse::<IpAddr>().unwrap());
-    }
-
-    #[test]
-    fn an_mtu_with_which_the_kernel_gives_no_address_is_refused() {
-        let dual = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48"}"#;
-        let key: SubnetKey = "10.5.1.0-24&fc00:0:0:1::-64".parse().unwrap();
-        let devices = |mtu| {
-            let site = site(dual, true);
-            let ends = site.ends(&[host(mtu, &["192.168.1.5/24", "fd99::5/64"])]).unwrap();
-            ends.iter()
-                .map(|end| site.device(end, &key, MacAddr([2; 6])).map_err(|e| e.to_string()))
-                .collect::<Vec<_>>()
-        };
-        assert!(devices(1350).iter().all(Result::is_ok));
-        let small = devices(1349);
-        assert!(small[0].is_ok());
-        assert_eq!(
-            small[1].as_ref().unwrap_err(),
-            "MTU 1349 of eth0: expected at least 1350: IPv6 needs 1280 bytes, and VXLAN adds 70"
-        );
-        assert!(devices(118)[0].is_ok() && devices(117)[0].is_err());
-    }
-}
+mod tests;

@@ -33,6 +33,8 @@ use crate::site::{self, End, Site};
 use crate::store::Store;
 use crate::store::etcd::EtcdStore;
 
+mod interfaces;
+
 /// Runs the daemon with these flags until it is told to stop or loses its subnet.
 pub async fn run(flags: Flags) -> Result<Ended> {
     let subnet_file = flags.subnet_file.clone();
@@ -83,7 +85,8 @@ async fn prepare(
     kernel.reach = wish.can_reach;
     let interfaces = passing.wait("read the interfaces", || kernel.interfaces()).await?;
     // Which families are needed is known only from the config; an interface that isn't there is said at once.
-    if let Err(error) = iface::choose(&interfaces, &wish, false) {
+    let is_awaited = [false, true].iter().any(|v6| iface::awaited(&interfaces, &wish, *v6).is_some());
+    if let (false, Err(error)) = (is_awaited, iface::choose(&interfaces, &wish, false)) {
         iface::choose(&interfaces, &wish, true).map_err(|_| error)?;
     }
     let store = flags.etcd.store()?;
@@ -98,7 +101,7 @@ async fn prepare(
         let (wish, subnet_file, ip_masq) = (wish.clone(), flags.subnet_file.clone(), flags.ip_masq);
         let site = Site { config, config_text, wish, subnet_file, ip_masq, on_demand };
         // The wait for a config may have been long.
-        let interfaces = passing.wait("read the interfaces", || kernel.interfaces()).await?;
+        let interfaces = interfaces::settled(&site, &mut kernel, &passing).await?;
         let ends = site.ends(&interfaces)?;
         unhindered(&site, &ends, &mut kernel, &passing).await?;
         warn_of_swallowed(&flags.etcd.etcd_endpoints, &site, &interfaces);

@@ -95,7 +95,7 @@ struct Node {
 
 fn eth0(address: &str, mtu: u32) -> Interface {
     let addresses = vec![address.parse().unwrap()];
-    Interface { index: 2, name: "eth0".into(), mtu, addresses, default_v4: Some(0), ..Interface::default() }
+    Interface { index: 2, name: "eth0".into(), mtu, addresses, default_v4: Some(0.into()), ..Interface::default() }
 }
 
 fn peer(index: u8) -> (String, Vec<u8>) {

@@ -166,7 +166,7 @@ impl Kernel {
     /// The device's address and how its neighbours are resolved; other addresses of the family go, and link-local ones.
     fn furnish(&mut self, ifindex: u32, device: &Device) -> Result<bool, Error> {
         let family = Family::from(device.address.ip());
-        let there = self.looker.addresses(Some(ifindex))?;
+        let there: Vec<Address> = self.looker.addresses(Some(ifindex))?.into_iter().map(|seen| seen.address).collect();
         let of_family = there.iter().filter(|a| Family::from(a.address.ip()) == family && !is_link_local(a.address));
         let others = of_family.filter(|a| a.address != device.address);
         let mut requests: Vec<Request> = others.map(|other| Request::DelAddress(*other)).collect();

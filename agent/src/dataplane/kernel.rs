@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use netlink_ext::addr::Seen as SeenAddress;
 use netlink_ext::change::{Change, ChangeScope, ChangeSocket};
 use netlink_ext::dump::{Query, Row as Dumped, Step, TRIES};
 use netlink_ext::link::{Difference, Link, VxlanSpec};
@@ -39,6 +40,8 @@ pub struct Kernel {
     /// Addresses that wait for an answer, found after events were lost.
     waiting: VecDeque<IpAddr>,
     pub(super) dump: Option<Dump>,
+    /// What the last look at the interfaces rested on.
+    watched: underlay::Watched,
     /// `--iface-can-reach`: which interface leads there is part of the answer of [`Dataplane::interfaces`].
     pub reach: Option<IpAddr>,
     /// We put routes on other devices too, or such that drop: dumps show them. The first one always does, since an
@@ -86,6 +89,7 @@ impl Kernel {
             live: None,
             waiting: VecDeque::new(),
             dump: None,
+            watched: underlay::Watched::default(),
             reach: None,
             elsewhere: false,
             dumped: false,
@@ -200,7 +204,7 @@ impl Kernel {
         // Bounded, since routes of others may come by the hundred thousand and misses go before them.
         for _ in 0..CHANGES {
             let Some(change) = live.changes.try_next()? else { return Ok(None) };
-            if let Some(event) = live.event(change) {
+            if let Some(event) = live.event(change, &self.watched) {
                 return Ok(Some(event));
             }
         }
@@ -215,8 +219,10 @@ impl Dataplane for Kernel {
 
     fn interfaces(&mut self) -> Result<Vec<Interface>, Error> {
         self.refresh()?;
-        let interfaces = underlay::interfaces(&mut self.looker, self.reach);
-        self.noted(interfaces)
+        let seen = underlay::interfaces(&mut self.looker, self.reach);
+        let (interfaces, watched) = self.noted(seen)?;
+        self.watched = watched;
+        Ok(interfaces)
     }
 
     fn is_direct(&mut self, host: IpAddr) -> Result<bool, Error> {
@@ -266,24 +272,23 @@ impl Dataplane for Kernel {
 
 impl Live {
     /// What a change means for us, if anything.
-    fn event(&self, change: Change) -> Option<Event> {
+    fn event(&self, change: Change, watched: &underlay::Watched) -> Option<Event> {
+        let concerns = watched.concerns(&change, self.spec.underlay, self.spec.local);
         match change {
             Change::Link(link) if link.index == self.ifindex => {
                 let differs = self.spec.differences(&link).iter().any(|d| !self.tolerated.contains(d));
                 (differs || link.name != self.spec.name).then_some(Event::Device)
             }
             Change::LinkGone { ifindex, .. } if ifindex == self.ifindex => Some(Event::Device),
-            Change::Address { address, gone } if address.ifindex == self.ifindex => {
+            Change::Address { address: SeenAddress { address, .. }, gone } if address.ifindex == self.ifindex => {
                 (gone == (address.address == self.address) && !is_link_local(address.address)).then_some(Event::Device)
             }
+            _ if concerns => Some(Event::Underlay),
             // By name as well: an underlay that was made again has another index.
-            Change::Link(Link { index, name, .. }) | Change::LinkGone { ifindex: index, name } => {
-                (index == self.spec.underlay || name == self.underlay_name).then_some(Event::Underlay)
+            Change::Link(Link { name, .. }) | Change::LinkGone { name, .. } => {
+                (name == self.underlay_name).then_some(Event::Underlay)
             }
-            Change::Address { address, .. } => {
-                let concerns = address.ifindex == self.spec.underlay || address.address.ip() == self.spec.local;
-                concerns.then_some(Event::Underlay)
-            }
+            Change::Address { .. } | Change::Nexthop { .. } => None,
             Change::Route { route, gone } => self.route_event(&route, gone),
             Change::Neigh { entry, gone: true } => Some(Event::Row(Seen::Gone(Row::Neigh(entry.address)))),
             Change::Neigh { entry, gone: false } => Some(Event::Row(Seen::Neigh(convert::seen_neigh(&entry)))),
@@ -296,9 +301,6 @@ impl Live {
     }
 
     fn route_event(&self, route: &route::Route, gone: bool) -> Option<Event> {
-        if route.destination.prefix() == 0 && route.table == route::TABLE_MAIN {
-            return Some(Event::Underlay);
-        }
         let seen = convert::seen_route(self.ifindex, route)?;
         Some(Event::Row(if gone { Seen::Gone(Row::Route(seen)) } else { Seen::Route(seen) }))
     }
@@ -336,6 +338,7 @@ impl Dump {
             Dumped::Neigh(seen) => observed.neighbours.push(convert::seen_neigh(&seen)),
             Dumped::Route(seen) => observed.routes.extend(convert::seen_route(ifindex, &seen)),
             Dumped::Link(_) | Dumped::Address(_) | Dumped::NeighParams(_) => {}
+            Dumped::DefaultRoute(_) | Dumped::Nexthop(_) => {}
         });
         match seen {
             Ok(Step::More) => return Ok((observed, false)),

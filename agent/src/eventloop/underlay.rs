@@ -1,6 +1,5 @@
 //! Following the underlay: links, addresses and default routes change, and device, record and `subnet.env` go along.
 
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
@@ -8,13 +7,16 @@ use tracing::{info, warn};
 use super::EventLoop;
 use crate::dataplane::{Dataplane, Device};
 use crate::overlay::MacAddr;
-use crate::overlay::iface::is_global;
+use crate::overlay::iface;
 use crate::overlay::record::Record;
 use crate::site::{self, End, Unfit};
 
 /// How long another address has to stay the better choice before it becomes ours: a DHCP client takes an address away
 /// and puts it back, and in between some other one is the first.
 const STAYS: Duration = Duration::from_millis(500);
+/// The same where ours is as good, one of several next hops of the default route: one that goes and comes shall not make
+/// all peers change our address each time.
+const STAYS_BESIDE_ITS_EQUAL: Duration = Duration::from_secs(5);
 
 impl<D: Dataplane> EventLoop<D> {
     /// Looks at the interfaces if they may have changed; returns whether anything was done.
@@ -23,7 +25,7 @@ impl<D: Dataplane> EventLoop<D> {
         if !changed && self.move_at.is_none_or(|at| at > now) {
             return false;
         }
-        let ends = match self.ends(now) {
+        let (ends, wait) = match self.ends(now) {
             Ok(ends) => ends,
             // It may come back; until then what is programmed is the best guess.
             Err(reason) => {
@@ -33,32 +35,44 @@ impl<D: Dataplane> EventLoop<D> {
             }
         };
         let elsewhere = self.halves.iter().zip(&ends).any(|(half, end)| moves(&half.device, end));
-        if elsewhere && *self.move_at.get_or_insert(now + STAYS) > now {
+        let move_at = self.move_at.map_or(now + wait, |at| at.min(now + wait));
+        self.move_at = Some(move_at).filter(|at| elsewhere && *at > now);
+        if self.move_at.is_some() {
             return true;
         }
-        self.move_at = None;
         if let Err(error) = self.move_to(&ends, now) {
             warn!(%error, "cannot follow the underlay's change");
         }
         true
     }
 
-    /// The ends over the interfaces that there are now, with the addresses that we have where they are still there.
-    fn ends(&mut self, now: Instant) -> Result<Vec<End>, String> {
+    /// The ends over the interfaces that there are now, with the addresses that we have where they are still there; and how
+    /// long they have to stay so before they become ours.
+    fn ends(&mut self, now: Instant) -> Result<(Vec<End>, Duration), String> {
         let first = self.halves.first_mut().ok_or("there is no family")?;
         let interfaces = first.interfaces(now).map_err(|error| error.to_string())?;
+        // Our address is checked again for duplicates whenever its link comes up, and is ours until that fails.
+        let is_ours = |ip| self.halves.iter().any(|half| half.device.local == ip);
+        let interfaces = iface::settled(&interfaces, is_ours);
         let mut ends = self.site.ends(&interfaces).map_err(|error| error.to_string())?;
+        let mut wait = STAYS_BESIDE_ITS_EQUAL;
         for (half, end) in self.halves.iter().zip(&mut ends) {
-            keep_address(end, half.device.local);
+            end.chosen.keep(half.device.local);
+            let is_as_good = self.site.wish.names_none()
+                && end.chosen.interface.name != half.device.underlay_name
+                && end.chosen.is_no_better_than(&half.device.underlay_name, half.device.local, &interfaces);
+            if moves(&half.device, end) && !is_as_good {
+                wait = STAYS;
+            }
         }
-        Ok(ends)
+        Ok((ends, wait))
     }
 
     fn move_to(&mut self, ends: &[End], now: Instant) -> Result<(), Unfit> {
         for (half, end) in self.halves.iter_mut().zip(ends) {
             let device = self.site.device(end, &self.own.key, half.device.mac)?;
             if device != half.device {
-                info!(device = %device.name, underlay = %device.underlay_name, local = %device.local, mtu = device.mtu, "the underlay changed");
+                info!(device = %device.name, underlay = %device.underlay_name, local = %device.local, mtu = device.mtu, why = %end.chosen.why, "the underlay changed");
                 half.device = device;
                 half.check(now);
             }
@@ -87,17 +101,4 @@ impl<D: Dataplane> EventLoop<D> {
 /// Whether an end is not where the device is.
 fn moves(device: &Device, end: &End) -> bool {
     (device.local, device.underlay_name.as_str()) != (end.chosen.local, end.chosen.interface.name.as_str())
-}
-
-/// Stays with the address that we have, as long as the interface has it: another one may come before it for a while. One
-/// that serves on its link only gives way to a better one, which came late.
-fn keep_address(end: &mut End, ours: IpAddr) {
-    let chosen = &mut end.chosen;
-    let better = is_global(chosen.local) && !is_global(ours);
-    if !better && chosen.local != ours && chosen.interface.addresses.iter().any(|net| net.ip() == ours) {
-        if chosen.public == chosen.local {
-            chosen.public = ours;
-        }
-        chosen.local = ours;
-    }
 }

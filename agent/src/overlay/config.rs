@@ -91,6 +91,11 @@ impl FamilyConfig {
         self.contains_subnet(subnet) && (self.subnet_min..=self.subnet_max).contains(&subnet.ip())
     }
 
+    /// The last address of the last subnet that allocation may give out.
+    pub fn last_leased(&self) -> IpAddr {
+        address(number(self.subnet_max) + (self.subnet_size() - 1), self.network.is_ipv4())
+    }
+
     /// Which subnet of the network this is, counted from 0 at the network's first address. Only for subnets that
     /// [`Self::contains_subnet`] accepts; others give a number without meaning. Past 2^64, which takes an IPv6 network
     /// of more subnets than anybody has, only the low bits are given.

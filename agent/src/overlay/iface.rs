@@ -2,14 +2,24 @@
 //!
 //! Flannel's order: each `--iface` (an address or a name), each `--iface-regex`, `--iface-can-reach`; the first that
 //! leads to an interface with an address of the family is taken. Where none of them is given: the interface that has
-//! `--public-ip`, else that of the default route with the lowest metric. A loopback address serves only where `--iface` names
-//! it or its interface. See
+//! `--public-ip`, else that of the default route with the lowest metric; of several next hops, the first whose link is
+//! up. A loopback address serves only where `--iface` names it or its interface. See
 //! <https://github.com/flannel-io/flannel/blob/v0.28.9/pkg/ipmatch/match.go>.
+//!
+//! **Of an interface's addresses** the one is taken that lasts, since peers are told it and the record goes by it. In
+//! this order, and within it in the kernel's: reached from everywhere before on its link only; preferred before
+//! deprecated; in IPv4, with its link's prefix before a /32 of its own, which mostly is a virtual address that moves
+//! from node to node. Never by itself: a temporary address (privacy extensions), one of scope host, one that another
+//! host has (duplicate address detection failed). A tentative one is waited for ([`awaited`]). An address that a flag
+//! names is taken as it is, unless nothing can be sent from it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnetwork::IpNetwork;
 use regex::Regex;
+
+mod address;
+
+pub use address::{Address, Barred, Scope};
 
 /// An interface as the kernel shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -21,13 +31,33 @@ pub struct Interface {
     /// Its MTU in bytes.
     pub mtu: u32,
     /// Its addresses, in the kernel's order.
-    pub addresses: Vec<IpNetwork>,
-    /// The metric of its default route for IPv4, where it has one.
-    pub default_v4: Option<u32>,
+    pub addresses: Vec<Address>,
+    /// Its place among the next hops of the IPv4 default routes, where it has a living one.
+    pub default_v4: Option<DefaultHop>,
     /// The same for IPv6.
-    pub default_v6: Option<u32>,
+    pub default_v6: Option<DefaultHop>,
     /// The address that the kernel sends from to `--iface-can-reach`, where it would send through this interface.
     pub reaches_from: Option<IpAddr>,
+}
+
+/// A next hop of a default route. The lowest is taken: what stands first here weighs most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DefaultHop {
+    /// The metric of its route.
+    pub metric: u32,
+    /// Its link has no carrier.
+    pub linkdown: bool,
+    /// Its place among the next hops of that metric, from 1.
+    pub place: usize,
+    /// How many next hops that metric has, dead ones too.
+    pub of: usize,
+}
+
+impl From<u32> for DefaultHop {
+    /// The one next hop of a route with this metric.
+    fn from(metric: u32) -> Self {
+        Self { metric, linkdown: false, place: 1, of: 1 }
+    }
 }
 
 /// What the operator asked for.
@@ -81,45 +111,85 @@ pub enum ChooseError {
         /// What there is.
         present: String,
     },
-    /// The interface has no address of the family.
-    #[error("{name} has no {family} address")]
+    /// The interface has no address of the family, or none that will do.
+    #[error("{name} has no {family} address{}", why_none(left_out))]
     NoAddress {
         /// The interface's name.
         name: String,
         /// `IPv4` or `IPv6`.
         family: &'static str,
+        /// Those that it has, each with what is wrong with it.
+        left_out: Vec<String>,
+    },
+    /// The address that a flag names is there, and nothing can be sent from it.
+    #[error("{flag} {address}")]
+    Unusable {
+        /// The flag.
+        flag: &'static str,
+        /// The address, and what is wrong with it.
+        address: String,
     },
 }
 
+/// How many addresses an error or a log line names.
+const NAMED: usize = 8;
+
+fn why_none(left_out: &[String]) -> String {
+    if left_out.is_empty() { String::new() } else { format!(" that can carry the tunnel: {}", list(left_out)) }
+}
+
+/// Some of these, and how many more there are: a node may have a thousand addresses of services.
+fn list(all: &[String]) -> String {
+    let named = all[..all.len().min(NAMED)].join(", ");
+    match all.len().saturating_sub(NAMED) {
+        0 => named,
+        more => format!("{named} and {more} more"),
+    }
+}
+
 impl Interface {
-    /// The default route's metric for a family.
-    fn default_metric(&self, v6: bool) -> Option<u32> {
+    /// Its place among the next hops of the default routes of a family.
+    fn default_hop(&self, v6: bool) -> Option<DefaultHop> {
         if v6 { self.default_v6 } else { self.default_v4 }
     }
 
-    /// The address to use of a family: the first global one, else the first link-local one.
-    fn address(&self, v6: bool) -> Option<IpAddr> {
-        let mut outward =
-            self.addresses.iter().map(|net| net.ip()).filter(|ip| ip.is_ipv6() == v6 && !ip.is_loopback());
-        outward.clone().find(|ip| is_global(*ip)).or_else(|| outward.next())
+    /// The best address of a family.
+    fn address(&self, v6: bool) -> Option<&Address> {
+        let ranked = self.addresses.iter().filter(|address| address.is_of(v6)).filter_map(|a| Some((a.rank()?, a)));
+        ranked.min_by_key(|(rank, _)| *rank).map(|(_, address)| address)
     }
 
-    /// Its first loopback address of a family.
-    fn loopback(&self, v6: bool) -> Option<IpAddr> {
-        self.addresses.iter().map(|net| net.ip()).find(|ip| ip.is_ipv6() == v6 && ip.is_loopback())
+    fn find(&self, ip: IpAddr) -> Option<&Address> {
+        self.addresses.iter().find(|address| address.ip() == ip)
     }
 
-    /// All that it has leads back to this host.
-    fn is_loopback(&self) -> bool {
-        self.name == "lo" && self.addresses.iter().all(|net| net.ip().is_loopback())
+    /// The addresses of a family that are not what one would take, each with the reason.
+    fn blemished(&self, v6: bool) -> Vec<String> {
+        let of_family = self.addresses.iter().filter(|address| address.is_of(v6));
+        of_family.filter(|address| address.blemish().is_some()).map(Address::to_string).collect()
     }
 
-    fn has(&self, ip: IpAddr) -> bool {
-        self.addresses.iter().any(|net| net.ip() == ip)
+    /// Why `taken` and not another address, where that is to be told.
+    fn why_address(&self, taken: &Address) -> String {
+        let place = |one: &Address| self.addresses.iter().position(|address| address == one);
+        let virtual_ones = self.addresses.iter().filter(|one| {
+            let alone = |address: &Address| address.rank().is_some_and(|rank| rank.alone);
+            one.blemish().is_none() && alone(one) && !alone(taken) && place(one) < place(taken)
+        });
+        let mut others = self.blemished(taken.net.is_ipv6());
+        others.retain(|other| *other != taken.to_string());
+        others.extend(virtual_ones.map(|one| format!("{} is a /32, as a virtual address has it", one.ip())));
+        let own = taken.blemish().map(|blemish| format!("; {} {blemish}", taken.ip())).unwrap_or_default();
+        if others.is_empty() { own } else { format!("{own}; passed over: {}", list(&others)) }
     }
 }
 
 impl Wish {
+    /// Whether no flag leads to an interface, and so the default route does.
+    pub fn names_none(&self) -> bool {
+        self.iface.is_empty() && self.regex.is_empty() && self.can_reach.is_none()
+    }
+
     /// The public address of a family, where one was given.
     fn public(&self, v6: bool) -> Option<IpAddr> {
         if v6 { self.public_ipv6.map(IpAddr::V6) } else { self.public_ip.map(IpAddr::V4) }
@@ -127,69 +197,129 @@ impl Wish {
 }
 
 /// Chooses the interface for a family.
+///
+/// # Errors
+/// What was tried, why it led to none, and what there is.
 pub fn choose(interfaces: &[Interface], wish: &Wish, v6: bool) -> Result<Chosen, ChooseError> {
-    let nothing_named = wish.iface.is_empty() && wish.regex.is_empty() && wish.can_reach.is_none();
-    let found = if nothing_named { by_default(interfaces, wish, v6)? } else { by_wish(interfaces, wish, v6)? };
-    let public = wish.public(v6).unwrap_or(found.local);
-    Ok(Chosen { interface: found.interface.clone(), local: found.local, public, why: found.why })
+    let found = if wish.names_none() { by_default(interfaces, wish, v6)? } else { by_wish(interfaces, wish, v6)? };
+    let Found { interface, address, why } = found;
+    let (local, why) = (address.ip(), why + &interface.why_address(address));
+    let public = wish.public(v6).unwrap_or(local);
+    Ok(Chosen { interface: interface.clone(), local, public, why })
+}
+
+/// The interfaces as they are once duplicate address detection has found no other host with these addresses.
+pub fn settled(interfaces: &[Interface], which: impl Fn(IpAddr) -> bool) -> Vec<Interface> {
+    let mut settled = interfaces.to_vec();
+    for address in settled.iter_mut().flat_map(|interface| &mut interface.addresses) {
+        address.tentative &= !which(address.ip());
+    }
+    settled
+}
+
+/// The tentative address that the choice would fall on if it were none. It is worth a wait.
+pub fn awaited(interfaces: &[Interface], wish: &Wish, v6: bool) -> Option<IpAddr> {
+    let chosen = choose(&settled(interfaces, |_| true), wish, v6).ok()?;
+    is_tentative(interfaces, chosen.local).then_some(chosen.local)
+}
+
+/// Whether duplicate address detection for an address of this host is not through.
+pub fn is_tentative(interfaces: &[Interface], ip: IpAddr) -> bool {
+    interfaces.iter().flat_map(|interface| &interface.addresses).any(|address| address.ip() == ip && address.tentative)
+}
+
+impl Chosen {
+    /// Stays with the address that we have, as long as the interface has it: another one may come before it for a while.
+    /// One that serves on its link only, or is deprecated, gives way to one that is not.
+    pub fn keep(&mut self, ours: IpAddr) {
+        let rank = |ip| self.interface.find(ip)?.rank().map(|rank| (rank.link_local, rank.deprecated));
+        let Some(kept) = rank(ours) else { return };
+        if rank(self.local).is_none_or(|chosen| kept <= chosen) {
+            if self.public == self.local {
+                self.public = ours;
+            }
+            self.local = ours;
+        }
+    }
+
+    /// Whether the default route leads as well over another interface, with an address of that one that is as good.
+    pub fn is_no_better_than(&self, name: &str, address: IpAddr, interfaces: &[Interface]) -> bool {
+        let v6 = self.local.is_ipv6();
+        let quality = |interface: &Interface, ip| {
+            let hop = interface.default_hop(v6)?;
+            let rank = interface.find(ip)?.rank()?;
+            Some((hop.metric, hop.linkdown, rank.link_local, rank.deprecated))
+        };
+        let other = interfaces.iter().find(|interface| interface.name == name);
+        let other = other.and_then(|interface| quality(interface, address));
+        other.is_some_and(|other| quality(&self.interface, self.local).is_none_or(|ours| other <= ours))
+    }
 }
 
 struct Found<'a> {
     interface: &'a Interface,
-    local: IpAddr,
+    address: &'a Address,
     why: String,
 }
 
 fn by_default<'a>(interfaces: &'a [Interface], wish: &Wish, v6: bool) -> Result<Found<'a>, ChooseError> {
     if let Some(public) = wish.public(v6)
-        && let Some(interface) = interfaces.iter().find(|interface| interface.has(public))
+        && let Some((interface, address)) = interfaces.iter().find_map(|i| Some((i, i.find(public)?)))
     {
         let flag = if v6 { "--public-ipv6" } else { "--public-ip" };
-        return Ok(Found { interface, local: public, why: format!("it has {flag} {public}") });
+        if address.obstacle().is_some() {
+            return Err(ChooseError::Unusable { flag, address: address.to_string() });
+        }
+        return Ok(Found { interface, address, why: format!("it has {flag} {public}") });
     }
-    let with_default = interfaces.iter().filter_map(|i| Some((i, i.default_metric(v6)?)));
-    let (interface, metric) = with_default
-        .min_by_key(|(_, metric)| *metric)
-        .ok_or_else(|| ChooseError::NoDefault { family: family(v6), present: present(interfaces) })?;
-    let local = interface.address(v6).ok_or_else(|| no_address(interface, v6))?;
-    Ok(Found { interface, local, why: format!("default route, metric {metric}") })
+    let mut hops: Vec<_> = interfaces.iter().filter_map(|i| Some((i.default_hop(v6)?, i))).collect();
+    hops.sort_by_key(|(hop, _)| *hop);
+    let Some((first, best)) = hops.first() else {
+        return Err(ChooseError::NoDefault { family: family(v6), present: present(interfaces) });
+    };
+    // Of equal next hops, one whose interface has no address is none for us.
+    let equal = hops.iter().take_while(|(hop, _)| hop.metric == first.metric);
+    let found = equal.filter_map(|(hop, i)| Some((hop, i, i.address(v6)?))).next();
+    let (hop, interface, address) = found.ok_or_else(|| no_address(best, v6))?;
+    let why = match hop.of {
+        1 => format!("default route, metric {}", hop.metric),
+        of => format!("default route, metric {}, next hop {} of {of}", hop.metric, hop.place),
+    };
+    Ok(Found { interface, address, why })
 }
 
 /// The first of what was asked for that leads to an interface with an address of the family.
 fn by_wish<'a>(interfaces: &'a [Interface], wish: &Wish, v6: bool) -> Result<Found<'a>, ChooseError> {
-    let named = wish.iface.iter().map(|name| (format!("--iface {name}"), by_name(interfaces, name, v6)));
+    let named = wish.iface.iter().map(|name| (format!("--iface {name}"), by_name(interfaces, name)));
     let patterns = wish.regex.iter().map(|regex| (format!("--iface-regex {regex}"), by_regex(interfaces, regex, v6)));
     let reach = wish.can_reach.iter().map(|to| (format!("--iface-can-reach {to}"), by_reach(interfaces, *to)));
     let mut tried = Vec::new();
     for (flag, hit) in named.chain(patterns).chain(reach) {
-        let (interface, address) = match hit {
-            Ok(hit) => hit,
-            Err(why) => {
-                tried.push(format!("{flag}: {why}"));
-                continue;
+        let found = hit.and_then(|(interface, matched)| {
+            let matched = matched.filter(|address| address.is_of(v6));
+            if let Some(address) = matched.filter(|address| address.obstacle().is_some()) {
+                return Err(address.to_string());
             }
-        };
-        let matched = address.filter(|ip| ip.is_ipv6() == v6);
-        match matched.or_else(|| interface.address(v6)) {
-            Some(local) => return Ok(Found { interface, local, why: flag }),
-            None => tried.push(format!("{flag}: {}", no_address(interface, v6))),
+            let address = matched.or_else(|| interface.address(v6));
+            address.map(|address| (interface, address)).ok_or_else(|| no_address(interface, v6).to_string())
+        });
+        match found {
+            Ok((interface, address)) => return Ok(Found { interface, address, why: flag }),
+            Err(why) => tried.push(format!("{flag}: {why}")),
         }
     }
     Err(ChooseError::NoMatch { family: family(v6), tried, present: present(interfaces) })
 }
 
 /// What a flag led to: an interface, and the address by which it was found; or why to none.
-type Hit<'a> = Result<(&'a Interface, Option<IpAddr>), String>;
+type Hit<'a> = Result<(&'a Interface, Option<&'a Address>), String>;
 
 const NONE: &str = "no such interface or address";
 
-fn by_name<'a>(interfaces: &'a [Interface], name: &str, v6: bool) -> Hit<'a> {
+fn by_name<'a>(interfaces: &'a [Interface], name: &str) -> Hit<'a> {
     let found = match name.parse::<IpAddr>() {
-        Ok(ip) => interfaces.iter().find(|interface| interface.has(ip)).map(|interface| (interface, Some(ip))),
-        Err(_) => interfaces.iter().find(|interface| interface.name == *name).map(|interface| {
-            let only = if interface.is_loopback() { interface.loopback(v6) } else { None };
-            (interface, only)
-        }),
+        Ok(ip) => interfaces.iter().find_map(|interface| Some((interface, Some(interface.find(ip)?)))),
+        Err(_) => interfaces.iter().find(|interface| interface.name == *name).map(|interface| (interface, None)),
     };
     found.ok_or_else(|| NONE.to_owned())
 }
@@ -197,18 +327,25 @@ fn by_name<'a>(interfaces: &'a [Interface], name: &str, v6: bool) -> Hit<'a> {
 /// Addresses of the family first, then those of the other one (in a dual-stack network a pattern rarely fits both), then
 /// names.
 fn by_regex<'a>(interfaces: &'a [Interface], regex: &Regex, v6: bool) -> Hit<'a> {
-    let by_address = |of_v6: bool| {
-        let mut all = interfaces.iter().flat_map(|i| i.addresses.iter().map(move |net| (i, net.ip())));
-        let fits = |ip: &IpAddr| ip.is_ipv6() == of_v6 && !ip.is_loopback() && regex.is_match(&ip.to_string());
-        all.find(|(_, ip)| fits(ip)).map(|(i, ip)| (i, Some(ip)))
+    let all = || interfaces.iter().flat_map(|i| i.addresses.iter().map(move |address| (i, address)));
+    let fitting = |of_v6: bool| all().filter(move |(_, a)| a.is_of(of_v6) && regex.is_match(&a.ip().to_string()));
+    let best = |of_v6: bool| {
+        let ranked = fitting(of_v6).filter_map(|(i, address)| Some((address.rank()?, (i, Some(address)))));
+        ranked.min_by_key(|(rank, _)| *rank).map(|(_, hit)| hit)
     };
-    let by_name = || interfaces.iter().find(|i| !i.is_loopback() && regex.is_match(&i.name)).map(|i| (i, None));
-    by_address(v6).or_else(|| by_address(!v6)).or_else(by_name).ok_or_else(|| NONE.to_owned())
+    let named = || interfaces.iter().filter(|i| regex.is_match(&i.name)).map(|i| (i, None));
+    let by_name = || named().find(|(i, _)| i.address(v6).is_some()).or_else(|| named().next());
+    best(v6).or_else(|| best(!v6)).or_else(by_name).ok_or_else(|| {
+        let unfit: Vec<String> = fitting(v6).map(|(i, address)| format!("{}: {address}", i.name)).collect();
+        if unfit.is_empty() { NONE.to_owned() } else { list(&unfit) }
+    })
 }
 
 fn by_reach(interfaces: &[Interface], target: IpAddr) -> Hit<'_> {
-    let found = interfaces.iter().find_map(|interface| Some((interface, Some(interface.reaches_from?))));
-    found.ok_or_else(|| match interfaces.iter().find(|interface| interface.has(target)) {
+    let found = interfaces.iter().find_map(|interface| Some((interface, interface.reaches_from?)));
+    // Where the kernel would send from an address that doesn't last, another one of that interface is taken.
+    let hit = found.map(|(i, ip)| (i, i.find(ip).filter(|address| address.rank().is_some())));
+    hit.ok_or_else(|| match interfaces.iter().find(|interface| interface.find(target).is_some()) {
         Some(own) => format!("{target} is an address of this host, on {}: expected another host's", own.name),
         None => format!("the kernel has no route to {target}"),
     })
@@ -219,144 +356,25 @@ fn family(v6: bool) -> &'static str {
 }
 
 fn no_address(interface: &Interface, v6: bool) -> ChooseError {
-    ChooseError::NoAddress { name: interface.name.clone(), family: family(v6) }
+    ChooseError::NoAddress { name: interface.name.clone(), family: family(v6), left_out: interface.blemished(v6) }
 }
 
+/// The interfaces with their addresses. Those without any are counted: a node has one for each of its pods.
 fn present(interfaces: &[Interface]) -> String {
-    let one = |i: &Interface| {
-        let addresses: Vec<String> = i.addresses.iter().map(|net| net.ip().to_string()).collect();
-        format!("{} ({})", i.name, if addresses.is_empty() { "no address".to_owned() } else { addresses.join(" ") })
+    let (with, without): (Vec<_>, Vec<_>) = interfaces.iter().partition(|interface| !interface.addresses.is_empty());
+    let one = |address: &Address| match address.mark() {
+        Some(mark) => format!("{} [{mark}]", address.ip()),
+        None => address.ip().to_string(),
     };
-    interfaces.iter().map(one).collect::<Vec<_>>().join(", ")
-}
-
-/// Whether an address means this host beyond its own link.
-pub fn is_global(ip: IpAddr) -> bool {
-    let link_local = match ip {
-        IpAddr::V4(ip) => ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    };
-    !link_local && !ip.is_loopback()
+    let addresses = |i: &Interface| list(&i.addresses.iter().map(one).collect::<Vec<_>>());
+    let with: Vec<String> = with.into_iter().map(|i| format!("{} ({})", i.name, addresses(i))).collect();
+    let without: Vec<String> = without.into_iter().map(|i| i.name.clone()).collect();
+    match (with.is_empty(), without.is_empty()) {
+        (_, true) => list(&with),
+        (true, false) => format!("no interface with an address, only {}", list(&without)),
+        (false, false) => format!("{}, and without an address {}", list(&with), list(&without)),
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn interface(index: u32, name: &str, addresses: &[&str], default_v4: Option<u32>) -> Interface {
-        let addresses = addresses.iter().map(|a| a.parse().unwrap()).collect();
-        Interface { index, name: name.into(), mtu: 1500, addresses, default_v4, ..Interface::default() }
-    }
-
-    fn host() -> Vec<Interface> {
-        vec![
-            interface(1, "lo", &["127.0.0.1/8", "::1/128"], None),
-            interface(2, "eth0", &["169.254.7.7/16", "10.99.0.10/16", "fe80::7/64", "fd99::10/64"], Some(100)),
-            interface(3, "eth1", &["192.168.1.5/24"], Some(50)),
-        ]
-    }
-
-    fn wish(names: &[&str]) -> Wish {
-        Wish { iface: names.iter().map(|n| n.to_string()).collect(), ..Wish::default() }
-    }
-
-    fn patterns(patterns: &[&str]) -> Wish {
-        Wish { regex: patterns.iter().map(|p| Regex::new(p).unwrap()).collect(), ..Wish::default() }
-    }
-
-    #[track_caller]
-    fn chosen(wish: &Wish, v6: bool) -> (String, String, String) {
-        let chosen = choose(&host(), wish, v6).unwrap();
-        (chosen.interface.name, chosen.local.to_string(), chosen.why)
-    }
-
-    fn is(name: &str, local: &str, why: &str) -> (String, String, String) {
-        (name.to_owned(), local.to_owned(), why.to_owned())
-    }
-
-    #[test]
-    fn the_default_route_with_the_lowest_metric_wins() {
-        assert_eq!(chosen(&wish(&[]), false), is("eth1", "192.168.1.5", "default route, metric 50"));
-    }
-
-    #[test]
-    fn the_first_named_interface_that_is_there_wins_and_link_local_addresses_are_passed_over() {
-        assert_eq!(chosen(&wish(&["wlan0", "eth0", "eth1"]), false), is("eth0", "10.99.0.10", "--iface eth0"));
-        assert_eq!(chosen(&wish(&["eth1", "eth0"]), true), is("eth0", "fd99::10", "--iface eth0"));
-    }
-
-    #[test]
-    fn an_address_names_its_interface_for_both_families() {
-        assert_eq!(chosen(&wish(&["169.254.7.7"]), false), is("eth0", "169.254.7.7", "--iface 169.254.7.7"));
-        assert_eq!(chosen(&wish(&["10.99.0.10"]), true), is("eth0", "fd99::10", "--iface 10.99.0.10"));
-    }
-
-    #[test]
-    fn patterns_come_after_names_and_look_at_addresses_first() {
-        assert_eq!(chosen(&patterns(&["^wl", r"^192\.168\."]), false).0, "eth1");
-        assert_eq!(chosen(&patterns(&["^eth"]), false), is("eth0", "10.99.0.10", "--iface-regex ^eth"));
-        assert_eq!(chosen(&patterns(&["^fd99"]), true).1, "fd99::10");
-        assert_eq!(chosen(&patterns(&["^fd99"]), false).1, "10.99.0.10", "by the other family's address");
-        let both = Wish { iface: vec!["eth1".into()], ..patterns(&["eth0"]) };
-        assert_eq!(chosen(&both, false).0, "eth1");
-    }
-
-    #[test]
-    fn what_the_kernel_would_take_comes_last() {
-        let mut host = host();
-        host[1].reaches_from = Some("10.99.0.10".parse().unwrap());
-        let asked = Wish { can_reach: Some("10.99.0.1".parse().unwrap()), ..wish(&["wlan0"]) };
-        let chosen = choose(&host, &asked, false).unwrap();
-        assert_eq!((chosen.interface.index, chosen.why.as_str()), (2, "--iface-can-reach 10.99.0.1"));
-    }
-
-    #[test]
-    fn a_public_address_of_this_host_chooses_and_another_is_only_told() {
-        let here = Wish { public_ip: Some("10.99.0.10".parse().unwrap()), ..Wish::default() };
-        assert_eq!(chosen(&here, false), is("eth0", "10.99.0.10", "it has --public-ip 10.99.0.10"));
-        let nat = Wish { public_ip: Some("203.0.113.7".parse().unwrap()), ..Wish::default() };
-        let chosen = choose(&host(), &nat, false).unwrap();
-        assert_eq!((chosen.local.to_string(), chosen.public.to_string()), ("192.168.1.5".into(), "203.0.113.7".into()));
-    }
-
-    #[test]
-    fn loopback_serves_only_where_it_is_named() {
-        assert_eq!(chosen(&wish(&["lo"]), false), is("lo", "127.0.0.1", "--iface lo"));
-        assert_eq!(chosen(&wish(&["127.0.0.1"]), false).0, "lo");
-        assert_eq!(chosen(&wish(&["lo"]), true).1, "::1");
-        for pattern in [".*", "^lo$|^eth1$", r"^1(27|92)\."] {
-            assert_ne!(chosen(&patterns(&[pattern]), false).0, "lo", "{pattern}");
-        }
-        assert!(choose(&host(), &patterns(&["^lo$"]), false).is_err());
-        let mut host = host();
-        host[0].default_v4 = Some(0);
-        assert!(matches!(choose(&host, &wish(&[]), false), Err(ChooseError::NoAddress { .. })));
-        // As routers have it.
-        host[0].addresses.push("10.99.0.99/32".parse().unwrap());
-        assert_eq!(choose(&host, &patterns(&[r"^10\.99\.0\.99$"]), false).unwrap().interface.name, "lo");
-        assert_eq!(choose(&host, &wish(&["lo"]), false).unwrap().local.to_string(), "10.99.0.99");
-    }
-
-    #[test]
-    fn an_address_that_is_not_reached_says_why() {
-        let reach = |to: &str| Wish { can_reach: Some(to.parse().unwrap()), ..Wish::default() };
-        let error = |to| choose(&host(), &reach(to), false).unwrap_err().to_string();
-        assert!(error("203.0.113.7").contains("the kernel has no route to 203.0.113.7"), "{}", error("203.0.113.7"));
-        assert!(
-            error("10.99.0.10").contains("10.99.0.10 is an address of this host, on eth0"),
-            "{}",
-            error("10.99.0.10")
-        );
-    }
-
-    #[test]
-    fn errors_say_what_was_tried_and_what_there_is() {
-        let error = choose(&host(), &wish(&["wlan0", "eth1"]), true).unwrap_err().to_string();
-        assert!(error.contains("IPv6: --iface wlan0: no such interface"), "{error}");
-        assert!(
-            error.contains("--iface eth1: eth1 has no IPv6 address") && error.contains("eth1 (192.168.1.5)"),
-            "{error}"
-        );
-        assert!(matches!(choose(&host()[..1], &wish(&[]), false), Err(ChooseError::NoDefault { .. })));
-    }
-}
+mod tests;

@@ -1,0 +1,36 @@
+//! The interfaces at the start: an address that the kernel is about to let be used is waited for.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use tracing::{info, warn};
+
+use crate::dataplane::Dataplane;
+use crate::dataplane::kernel::Kernel;
+use crate::overlay::iface::Interface;
+use crate::passing::Passing;
+use crate::site::Site;
+
+/// The interfaces, as soon as duplicate address detection is through with the addresses that would be chosen.
+pub(super) async fn settled(site: &Site, kernel: &mut Kernel, passing: &Passing<'_>) -> Result<Vec<Interface>> {
+    /// Detection takes a second or two, unless somebody has set it to more.
+    const MOST: Duration = Duration::from_secs(10);
+    let deadline = Instant::now() + MOST;
+    let mut said = Vec::new();
+    loop {
+        let interfaces = passing.wait("read the interfaces", || kernel.interfaces()).await?;
+        let awaited = site.awaited(&interfaces);
+        if awaited.is_empty() {
+            return Ok(interfaces);
+        }
+        if Instant::now() >= deadline {
+            warn!(?awaited, "duplicate address detection is not through after {} s, going on without", MOST.as_secs());
+            return Ok(interfaces);
+        }
+        if awaited != said {
+            info!(?awaited, "waiting for duplicate address detection");
+            said = awaited;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
