@@ -171,6 +171,31 @@ fn an_interface_that_is_not_there_ends_it() {
 }
 
 #[test]
+fn an_address_in_the_leased_range_ends_it_and_says_what_to_change() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(r#"{"Network":"10.64.0.0/10"}"#);
+    let address = lab.node(1).addr();
+    for flag in
+        [&format!("--iface={address}"), "--iface=eth0", "--iface-regex=^eth", "--iface-can-reach=10.99.0.1", "-v=0"]
+    {
+        let log = must_fail(lab.node(1).twilld(&[flag, "--peer-mode=all"]));
+        let reason = format!("{address} lies in the network's leased range 10.64.1.0 to 10.127.255.255");
+        for words in [&reason, "10.64.0.0/10", "SubnetMin or SubnetMax in the network config", "another interface"] {
+            assert!(log.contains(words), "{flag}: no {words}: {log}");
+        }
+    }
+    assert_eq!(lab.records(), [], "a lease was taken for a node that can't serve it");
+}
+
+#[test]
+fn an_interface_that_leads_back_to_this_host_ends_it() {
+    let lab = one_node();
+    let log = must_fail(lab.node(1).twilld(&["--iface=lo"]));
+    assert!(log.contains("127.0.0.1 is a loopback address"), "{log}");
+    assert_eq!(lab.records(), []);
+}
+
+#[test]
 fn without_net_admin_it_ends_and_says_so() {
     let lab = one_node();
     let unprivileged = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"];

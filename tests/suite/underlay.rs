@@ -20,8 +20,14 @@ struct Pair {
 
 impl Pair {
     fn new(mode: &str, args: &[&str]) -> Self {
+        Self::prepared(mode, args, |_| ())
+    }
+
+    /// The same with something done to the nodes before.
+    fn prepared(mode: &str, args: &[&str], prepare: impl FnOnce(&Lab)) -> Self {
         let lab = Lab::with_nodes(2);
         lab.put_config(NODE_CONFIG);
+        prepare(&lab);
         let mut first = lab.node(1).twilld(&[mode]);
         first.wait_ready();
         let mut second = lab.node(2).twilld(&[&[mode], args].concat());
@@ -240,4 +246,201 @@ fn an_interface_that_is_made_anew_is_used_again() {
     wait_until("the device is back", PATIENCE, || node.link("flannel.1"));
     pair.wait_known_as(node.addr());
     assert_eq!(pair.identity(), before);
+}
+
+/// Waits until the record of node 1 has this text.
+fn wait_recorded(lab: &Lab, text: &str) {
+    wait_until(&format!("a record with {text}"), PATIENCE, || {
+        let records = lab.records();
+        (records.len() == 1 && records[0].value.contains(text)).then_some(()).ok_or(format!("{records:?}"))
+    });
+}
+
+const IPV6_ONLY: &str = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00:16::/48"}"#;
+
+/// The addresses of `eth0` with this flag in the words of `ip -j addr`.
+fn flagged(node: &Node, flag: &str) -> Vec<String> {
+    let shown = node.ip_json("-6 addr show dev eth0").unwrap();
+    let all = shown[0]["addr_info"].as_array().unwrap();
+    let with = all.iter().filter(|address| address[flag] == true);
+    with.filter_map(|address| address["local"].as_str().map(str::to_owned)).collect()
+}
+
+#[test]
+fn a_node_with_privacy_addresses_keeps_its_subnet_over_restarts() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(IPV6_ONLY);
+    let node = lab.node(1);
+    node.netns().sysctl("ipv6/conf/eth0/use_tempaddr", "2").unwrap();
+    let mut before = None;
+    for run in 0..3 {
+        // As after a boot: other temporary addresses, which the kernel lists before the stable one.
+        node.exec("ip -6 addr flush dev eth0 scope global").unwrap();
+        node.exec(&format!("ip addr add {}/64 dev eth0 nodad mngtmpaddr", node.addr6())).unwrap();
+        node.exec("ip -6 route replace default via fd99::1 dev eth0").unwrap();
+        wait_until("a temporary address", PATIENCE, || !flagged(&node, "temporary").is_empty());
+        let mut daemon = node.twilld(&[]);
+        daemon.wait_ready();
+        wait_recorded(&lab, &format!(r#""PublicIPv6":"{}""#, node.addr6()));
+        let why = format!("{} is temporary (privacy extensions)", flagged(&node, "temporary")[0]);
+        daemon.wait_log(&["default route, metric", &why], PATIENCE);
+        let record = lab.records().remove(0);
+        let identity = (record.key, record.create_revision);
+        assert_eq!(*before.get_or_insert_with(|| identity.clone()), identity, "run {run}");
+        assert!(daemon.terminate().status.success());
+    }
+}
+
+#[test]
+fn an_address_that_another_host_has_is_passed_over() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(IPV6_ONLY);
+    let node = lab.node(1);
+    // The fabric's own, listed first.
+    node.exec("ip -6 route del default").unwrap();
+    node.exec("ip addr add fd99::1/64 dev eth0").unwrap();
+    wait_until("detection finds the fabric", PATIENCE, || flagged(&node, "dadfailed") == ["fd99::1"]);
+    let mut daemon = node.twilld(&["--iface=eth0"]);
+    daemon.wait_ready();
+    wait_recorded(&lab, &format!(r#""PublicIPv6":"{}""#, node.addr6()));
+    daemon.wait_log(&["fd99::1 failed duplicate address detection"], PATIENCE);
+}
+
+#[test]
+fn a_tentative_address_is_waited_for() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(IPV6_ONLY);
+    let node = lab.node(1);
+    node.exec("ip -6 addr flush dev eth0 scope global").unwrap();
+    // Long enough to be seen.
+    node.netns().sysctl("ipv6/conf/eth0/dad_transmits", "3").unwrap();
+    node.exec(&format!("ip addr add {}/64 dev eth0", node.addr6())).unwrap();
+    let mut daemon = node.twilld(&["--iface=eth0"]);
+    daemon.wait_ready();
+    daemon.wait_log(&["waiting for duplicate address detection", &node.addr6().to_string()], PATIENCE);
+    wait_recorded(&lab, &format!(r#""PublicIPv6":"{}""#, node.addr6()));
+    assert!(flagged(&node, "tentative").is_empty());
+}
+
+#[test]
+fn a_deprecated_address_that_stands_first_is_not_taken() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(NODE_CONFIG);
+    let node = lab.node(1);
+    node.netns()
+        .ip_batch([
+            &format!("addr change {}/16 dev eth0 preferred_lft 0", node.addr()),
+            "addr add 10.99.7.7/16 dev eth0",
+        ])
+        .unwrap();
+    let mut daemon = node.twilld(&[]);
+    daemon.wait_ready();
+    wait_recorded(&lab, r#""PublicIP":"10.99.7.7""#);
+    daemon.wait_log(&[&format!("{} is deprecated", node.addr())], PATIENCE);
+}
+
+#[test]
+fn an_address_that_becomes_deprecated_is_followed_to_a_better_one_only() {
+    for mode in MODES {
+        let mut pair = Pair::new(mode, &[]);
+        let (node, before) = (pair.moving(), pair.identity());
+        node.exec(&format!("ip addr change {}/16 dev eth0 preferred_lft 0", node.addr())).unwrap();
+        node.exec("ip link set eth0 mtu 1400").unwrap();
+        wait_until("a later change is followed", PATIENCE, || node.subnet_env().is_ok_and(|env| env.mtu == 1350));
+        pair.wait_known_as(node.addr());
+        node.exec("ip addr add 10.99.7.7/16 dev eth0").unwrap();
+        pair.wait_known_as(Ipv4Addr::new(10, 99, 7, 7));
+        pair.daemons[1].wait_log(&["the underlay changed", &format!("{} is deprecated", node.addr())], PATIENCE);
+        assert_eq!(pair.identity(), before);
+    }
+}
+
+#[test]
+fn a_deprecated_address_that_is_named_stays() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(NODE_CONFIG);
+    let node = lab.node(1);
+    let mut daemon = node.twilld(&[&format!("--iface={}", node.addr())]);
+    daemon.wait_ready();
+    node.exec("ip addr add 10.99.7.7/16 dev eth0").unwrap();
+    node.exec(&format!("ip addr change {}/16 dev eth0 preferred_lft 0", node.addr())).unwrap();
+    node.exec("ip link set eth0 mtu 1400").unwrap();
+    wait_until("a later change is followed", PATIENCE, || node.subnet_env().is_ok_and(|env| env.mtu == 1350));
+    wait_recorded(&lab, &format!(r#""PublicIP":"{}""#, node.addr()));
+    assert!(daemon.runs());
+}
+
+/// A pair whose second node has `eth1` with 10.99.8.8 too, and these default routes before its daemon starts.
+fn pair_with_default(mode: &str, lines: &[&str]) -> Pair {
+    Pair::prepared(mode, &[], |lab| {
+        second_interface(lab, "10.99.8.8");
+        lab.node(2).netns().ip_batch(["route del default"].iter().chain(lines)).unwrap();
+    })
+}
+
+#[test]
+fn of_several_next_hops_the_first_that_lives_is_followed() {
+    for mode in MODES {
+        let mut pair = pair_with_default(
+            mode,
+            &["route add default nexthop via 10.99.0.1 dev eth0 nexthop via 10.99.0.1 dev eth1"],
+        );
+        let (node, before) = (pair.moving(), pair.identity());
+        pair.daemons[1].wait_log(&["eth0", "next hop 1 of 2"], PATIENCE);
+        pair.wait_known_as(node.addr());
+        node.exec("ip link set eth0 down").unwrap();
+        pair.wait_known_as(Ipv4Addr::new(10, 99, 8, 8));
+        pair.daemons[1].wait_log(&["the underlay changed", "eth1", "next hop 2 of 2"], PATIENCE);
+        node.exec("ip link set eth0 up").unwrap();
+        pair.wait_known_as(node.addr());
+        assert_eq!(pair.identity(), before);
+    }
+}
+
+#[test]
+fn of_several_ipv6_next_hops_the_first_that_lives_is_followed() {
+    let lab = Lab::with_nodes(2);
+    lab.put_config(IPV6_ONLY);
+    second_interface(&lab, "10.99.8.8");
+    let node = lab.node(2);
+    node.netns()
+        .ip_batch([
+            "addr add fd99::88/64 dev eth1 nodad",
+            "route del ::/0",
+            "route add ::/0 nexthop via fd99::1 dev eth1 nexthop via fd99::1 dev eth0",
+        ])
+        .unwrap();
+    let mut daemon = node.twilld(&[]);
+    daemon.wait_ready();
+    wait_recorded(&lab, r#""PublicIPv6":"fd99::88""#);
+    node.exec("ip link set eth1 down").unwrap();
+    wait_recorded(&lab, &format!(r#""PublicIPv6":"{}""#, node.addr6()));
+    assert!(daemon.runs());
+}
+
+#[test]
+fn a_next_hop_object_and_a_group_of_them_are_followed() {
+    for compat in ["1", "0"] {
+        let pair = Pair::prepared(MODES[0], &[], |lab| {
+            second_interface(lab, "10.99.8.8");
+            lab.node(2).netns().sysctl("ipv4/nexthop_compat_mode", compat).unwrap();
+            lab.node(2)
+                .netns()
+                .ip_batch([
+                    "route del default",
+                    "nexthop add id 1 via 10.99.0.1 dev eth0",
+                    "nexthop add id 2 via 10.99.0.1 dev eth1",
+                    "nexthop add id 10 group 1/2",
+                    "route add default nhid 10",
+                ])
+                .unwrap();
+        });
+        let (node, before) = (pair.moving(), pair.identity());
+        pair.wait_known_as(node.addr());
+        node.exec("ip nexthop replace id 10 group 2").unwrap();
+        pair.wait_known_as(Ipv4Addr::new(10, 99, 8, 8));
+        node.exec("ip nexthop replace id 2 via 10.99.0.1 dev eth0").unwrap();
+        pair.wait_known_as(node.addr());
+        assert_eq!(pair.identity(), before);
+    }
 }

@@ -122,12 +122,14 @@ pub enum ChooseError {
         left_out: Vec<String>,
     },
     /// The address that a flag names is there, and nothing can be sent from it.
-    #[error("{flag} {address}")]
+    #[error("{flag} {address}: {address} {obstacle}")]
     Unusable {
         /// The flag.
         flag: &'static str,
-        /// The address, and what is wrong with it.
-        address: String,
+        /// The address.
+        address: IpAddr,
+        /// What is wrong with it.
+        obstacle: String,
     },
 }
 
@@ -176,8 +178,11 @@ impl Interface {
             let alone = |address: &Address| address.rank().is_some_and(|rank| rank.alone);
             one.blemish().is_none() && alone(one) && !alone(taken) && place(one) < place(taken)
         });
-        let mut others = self.blemished(taken.net.is_ipv6());
-        others.retain(|other| *other != taken.to_string());
+        let beside = |one: &&Address| {
+            let is_other = one.is_of(taken.net.is_ipv6()) && *one != taken && one.blemish().is_some();
+            is_other && (!one.is_link_local() || taken.is_link_local())
+        };
+        let mut others: Vec<String> = self.addresses.iter().filter(beside).map(Address::to_string).collect();
         others.extend(virtual_ones.map(|one| format!("{} is a /32, as a virtual address has it", one.ip())));
         let own = taken.blemish().map(|blemish| format!("; {} {blemish}", taken.ip())).unwrap_or_default();
         if others.is_empty() { own } else { format!("{own}; passed over: {}", list(&others)) }
@@ -267,8 +272,8 @@ fn by_default<'a>(interfaces: &'a [Interface], wish: &Wish, v6: bool) -> Result<
         && let Some((interface, address)) = interfaces.iter().find_map(|i| Some((i, i.find(public)?)))
     {
         let flag = if v6 { "--public-ipv6" } else { "--public-ip" };
-        if address.obstacle().is_some() {
-            return Err(ChooseError::Unusable { flag, address: address.to_string() });
+        if let Some(obstacle) = address.obstacle() {
+            return Err(ChooseError::Unusable { flag, address: public, obstacle });
         }
         return Ok(Found { interface, address, why: format!("it has {flag} {public}") });
     }
@@ -297,8 +302,8 @@ fn by_wish<'a>(interfaces: &'a [Interface], wish: &Wish, v6: bool) -> Result<Fou
     for (flag, hit) in named.chain(patterns).chain(reach) {
         let found = hit.and_then(|(interface, matched)| {
             let matched = matched.filter(|address| address.is_of(v6));
-            if let Some(address) = matched.filter(|address| address.obstacle().is_some()) {
-                return Err(address.to_string());
+            if let Some((address, obstacle)) = matched.and_then(|address| Some((address, address.obstacle()?))) {
+                return Err(format!("{} {obstacle}", address.ip()));
             }
             let address = matched.or_else(|| interface.address(v6));
             address.map(|address| (interface, address)).ok_or_else(|| no_address(interface, v6).to_string())

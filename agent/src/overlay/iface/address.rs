@@ -108,7 +108,7 @@ impl Address {
         self.ip().is_loopback()
     }
 
-    /// Why the tunnel can't have it, not even where it is named.
+    /// Why the tunnel can't have it, not even where it is named: words that follow the address.
     pub(super) fn obstacle(&self) -> Option<String> {
         if let Some(barred) = &self.barred {
             return Some(barred.to_string());
@@ -127,10 +127,12 @@ impl Address {
 
     /// Why another one would be better, or why it can't be had.
     pub(super) fn blemish(&self) -> Option<String> {
+        const TEMPORARY: &str = "is temporary (privacy extensions)";
+        if self.temporary && !self.duplicate && self.barred.is_none() {
+            return Some(TEMPORARY.to_owned());
+        }
         self.obstacle().or_else(|| {
-            let blemish = if self.temporary {
-                "is temporary (privacy extensions)"
-            } else if self.scope == Scope::Host {
+            let blemish = if self.scope == Scope::Host {
                 "has the scope host"
             } else if self.deprecated {
                 "is deprecated (its preferred lifetime is over)"
@@ -166,7 +168,7 @@ impl Address {
     }
 
     /// Whether it serves on its link only.
-    fn is_link_local(&self) -> bool {
+    pub(super) fn is_link_local(&self) -> bool {
         let by_number = match self.ip() {
             IpAddr::V4(ip) => ip.is_link_local(),
             IpAddr::V6(ip) => ip.is_unicast_link_local(),

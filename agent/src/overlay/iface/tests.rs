@@ -183,7 +183,7 @@ fn an_address_that_is_named_is_taken_as_it_is_unless_nothing_can_be_sent_from_it
     let public = Wish { public_ipv6: Some("fd99::c".parse().unwrap()), ..Wish::default() };
     for wish in [wish(&["fd99::c"]), public] {
         let error = choose(&hosts, &wish, true).unwrap_err().to_string();
-        assert!(error.contains("fd99::c failed duplicate address detection"), "{error}");
+        assert!(error.contains("fd99::c") && error.contains("failed duplicate address detection"), "{error}");
     }
 }
 
@@ -207,6 +207,10 @@ fn the_reasons_are_in_the_log_and_in_the_error() {
                    fd99::b failed duplicate address detection: another host on the link has it, \
                    fd99::c is deprecated (its preferred lifetime is over)";
     assert_eq!(why, format!("default route, metric 1024; passed over: {reasons}"));
+
+    let early = eth0(&["fd99::a/64 temporary tentative", "fe80::1/64 tentative", "fd99::10/64"]);
+    let why = choose(&[early], &wish(&[]), true).unwrap().why;
+    assert_eq!(why, "default route, metric 1024; passed over: fd99::a is temporary (privacy extensions)");
 
     let error = choose(&[eth0(&passed[..2])], &wish(&["eth0"]), true).unwrap_err().to_string();
     for words in [
