@@ -33,8 +33,6 @@ use call::{Call, Verb};
 use conf::{NetConf, SUPPORTED};
 use error::{Error, code};
 
-pub use subnet::status_file;
-
 /// What the plugin has to say, and whether it succeeded.
 #[derive(Debug)]
 pub struct Reply {

@@ -1,16 +1,27 @@
 //! `subnet.env`: what the CNI plugin reads, and where a restarted daemon finds its last subnet.
 //!
-//! The form is flannel's to the byte: shell assignments, unquoted, in a fixed order, mode 0644.
+//! The form is flannel's to the byte: shell assignments, unquoted, in a fixed order, mode 0644. [`env`] reads it.
+
+pub(crate) mod env;
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
+use crate::files::{self, Form};
 use crate::overlay::SubnetKey;
+use crate::overlay::record::Family;
+use env::{Assignments, IP_MASQ, MTU, network_key, subnet_key};
+
+/// Mode and way of both files. Neither is synced: the event loop writes them, and must not wait for a disk; a machine that
+/// loses power has a daemon that writes them again.
+const FORM: Form<'static> = Form { mode: 0o644, prefix: ".subnet.env.", suffix: "", lasting: false };
+
+/// The longest reason that the status file holds, in characters.
+const LONGEST_REASON: usize = 1000;
 
 /// What `subnet.env` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,48 +49,59 @@ impl SubnetEnv {
     /// The file's text.
     pub fn render(&self) -> String {
         let mut text = String::new();
-        if let Some((network, subnet)) = self.ipv4 {
-            text += &format!("FLANNEL_NETWORK={network}\nFLANNEL_SUBNET={}\n", host_address(subnet.into()));
+        let ipv4 = self.ipv4.map(|(network, subnet)| (Family::V4, network.into(), subnet.into()));
+        let ipv6 = self.ipv6.map(|(network, subnet)| (Family::V6, network.into(), subnet.into()));
+        for (family, network, subnet) in [ipv4, ipv6].into_iter().flatten() {
+            let network: IpNetwork = network;
+            text += &format!("{}={network}\n{}={}\n", network_key(family), subnet_key(family), host_address(subnet));
         }
-        if let Some((network, subnet)) = self.ipv6 {
-            text += &format!("FLANNEL_IPV6_NETWORK={network}\nFLANNEL_IPV6_SUBNET={}\n", host_address(subnet.into()));
-        }
-        text + &format!("FLANNEL_MTU={}\nFLANNEL_IPMASQ={}\n", self.mtu, self.ip_masq)
+        text + &format!("{MTU}={}\n{IP_MASQ}={}\n", self.mtu, self.ip_masq)
     }
 
-    /// Writes the file so that a reader sees the old or the new one, never a part. Whether it was any different.
+    /// Writes the file so that a reader sees the old or the new one, never a part, and takes the place of a link. Whether
+    /// it was any different.
     pub fn write(&self, path: &Path) -> Result<bool, Error> {
         let text = self.render();
-        if fs::read_to_string(path).is_ok_and(|there| there == text) {
+        if files::is_there(path, text.as_bytes(), FORM.mode) {
             return Ok(false);
         }
-        let failed = |step| move |source| Error { step, path: path.display().to_string(), source };
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::create_dir_all(folder).map_err(failed("make the folder of"))?;
-        let mut file = tempfile::Builder::new().prefix(".subnet.env.").tempfile_in(folder).map_err(failed("write"))?;
-        file.write_all(text.as_bytes()).map_err(failed("write"))?;
-        file.as_file().set_permissions(fs::Permissions::from_mode(0o644)).map_err(failed("set the mode of"))?;
-        file.as_file().sync_all().map_err(failed("sync"))?;
-        file.persist(path).map_err(|e| failed("replace")(e.error))?;
+        files::sweep(files::folder(path), FORM.prefix);
+        let failed = |e: files::PutError| Error { step: e.step, path: path.display().to_string(), source: e.source };
+        files::put(path, text.as_bytes(), FORM).map_err(failed)?;
         Ok(true)
     }
+}
+
+/// Where a daemon says why there is no usable `subnet.env`: beside it, its name and `.status`, so that several daemons
+/// with several files don't mix. Text for people, one line; removed once the daemon is ready.
+pub fn status_file(subnet_file: &Path) -> PathBuf {
+    let mut name = subnet_file.as_os_str().to_os_string();
+    name.push(".status");
+    name.into()
 }
 
 /// Tells the CNI plugin why there is no usable `subnet.env`, in one line that it shows to people; `None`: there is one.
 ///
 /// For what it is worth: a failure is only logged, since the reason itself is logged as well.
 pub fn explain(subnet_file: &Path, reason: Option<&str>) {
-    let path = crate::cni::status_file(subnet_file);
+    let path = status_file(subnet_file);
     let done = match reason {
-        Some(reason) => {
-            let folder = path.parent().map_or(Ok(()), fs::create_dir_all);
-            folder.and_then(|()| fs::write(&path, format!("{}\n", reason.replace('\n', " "))))
-        }
-        None => fs::remove_file(&path).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) }),
+        Some(reason) => files::put(&path, status(reason).as_bytes(), FORM).map_err(|e| e.to_string()),
+        None => match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e.to_string()),
+            _ => Ok(()),
+        },
     };
     if let Err(error) = done {
         tracing::debug!(file = %path.display(), %error, "cannot leave word for the CNI plugin");
     }
+}
+
+/// A reason as one line of a bounded length, with nothing in it that a terminal obeys.
+fn status(reason: &str) -> String {
+    let words = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    words.chars().take(LONGEST_REASON).map(shown).chain(["\n".to_string()]).collect()
 }
 
 /// Takes the subnet back that `subnet.env` names, for this reason: nothing may be added to it any more.
@@ -95,14 +117,11 @@ pub fn withdraw(subnet_file: &Path, reason: &str) {
 
 /// The subnets that an earlier daemon left in `subnet.env`, if there is such a file and it can be read.
 pub fn previous(path: &Path) -> Option<SubnetKey> {
-    let text = fs::read_to_string(path).ok()?;
-    let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-    // A bare address would be taken for a subnet of one.
-    let subnet = |key| value(key).map(str::trim).filter(|v| v.contains('/'));
-    let ipv4 = subnet("FLANNEL_SUBNET").and_then(|v| v.parse::<Ipv4Network>().ok());
-    let ipv6 = subnet("FLANNEL_IPV6_SUBNET").and_then(|v| v.parse::<Ipv6Network>().ok());
-    let ipv4 = ipv4.and_then(|net| Ipv4Network::new(net.network(), net.prefix()).ok());
-    let ipv6 = ipv6.and_then(|net| Ipv6Network::new(net.network(), net.prefix()).ok());
+    let there = Assignments::read(&files::read(path, files::SMALL).ok()?)?;
+    // One family's junk doesn't spoil the other's.
+    let subnet = |family| there.subnet(family).ok().flatten();
+    let ipv4 = if let Some(IpNetwork::V4(subnet)) = subnet(Family::V4) { Some(subnet) } else { None };
+    let ipv6 = if let Some(IpNetwork::V6(subnet)) = subnet(Family::V6) { Some(subnet) } else { None };
     (ipv4.is_some() || ipv6.is_some()).then_some(SubnetKey { ipv4, ipv6 })
 }
 
@@ -117,6 +136,8 @@ pub(crate) fn host_address(subnet: IpNetwork) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
     use super::*;
 
     fn env() -> SubnetEnv {
@@ -150,6 +171,42 @@ mod tests {
     fn a_folder_that_cannot_be_made_is_named() {
         let error = env().write(Path::new("/proc/nosuch/subnet.env")).unwrap_err().to_string();
         assert!(error.starts_with("make the folder of /proc/nosuch/subnet.env: "), "{error}");
+    }
+
+    #[test]
+    fn neither_file_is_written_through_a_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, theirs) = (folder.path().join("subnet.env"), folder.path().join("theirs"));
+        // The very text, so that only what it is behind makes the difference.
+        fs::write(&theirs, env().render()).unwrap();
+        for link in [path.clone(), status_file(&path)] {
+            symlink(&theirs, link).unwrap();
+        }
+        assert!(env().write(&path).unwrap());
+        explain(&path, Some("no etcd\nendpoint \x1b[2Janswers"));
+        for (ours, text) in
+            [(&path, env().render()), (&status_file(&path), "no etcd endpoint \\u{1b}[2Janswers\n".into())]
+        {
+            assert!(fs::symlink_metadata(ours).unwrap().is_file());
+            assert_eq!(fs::read_to_string(ours).unwrap(), text);
+        }
+        assert_eq!(fs::read_to_string(&theirs).unwrap(), env().render());
+        withdraw(&path, &"x".repeat(100_000));
+        assert!(!path.exists() && fs::metadata(status_file(&path)).unwrap().len() == LONGEST_REASON as u64 + 1);
+        explain(&path, None);
+        assert!(!status_file(&path).exists() && theirs.exists());
+    }
+
+    #[test]
+    fn a_previous_file_that_is_none_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("subnet.env");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(previous(&path), None);
+        assert!(env().write(&path).unwrap(), "a file takes the place of a FIFO");
+        fs::remove_file(&path).unwrap();
+        symlink("/dev/zero", &path).unwrap();
+        assert_eq!(previous(&path), None);
     }
 
     #[test]

@@ -3,11 +3,10 @@
 //! Both are written beside their place and renamed, so a runtime sees the old or the new one, whole, and a plugin that
 //! is running goes on. The plugin first: the configuration is what makes a node ready for pods.
 
-use std::fs::{self, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+
+use crate::files::{self, Form};
 
 /// The plugin's name, which is also its `type` in a configuration.
 pub const PLUGIN: &str = "flannel";
@@ -15,11 +14,11 @@ pub const PLUGIN: &str = "flannel";
 /// The configuration's name: flannel's own, so that it takes its place and does not stand beside it.
 pub const CONFLIST: &str = "10-flannel.conflist";
 
-/// Begins the names of files that are being written.
+/// Begins the names of files that are being written; no ending follows that a runtime takes for a configuration's.
 const NEW: &str = ".twill-";
 
-/// So old a file that is being written is one that nobody writes any more.
-const LEFT_BEHIND: Duration = Duration::from_secs(60);
+/// More than any build of the plugin has, with all that a debugger wants to know.
+const LONGEST_PLUGIN: u64 = 1 << 30;
 
 /// flannel and portmap.
 const DEFAULT_CONFLIST: &[u8] = include_bytes!("../../deploy/cni/10-flannel.conflist");
@@ -59,7 +58,7 @@ pub fn install_cni(bin_dir: &Path, conf_dir: &Path) -> Result<Installed, Error> 
 
 /// Installs the plugin at `plugin` and a configuration, one that the operator wrote for example.
 pub fn install(plugin: &Path, conflist: &[u8], bin_dir: &Path, conf_dir: &Path) -> Result<Installed, Error> {
-    let program = fs::read(plugin).map_err(failed("read", plugin))?;
+    let program = files::read(plugin, LONGEST_PLUGIN).map_err(failed("read", plugin))?;
     let (plugin, conf) = (bin_dir.join(PLUGIN), conf_dir.join(CONFLIST));
     let new_plugin = put(&plugin, &program, 0o755)?;
     let new_conf = put(&conf, conflist, 0o644)?;
@@ -68,33 +67,13 @@ pub fn install(plugin: &Path, conflist: &[u8], bin_dir: &Path, conf_dir: &Path) 
 
 /// Writes a file unless it is there with the same content and mode. Whether it wrote.
 fn put(path: &Path, content: &[u8], mode: u32) -> Result<bool, Error> {
-    let dir = path.parent().unwrap_or(Path::new("."));
-    sweep(dir);
-    let same = fs::read(path).is_ok_and(|there| there == content)
-        && fs::metadata(path).is_ok_and(|m| m.permissions().mode() & 0o7777 == mode);
-    if same {
+    files::sweep(files::folder(path), NEW);
+    if files::is_there(path, content, mode) {
         return Ok(false);
     }
-    fs::create_dir_all(dir).map_err(failed("make", dir))?;
-    // With no ending that a runtime takes for a configuration's.
-    let mut file = tempfile::Builder::new().prefix(NEW).tempfile_in(dir).map_err(failed("write in", dir))?;
-    file.write_all(content).map_err(failed("write", path))?;
-    file.as_file().set_permissions(Permissions::from_mode(mode)).map_err(failed("set the mode of", path))?;
-    file.as_file().sync_all().map_err(failed("sync", path))?;
-    file.persist(path).map_err(|e| failed("replace", path)(e.error))?;
-    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("sync", dir))?;
+    let form = Form { mode, prefix: NEW, suffix: "", lasting: true };
+    files::put(path, content, form).map_err(|e| failed(e.step, path)(e.source))?;
     Ok(true)
-}
-
-/// Removes what an installer that was killed left behind. Best effort: it does no harm but that it is there.
-fn sweep(dir: &Path) {
-    let old = |file: &fs::DirEntry| {
-        let age = file.metadata().and_then(|m| m.modified()).ok().and_then(|at| at.elapsed().ok());
-        file.file_name().to_string_lossy().starts_with(NEW) && age.is_some_and(|age| age >= LEFT_BEHIND)
-    };
-    for file in fs::read_dir(dir).into_iter().flatten().flatten().filter(old) {
-        let _ = fs::remove_file(file.path());
-    }
 }
 
 fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
@@ -103,6 +82,9 @@ fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn files(dir: &Path) -> Vec<String> {
@@ -132,17 +114,15 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_installer_left_goes() {
+    fn what_a_killed_installer_left_goes_and_links_are_replaced() {
         let root = tempfile::tempdir().unwrap();
-        let file = |name: &str, age: Duration| {
-            let file = fs::File::create(root.path().join(name)).unwrap();
-            file.set_modified(std::time::SystemTime::now() - age).unwrap();
-        };
-        file(".twill-old", LEFT_BEHIND);
-        file(".twill-being-written", Duration::ZERO);
-        file(".other", LEFT_BEHIND);
-        put(&root.path().join(PLUGIN), b"new", 0o755).unwrap();
-        assert_eq!(files(root.path()), [".other", ".twill-being-written", PLUGIN]);
+        let left = fs::File::create(root.path().join(".twill-old")).unwrap();
+        left.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(600)).unwrap();
+        fs::write(root.path().join("of-a-package"), "flannel's own").unwrap();
+        std::os::unix::fs::symlink("of-a-package", root.path().join(PLUGIN)).unwrap();
+        assert!(put(&root.path().join(PLUGIN), b"new", 0o755).unwrap());
+        assert_eq!(files(root.path()), [PLUGIN, "of-a-package"]);
+        assert_eq!(fs::read(root.path().join("of-a-package")).unwrap(), b"flannel's own");
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod cni;
 pub mod dataplane;
 pub mod docker_opts;
 pub mod eventloop;
+mod files;
 pub mod handoff;
 pub mod http;
 pub mod init_config;

@@ -9,7 +9,8 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use super::conf::{NetConf, Object, find};
 use super::error::{Error, code};
-use super::subnet::{SubnetEnv, cidr};
+use super::subnet::SubnetEnv;
+use crate::handoff::env::cidr;
 
 /// The delegate without a word about it.
 const DEFAULT_TYPE: &str = "bridge";
@@ -134,7 +135,7 @@ mod tests {
 
     fn rendered(conf: &str, env: &str) -> Result<String, Error> {
         let conf = NetConf::parse(conf.as_bytes()).unwrap();
-        let env = parse(env, Path::new("subnet.env")).unwrap();
+        let env = parse(env.as_bytes(), Path::new("subnet.env")).unwrap();
         Ok(String::from_utf8(to_bytes(&render(&conf, &env)?)?).unwrap())
     }
 

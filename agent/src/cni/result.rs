@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use super::conf::Object;
 use super::render::set;
-use super::subnet::cidr;
+use crate::handoff::env::cidr;
 
 /// The result with a gateway in each route, where there is one of its family. What can't be read stays as it is.
 pub(crate) fn with_gateways(result: &RawValue) -> Box<RawValue> {

@@ -1,14 +1,20 @@
-//! `subnet.env` as the plugin reads it: what the daemon leased, and why it is not there.
-//!
-//! Shell assignments, one a line, as `loadFlannelSubnetEnv` of flannel's plugin reads them. `handoff` writes the file.
+//! `subnet.env` as the plugin uses it: what the daemon leased, checked before a pod gets an address of it, and why it is
+//! not there. `handoff` writes the file and takes its text apart.
 
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ipnetwork::IpNetwork;
 
 use super::error::{Error, code, excerpt, os_text};
+use crate::files;
+use crate::handoff::env::{Assignments, IP_MASQ, MTU, Wrong, network_key, subnet_key};
+use crate::handoff::status_file;
+use crate::overlay::record::Family;
+
+/// host-local needs two addresses beside the subnet's first and last one, and refuses smaller subnets in words of its own
+/// (<https://github.com/containernetworking/plugins/blob/v1.1.1/plugins/ipam/host-local/backend/allocator/range.go>).
+const SPARE_BITS: u8 = 2;
 
 /// What a pod's configuration is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -23,73 +29,60 @@ pub struct SubnetEnv {
     pub ip_masq: bool,
 }
 
-/// Where a daemon may say why there is no usable `subnet.env`: beside it, its name and `.status`, so that several
-/// daemons with several files don't mix. Text for people, one line; removed once the daemon is ready.
-pub fn status_file(subnet_file: &Path) -> PathBuf {
-    let mut name = subnet_file.as_os_str().to_os_string();
-    name.push(".status");
-    name.into()
-}
-
 /// Reads the file. The error keeps flannel's words, for which people search, and adds what the daemon last reported.
 pub fn read(file: &Path) -> Result<SubnetEnv, Error> {
-    let text = fs::read_to_string(file).map_err(|e| no_open(file, &e))?;
+    let text = files::read(file, files::SMALL).map_err(|e| no_open(file, &e))?;
     parse(&text, file).map_err(|wrong| unusable(file, &wrong, "its writer has not finished, or it was edited"))
 }
 
 /// What the text says; `file` is for messages.
-pub fn parse(text: &str, file: &Path) -> Result<SubnetEnv, String> {
+pub fn parse(text: &[u8], file: &Path) -> Result<SubnetEnv, String> {
+    let has = |wrong: Wrong| format!("{} has {wrong}", file.display());
+    let there = Assignments::read(text).ok_or_else(|| format!("{} is no UTF-8 text", file.display()))?;
     let mut env = SubnetEnv::default();
-    let (mut networks, mut subnets) = ([Vec::new(), Vec::new()], [None, None]);
-    let (mut mtu, mut ip_masq) = (None, None);
-    for line in text.lines() {
-        let Some((key, value)) = line.split_once('=') else { continue };
-        let value = value.trim();
-        let wrong = |why: String| format!("{} has {key}={value}: {why}", file.display());
-        match key.trim() {
-            "FLANNEL_NETWORK" => networks[0] = cidrs(value).map_err(wrong)?,
-            "FLANNEL_IPV6_NETWORK" => networks[1] = cidrs(value).map_err(wrong)?,
-            "FLANNEL_SUBNET" => subnets[0] = Some(cidr(value).map_err(wrong)?),
-            "FLANNEL_IPV6_SUBNET" => subnets[1] = Some(cidr(value).map_err(wrong)?),
-            "FLANNEL_MTU" => mtu = Some(value.parse().map_err(|_| wrong("not a number of bytes".into()))?),
-            "FLANNEL_IPMASQ" => ip_masq = Some(value == "true"),
-            _ => {}
+    let mut missing = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        let (networks, subnet) = (there.networks(family).map_err(has)?, there.subnet(family).map_err(has)?);
+        match (networks, subnet) {
+            (Some(networks), Some(subnet)) => {
+                check(&there, family, &networks, subnet).map_err(has)?;
+                env.networks.extend(networks);
+                env.subnets.push(subnet);
+            }
+            (Some(_), None) => missing.push(subnet_key(family)),
+            (None, Some(_)) => missing.push(network_key(family)),
+            (None, None) => {}
         }
     }
-    env.networks = networks.into_iter().flatten().collect();
-    env.subnets = subnets.into_iter().flatten().collect();
-    let missing = [
-        (env.networks.is_empty(), "FLANNEL_NETWORK, FLANNEL_IPV6_NETWORK"),
-        (env.subnets.is_empty(), "FLANNEL_SUBNET, FLANNEL_IPV6_SUBNET"),
-        (mtu.is_none(), "FLANNEL_MTU"),
-        (ip_masq.is_none(), "FLANNEL_IPMASQ"),
-    ];
-    let missing: Vec<&str> = missing.iter().filter(|(is, _)| *is).map(|(_, what)| *what).collect();
-    if !missing.is_empty() {
-        return Err(format!("{} is missing {}", file.display(), missing.join(", ")));
+    if env.subnets.is_empty() && missing.is_empty() {
+        missing.extend([network_key, subnet_key].map(|key| [key(Family::V4), key(Family::V6)]).concat());
     }
-    Ok(SubnetEnv { mtu: mtu.unwrap_or_default(), ip_masq: ip_masq.unwrap_or_default(), ..env })
+    let mtu = there.mtu(env.subnets.iter().any(IpNetwork::is_ipv6)).map_err(has)?;
+    let ip_masq = there.ip_masq().map_err(has)?;
+    missing.extend(mtu.is_none().then_some(MTU));
+    missing.extend(ip_masq.is_none().then_some(IP_MASQ));
+    if missing.is_empty() {
+        return Ok(SubnetEnv { mtu: mtu.unwrap_or_default(), ip_masq: ip_masq.unwrap_or_default(), ..env });
+    }
+    let cased = missing.iter().find_map(|key| there.in_other_case(key));
+    let cased = cased.map(|key| format!(" (it has {key}: keys are upper case)")).unwrap_or_default();
+    Err(format!("{} is missing {}{cased}", file.display(), missing.join(", ")))
 }
 
-fn cidrs(list: &str) -> Result<Vec<IpNetwork>, String> {
-    let mut networks = Vec::new();
-    for network in list.split(',') {
-        let network = cidr(network)?;
-        if !networks.contains(&network) {
-            networks.push(network);
-        }
+/// Whether pods can have addresses of the subnet, and the nodes of its networks reach them.
+fn check(there: &Assignments, family: Family, networks: &[IpNetwork], subnet: IpNetwork) -> Result<(), Wrong> {
+    let key = subnet_key(family);
+    let within = |network: &IpNetwork| network.prefix() <= subnet.prefix() && network.contains(subnet.network());
+    if !networks.iter().any(within) {
+        let networks: Vec<String> = networks.iter().map(ToString::to_string).collect();
+        let why = format!("expected a subnet of {}={}", network_key(family), networks.join(","));
+        return Err(there.wrong(key, why));
     }
-    Ok(networks)
-}
-
-/// The network that an address with its length lies in. A bare address is none, as in Go.
-pub(crate) fn cidr(text: &str) -> Result<IpNetwork, String> {
-    let invalid = || format!("invalid CIDR address: {text}");
-    let parsed: IpNetwork = text.trim().parse().map_err(|_| invalid())?;
-    if !text.contains('/') {
-        return Err(invalid());
+    let longest = if subnet.is_ipv4() { 32 } else { 128 } - SPARE_BITS;
+    if subnet.prefix() > longest {
+        return Err(there.wrong(key, format!("expected a subnet of /{longest} or larger, with room for a pod")));
     }
-    IpNetwork::new(parsed.network(), parsed.prefix()).map_err(|_| invalid())
+    Ok(())
 }
 
 fn no_open(file: &Path, error: &io::Error) -> Error {
@@ -103,7 +96,8 @@ fn no_open(file: &Path, error: &io::Error) -> Error {
 }
 
 fn unusable(file: &Path, what: &str, hint: &str) -> Error {
-    let cause = match fs::read(status_file(file)) {
+    // Not through a link: this plugin may read what its owner may not, and shows it to others.
+    let cause = match files::read_unlinked(&status_file(file), files::SMALL) {
         Ok(text) if !text.trim_ascii().is_empty() => format!(" (twilld last reported: {})", excerpt(&text)),
         _ => String::new(),
     };
@@ -112,20 +106,27 @@ fn unusable(file: &Path, what: &str, hint: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const FILE: &str = "/run/flannel/subnet.env";
+    const IPV4: &str = "FLANNEL_NETWORK=10.5.0.0/16,192.168.0.0/16,10.5.0.0/16\nFLANNEL_SUBNET=10.5.52.1/24\n";
+    const IPV6: &str = "FLANNEL_IPV6_NETWORK=fc00::/48\nFLANNEL_IPV6_SUBNET=fc00:0:0:22::1/64\n";
+    const REST: &str = "FLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n";
 
     fn nets(list: &[&str]) -> Vec<IpNetwork> {
         list.iter().map(|n| n.parse().unwrap()).collect()
     }
 
+    #[track_caller]
+    fn refusal(text: &str) -> String {
+        parse(text.as_bytes(), Path::new(FILE)).unwrap_err()
+    }
+
     #[test]
     fn reads_both_families_and_lists() {
-        let text = "FLANNEL_NETWORK=10.5.0.0/16,192.168.0.0/16,10.5.0.0/16\nFLANNEL_SUBNET=10.5.52.1/24\n\
-                    FLANNEL_IPV6_NETWORK=fc00::/48\nFLANNEL_IPV6_SUBNET=fc00:0:0:22::1/64\n\
-                    FLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n";
-        let env = parse(text, Path::new(FILE)).unwrap();
+        let env = parse(format!("{IPV4}{IPV6}{REST}").as_bytes(), Path::new(FILE)).unwrap();
         assert_eq!(env.networks, nets(&["10.5.0.0/16", "192.168.0.0/16", "fc00::/48"]));
         assert_eq!(env.subnets, nets(&["10.5.52.0/24", "fc00:0:0:22::/64"]));
         assert_eq!((env.mtu, env.ip_masq), (1430, true));
@@ -133,19 +134,45 @@ mod tests {
 
     #[test]
     fn says_what_is_missing_in_flannels_words() {
-        let wrong = parse("FLANNEL_SUBNET=10.5.52.1/24\nFLANNEL_IPMASQ=false", Path::new(FILE)).unwrap_err();
-        assert_eq!(wrong, format!("{FILE} is missing FLANNEL_NETWORK, FLANNEL_IPV6_NETWORK, FLANNEL_MTU"));
+        let all = "FLANNEL_NETWORK, FLANNEL_IPV6_NETWORK, FLANNEL_SUBNET, FLANNEL_IPV6_SUBNET";
+        assert_eq!(refusal(""), format!("{FILE} is missing {all}, FLANNEL_MTU, FLANNEL_IPMASQ"));
+        assert_eq!(refusal(REST), format!("{FILE} is missing {all}"));
+        let one = "FLANNEL_SUBNET=10.5.52.1/24\nFLANNEL_IPMASQ=false";
+        assert_eq!(refusal(one), format!("{FILE} is missing FLANNEL_NETWORK, FLANNEL_MTU"));
+        // A family that the pod would have a route to and no address of.
+        let half = format!("{IPV4}FLANNEL_IPV6_NETWORK=fc00::/48\n{REST}");
+        assert_eq!(refusal(&half), format!("{FILE} is missing FLANNEL_IPV6_SUBNET"));
+        let lower = format!("{IPV4}{REST}").replace("FLANNEL_MTU", "flannel_mtu");
+        let said = format!("{FILE} is missing FLANNEL_MTU (it has flannel_mtu: keys are upper case)");
+        assert_eq!(refusal(&lower), said);
+        assert_eq!(parse(b"\xff\xfeF\0", Path::new(FILE)).unwrap_err(), format!("{FILE} is no UTF-8 text"));
     }
 
     #[test]
-    fn names_the_line_that_is_wrong() {
-        for (line, word) in [
-            ("FLANNEL_NETWORK=10.5.0.0/16,x", "invalid CIDR address: x"),
-            ("FLANNEL_SUBNET=10.5.52.1", "invalid CIDR address: 10.5.52.1"),
-            ("FLANNEL_MTU=many", "FLANNEL_MTU=many"),
+    fn names_the_value_that_is_wrong_and_what_was_expected() {
+        let good = format!("{IPV4}{IPV6}{REST}");
+        for (from, to, said) in [
+            ("16,192.168", "16,x,192.168", ": invalid CIDR address: x"),
+            ("SUBNET=10.5.52.1/24", "SUBNET=::1/64", "has FLANNEL_SUBNET=::1/64: expected IPv4, as in 10.5.52.1/24"),
+            (
+                "SUBNET=10.5.52.1/24",
+                "SUBNET=10.6.52.1/24",
+                "10.6.52.1/24: expected a subnet of FLANNEL_NETWORK=10.5.0.0/16,",
+            ),
+            ("SUBNET=10.5.52.1/24", "SUBNET=10.0.0.0/8", "10.0.0.0/8: expected a subnet of FLANNEL_NETWORK="),
+            ("SUBNET=10.5.52.1/24", "SUBNET=10.5.52.1/31", "10.5.52.1/31: expected a subnet of /30 or larger"),
+            ("SUBNET=fc00:0:0:22::1", "SUBNET=fd00::1", "expected a subnet of FLANNEL_IPV6_NETWORK=fc00::/48"),
+            ("SUBNET=fc00:0:0:22::1/64", "SUBNET=fc00::1/127", "expected a subnet of /126 or larger"),
+            ("MTU=1430", "MTU=0", "has FLANNEL_MTU=0: expected a number of bytes, 1280 to 65535 with IPv6"),
+            ("IPMASQ=true", "IPMASQ=1", "has FLANNEL_IPMASQ=1: expected true or false"),
         ] {
-            let wrong = parse(line, Path::new(FILE)).unwrap_err();
-            assert!(wrong.contains(word), "{wrong}");
+            let said_now = refusal(&good.replace(from, to));
+            assert!(said_now.starts_with(&format!("{FILE} has ")) && said_now.contains(said), "{to}: {said_now}");
+        }
+        // The whole network on one node, and the smallest subnet, are what somebody may want.
+        for subnet in ["10.5.0.1/16", "10.5.52.1/30", "192.168.7.1/24"] {
+            let text = good.replace("10.5.52.1/24", subnet);
+            assert!(parse(text.as_bytes(), Path::new(FILE)).is_ok(), "{subnet}");
         }
     }
 
@@ -159,5 +186,9 @@ mod tests {
         fs::write(status_file(&file), "no etcd endpoint answers\n").unwrap();
         let error = read(&file).unwrap_err();
         assert_eq!(error.msg, format!("{message} (twilld last reported: no etcd endpoint answers)"));
+        // Whoever may write in the folder doesn't get to see what root may read.
+        fs::rename(status_file(&file), dir.path().join("secret")).unwrap();
+        std::os::unix::fs::symlink("secret", status_file(&file)).unwrap();
+        assert_eq!(read(&file).unwrap_err().msg, message);
     }
 }
