@@ -10,8 +10,8 @@
 //! - A delegate that hangs is killed, with its process group, after `delegateTimeoutSeconds` (110: below kubelet's two
 //!   minutes for a request, so that our message arrives and not "context deadline exceeded"). It also dies with us: a
 //!   runtime that kills us calls DEL next, and nothing may go on adding after that.
-//! - A failed ADD keeps its stored configuration: the runtime calls DEL next, and that needs it. Only when the delegate
-//!   could not even be started there is nothing to undo, and the file goes.
+//! - A failed ADD keeps its stored configuration, with the delegate's error: the runtime calls DEL next, and that needs
+//!   both. Only when the delegate could not even be started there is nothing to undo, and the file goes.
 //! - DEL never makes up a configuration when nothing is stored; it does when the stored one is unreadable.
 //! - CHECK compares the pod's subnet with the node's: a pod of an earlier subnet is one that no other node reaches.
 //! - GC drops nothing unless the runtime says which attachments are valid, and unless the delegate's GC succeeded.
@@ -32,6 +32,9 @@ use std::io::Read;
 use call::{Call, Verb};
 use conf::{NetConf, SUPPORTED};
 use error::{Error, code};
+
+/// The longest network configuration, in bytes.
+const LONGEST_CONF: u64 = 4 << 20;
 
 /// What the plugin has to say, and whether it succeeded.
 #[derive(Debug)]
@@ -56,10 +59,14 @@ pub fn run(env: impl Fn(&str) -> Option<OsString>, stdin: impl Read) -> Reply {
         return succeeded(versions());
     }
     let mut input = Vec::new();
-    if let Err(e) = { stdin }.read_to_end(&mut input) {
+    if let Err(e) = stdin.take(LONGEST_CONF + 1).read_to_end(&mut input) {
         return failed(&Error::new(code::IO, format!("error reading from stdin: {e}")), b"");
     }
-    match NetConf::parse(&input).and_then(|conf| verbs::run(&call, &conf)) {
+    if input.len() as u64 > LONGEST_CONF {
+        let msg = format!("the network configuration is longer than {} MiB", LONGEST_CONF >> 20);
+        return failed(&Error::new(code::DECODE, msg), b"");
+    }
+    match NetConf::parse(&input, call.verb).and_then(|conf| verbs::run(&call, &conf)) {
         Ok(stdout) => succeeded(stdout),
         Err(error) => failed(&error, &input),
     }
@@ -112,6 +119,14 @@ mod tests {
             assert_eq!(said["cniVersion"], "1.1.0");
             assert_eq!(said["supportedVersions"], serde_json::json!(SUPPORTED));
         }
+    }
+
+    #[test]
+    fn a_configuration_without_end_is_refused() {
+        let env = |name: &str| (name == "CNI_COMMAND").then(|| "STATUS".into()).or(Some("/nowhere".into()));
+        let said = run(env, std::io::repeat(b' ')).stdout;
+        let said: serde_json::Value = serde_json::from_slice(&said).unwrap();
+        assert_eq!(said["msg"], "the network configuration is longer than 4 MiB");
     }
 
     #[test]

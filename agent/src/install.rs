@@ -141,7 +141,7 @@ mod tests {
         // As libcni makes a plugin's configuration of a list's.
         own["name"] = list["name"].clone();
         own["cniVersion"] = list["cniVersion"].clone();
-        let conf = crate::cni::conf::NetConf::parse(own.to_string().as_bytes()).unwrap();
+        let conf = crate::cni::conf::NetConf::parse(own.to_string().as_bytes(), crate::cni::call::Verb::Add).unwrap();
         assert!(conf.at_least("0.4.0"));
     }
 }

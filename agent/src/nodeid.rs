@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use crate::files;
+
 /// Where systemd and D-Bus keep the machine's id, <https://www.freedesktop.org/software/systemd/man/machine-id.html>.
 const MACHINE_ID: [&str; 2] = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
 /// The longest id that a flag may give.
@@ -25,8 +27,8 @@ pub fn parse(text: &str) -> Result<String, String> {
 /// has an empty file or the word "uninitialized".
 fn machine_id(files: &[&Path]) -> Option<String> {
     files.iter().find_map(|file| {
-        let text = std::fs::read_to_string(file).ok()?;
-        let id = text.trim();
+        let text = files::read(file, files::SMALL).ok()?;
+        let id = str::from_utf8(&text).ok()?.trim();
         let is_id = id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()) && id.bytes().any(|b| b != b'0');
         is_id.then(|| id.to_owned())
     })

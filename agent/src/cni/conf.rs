@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-use super::call::valid_name;
+use super::call::{Verb, valid_name};
 use super::error::{Error, code};
 
 /// The versions of the specification that the plugin speaks, oldest first.
@@ -57,7 +57,10 @@ pub struct NetConf {
 
 impl NetConf {
     /// Reads and checks a configuration. What only some verbs need is checked where it is used.
-    pub fn parse(json: &[u8]) -> Result<NetConf, Error> {
+    ///
+    /// DEL takes only the name and the directory from here, so it goes on with a default for anything else that can't be
+    /// used: the ADD that failed by it has left nothing, and a pod that can't be deleted comes back to us for ever.
+    pub fn parse(json: &[u8], verb: Verb) -> Result<NetConf, Error> {
         let object: Object = serde_json::from_slice(json).map_err(|e| no_conf(e.to_string()))?;
         let name: String = field(&object, "name")?.unwrap_or_default();
         if name.is_empty() {
@@ -66,27 +69,19 @@ impl NetConf {
         if !valid_name(&name) {
             return Err(Error::new(code::INVALID_CONFIG, "invalid characters found in network name").details(name));
         }
-        let cni_version: Option<String> = field(&object, "cniVersion")?.filter(|v: &String| !v.is_empty());
-        if let Some(wanted) = cni_version.as_deref().filter(|v| !SUPPORTED.contains(v)) {
-            let details = format!("config is \"{wanted}\", plugin supports {SUPPORTED:?}");
-            return Err(Error::new(code::INCOMPATIBLE_VERSION, "incompatible CNI versions").details(details));
-        }
-        let path = |key, default: &str| {
-            let given = field::<String>(&object, key)?.filter(|p| !p.is_empty());
-            Ok::<_, Error>(given.map_or_else(|| PathBuf::from(default), PathBuf::from))
-        };
+        let needs = Needs { all: verb != Verb::Del };
         Ok(NetConf {
             name,
-            cni_version,
-            subnet_file: path("subnetFile", SUBNET_FILE)?,
-            data_dir: path("dataDir", DATA_DIR)?,
-            delegate: field(&object, "delegate")?.unwrap_or_default(),
-            ipam: field(&object, "ipam")?.unwrap_or_default(),
+            cni_version: needs.or(None, version(&object))?,
+            subnet_file: needs.or(SUBNET_FILE.into(), path(&object, "subnetFile", SUBNET_FILE))?,
+            data_dir: path(&object, "dataDir", DATA_DIR)?,
+            delegate: needs.or(None, field(&object, "delegate"))?.unwrap_or_default(),
+            ipam: needs.or(None, field(&object, "ipam"))?.unwrap_or_default(),
             runtime_config: given(&object, "runtimeConfig").map(ToOwned::to_owned),
             prev_result: given(&object, "prevResult").map(ToOwned::to_owned),
             // Not by `given`: null is Go's empty list, and that is another thing than no list.
             valid_attachments: find(&object, "cni.dev/valid-attachments").map(ToOwned::to_owned),
-            delegate_timeout: timeout(&object)?,
+            delegate_timeout: needs.or(DELEGATE_TIMEOUT, timeout(&object))?,
         })
     }
 
@@ -112,6 +107,34 @@ impl NetConf {
             .map_err(|e| Error::new(code::DECODE, format!("can't read cni.dev/valid-attachments: {e}")))?;
         Ok(list.unwrap_or_default().into_iter().map(|a| (a.container_id, a.ifname)).collect())
     }
+}
+
+/// What a verb needs of a configuration.
+struct Needs {
+    all: bool,
+}
+
+impl Needs {
+    /// The value, or this one where a wrong one doesn't matter.
+    fn or<T>(&self, value: T, read: Result<T, Error>) -> Result<T, Error> {
+        if self.all { read } else { Ok(read.unwrap_or(value)) }
+    }
+}
+
+fn version(object: &Object) -> Result<Option<String>, Error> {
+    let given: Option<String> = field(object, "cniVersion")?.filter(|v: &String| !v.is_empty());
+    match given {
+        Some(wanted) if !SUPPORTED.contains(&wanted.as_str()) => {
+            let details = format!("config is \"{wanted}\", plugin supports {SUPPORTED:?}");
+            Err(Error::new(code::INCOMPATIBLE_VERSION, "incompatible CNI versions").details(details))
+        }
+        given => Ok(given),
+    }
+}
+
+fn path(object: &Object, key: &str, default: &str) -> Result<PathBuf, Error> {
+    let given = field::<String>(object, key)?.filter(|p| !p.is_empty());
+    Ok(given.map_or_else(|| PathBuf::from(default), PathBuf::from))
 }
 
 fn timeout(object: &Object) -> Result<Duration, Error> {
@@ -159,7 +182,7 @@ mod tests {
 
     #[test]
     fn has_flannels_defaults() {
-        let conf = NetConf::parse(br#"{"name":"cbr0","type":"flannel"}"#).unwrap();
+        let conf = NetConf::parse(br#"{"name":"cbr0","type":"flannel"}"#, Verb::Add).unwrap();
         assert_eq!(conf.subnet_file.to_str(), Some("/run/flannel/subnet.env"));
         assert_eq!(conf.data_dir.to_str(), Some("/var/lib/cni/flannel"));
         assert!(conf.delegate.is_empty() && conf.ipam.is_empty() && conf.cni_version.is_none());
@@ -168,7 +191,8 @@ mod tests {
 
     #[test]
     fn finds_keys_in_any_case_and_takes_null_for_nothing() {
-        let conf = NetConf::parse(br#"{"Name":"n","SUBNETFILE":"/a","datadir":"","delegate":null}"#).unwrap();
+        let conf =
+            NetConf::parse(br#"{"Name":"n","SUBNETFILE":"/a","datadir":"","delegate":null}"#, Verb::Add).unwrap();
         assert_eq!((conf.name.as_str(), conf.subnet_file.to_str()), ("n", Some("/a")));
         assert_eq!(conf.data_dir.to_str(), Some(DATA_DIR));
     }
@@ -193,15 +217,36 @@ mod tests {
             (r#"{"name":"n","delegateTimeoutSeconds":1.5}"#, code::INVALID_CONFIG, "'delegateTimeoutSeconds' is 1.5"),
             (r#"{"name":"n","cniVersion":"2.0.0"}"#, code::INCOMPATIBLE_VERSION, "incompatible CNI versions"),
         ] {
-            let error = NetConf::parse(json.as_bytes()).unwrap_err();
+            let error = NetConf::parse(json.as_bytes(), Verb::Add).unwrap_err();
             assert_eq!(error.code, code, "{json}: {error:?}");
             assert!(error.msg.contains(word), "{json}: {error:?}");
         }
     }
 
     #[test]
+    fn del_needs_the_name_and_the_directory_alone() {
+        for wrong in [
+            r#""delegate":"bridge""#,
+            r#""ipam":[]"#,
+            r#""subnetFile":7"#,
+            r#""cniVersion":7"#,
+            r#""cniVersion":"9.9.9""#,
+            r#""delegateTimeoutSeconds":0"#,
+        ] {
+            let json = format!(r#"{{"name":"n","dataDir":"/d",{wrong}}}"#);
+            assert!(NetConf::parse(json.as_bytes(), Verb::Add).is_err(), "{wrong}");
+            let conf = NetConf::parse(json.as_bytes(), Verb::Del).unwrap();
+            assert_eq!((conf.data_dir.to_str(), conf.cni_version), (Some("/d"), None), "{wrong}");
+            assert_eq!((conf.subnet_file.to_str(), conf.delegate_timeout), (Some(SUBNET_FILE), DELEGATE_TIMEOUT));
+        }
+        for wrong in ["rubbish", "[]", r#"{"name":""}"#, r#"{"name":"a/b"}"#, r#"{"name":"n","dataDir":7}"#] {
+            assert!(NetConf::parse(wrong.as_bytes(), Verb::Del).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn no_list_of_attachments_is_not_an_empty_one() {
-        let valid = |json: &str| NetConf::parse(json.as_bytes()).unwrap().valid_attachments();
+        let valid = |json: &str| NetConf::parse(json.as_bytes(), Verb::Add).unwrap().valid_attachments();
         assert_eq!(valid(r#"{"name":"n"}"#).unwrap_err().code, code::INVALID_CONFIG);
         assert!(valid(r#"{"name":"n","cni.dev/valid-attachments":null}"#).unwrap().is_empty());
         let one = r#"{"name":"n","cni.dev/valid-attachments":[{"containerID":"c","ifname":"eth0"}]}"#;

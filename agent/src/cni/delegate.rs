@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -16,12 +16,16 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use serde::Deserialize;
 
 use super::call::Verb;
 use super::error::{Error, code, excerpt, os_text};
 
 /// No result is that long; a delegate that prints without end must not fill the memory.
 const MOST_OUTPUT: usize = 4 << 20;
+
+/// How long a plugin may take to say which versions it speaks.
+const SAYS_WITHIN: Duration = Duration::from_secs(10);
 
 /// How often to look whether the delegate ended while something else keeps its output open.
 const LOOK: Duration = Duration::from_millis(50);
@@ -35,7 +39,24 @@ pub struct Delegate {
     child: Child,
     name: String,
     verb: Verb,
-    started: Instant,
+}
+
+/// Why a delegate has not done what it should.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// It ended by itself and said no: this is its own answer.
+    Refused(Error),
+    /// It did not come to an end of its own, or gave no answer that can be used: what it has done by then is not known.
+    Unfinished(Error),
+}
+
+/// A plugin where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plugin {
+    /// Its `type`.
+    pub name: String,
+    /// The file.
+    pub program: PathBuf,
 }
 
 /// What a delegate left behind.
@@ -46,20 +67,45 @@ struct Output {
     status: Option<ExitStatus>,
 }
 
-/// Finds the plugin `name` in the directories of `CNI_PATH`.
-pub fn find(name: &str, path: &[PathBuf]) -> Result<PathBuf, Error> {
-    let found = path.iter().map(|dir| dir.join(name)).find(|file| fs::metadata(file).is_ok_and(|m| m.is_file()));
-    found.ok_or_else(|| {
-        let path: Vec<_> = path.iter().map(|dir| dir.to_string_lossy()).collect();
-        let msg = format!("failed to find plugin \"{name}\" in path [{}]", path.join(" "));
-        Error::new(code::IO, msg).details(format!("install the CNI plugin {name} there"))
-    })
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Error {
+        match failure {
+            Failure::Refused(error) | Failure::Unfinished(error) => error,
+        }
+    }
+}
+
+impl Plugin {
+    /// Finds the plugin `name` in the directories of `CNI_PATH`.
+    pub fn find(name: &str, path: &[PathBuf]) -> Result<Plugin, Error> {
+        let found = path.iter().map(|dir| dir.join(name)).find(|file| fs::metadata(file).is_ok_and(|m| m.is_file()));
+        let found = found.map(|program| Plugin { name: name.to_owned(), program });
+        found.ok_or_else(|| {
+            let path: Vec<_> = path.iter().map(|dir| dir.to_string_lossy()).collect();
+            let msg = format!("failed to find plugin \"{name}\" in path [{}]", path.join(" "));
+            Error::new(code::IO, msg).details(format!("install the CNI plugin {name} there"))
+        })
+    }
+
+    /// The versions of the specification that it speaks, as it says itself; `None` if it doesn't.
+    pub fn versions(&self) -> Option<Vec<String>> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Answer {
+            supported_versions: Vec<String>,
+        }
+        let asked = Delegate::start(self, Verb::Version).ok()?;
+        let answer = asked.finish(br#"{"cniVersion":"0.1.0"}"#, Instant::now() + SAYS_WITHIN).ok()?;
+        serde_json::from_slice::<Answer>(&answer).ok().map(|answer| answer.supported_versions)
+    }
 }
 
 impl Delegate {
-    /// Starts the plugin `name` at `program` for `verb`. It gets our environment, so the runtime's variables.
-    pub fn start(program: &Path, name: &str, verb: Verb) -> Result<Delegate, Error> {
+    /// Starts a plugin for `verb`. It gets our environment, so the runtime's variables.
+    pub fn start(plugin: &Plugin, verb: Verb) -> Result<Delegate, Error> {
+        let program = &plugin.program;
         let mut command = Command::new(program);
+        command.env("CNI_COMMAND", verb.name());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // A group of its own, so that killing it reaches what it has started (host-local, dhcp).
         command.process_group(0);
@@ -77,14 +123,15 @@ impl Delegate {
             let msg = format!("failed to delegate {}: exec {}: {}", lower(verb), program.display(), os_text(&e));
             Error::new(code::IO, msg).details(format!("is {} an executable for this machine?", program.display()))
         })?;
-        Ok(Delegate { child, name: name.to_string(), verb, started: Instant::now() })
+        Ok(Delegate { child, name: plugin.name.clone(), verb })
     }
 
-    /// Hands it its configuration, waits at most `limit` for its end, and returns what it printed.
-    pub fn finish(mut self, config: &[u8], limit: Duration) -> Result<Vec<u8>, Error> {
-        let output = self.converse(config, self.started + limit).map_err(|e| {
+    /// Hands it its configuration, waits for its end until the deadline, and returns what it printed.
+    pub fn finish(mut self, config: &[u8], deadline: Instant) -> Result<Vec<u8>, Failure> {
+        let limit = deadline.saturating_duration_since(Instant::now());
+        let output = self.converse(config, deadline).map_err(|e| {
             let _ = self.kill();
-            self.error(code::IO, format!("talking to plugin \"{}\": {}", self.name, os_text(&e)))
+            Failure::Unfinished(self.error(code::IO, format!("talking to plugin \"{}\": {}", self.name, os_text(&e))))
         })?;
         // What a plugin says there is for the runtime's log.
         crate::out::stderr(&output.stderr);
@@ -143,28 +190,36 @@ impl Delegate {
     }
 
     /// Makes a result or an error of what it left.
-    fn judge(&self, output: Output, limit: Duration) -> Result<Vec<u8>, Error> {
+    fn judge(&self, output: Output, limit: Duration) -> Result<Vec<u8>, Failure> {
         let Some(status) = output.status else {
             let (code, why) = if output.stdout.len() > MOST_OUTPUT {
                 (code::DECODE, format!("printed more than {} MiB", MOST_OUTPUT >> 20))
             } else {
-                (code::TRY_AGAIN, format!("did not end within {} s", limit.as_secs()))
+                (code::TRY_AGAIN, format!("did not end within {} s", limit.as_secs_f32().round()))
             };
             let error = self.error(code, format!("plugin \"{}\" {why} and was killed", self.name));
-            return Err(error.details(excerpt(&output.stderr)));
+            return Err(Failure::Unfinished(error.details(excerpt(&output.stderr))));
         };
         if status.success() {
             // Only ADD has a result; the other verbs print nothing, or what nobody reads.
             if self.verb == Verb::Add && !is_object(&output.stdout) {
                 let printed = excerpt(&output.stdout);
                 let msg = format!("plugin \"{}\" succeeded but printed no CNI result: \"{printed}\"", self.name);
-                return Err(self.error(code::DECODE, msg));
+                return Err(Failure::Unfinished(self.error(code::DECODE, msg)));
             }
             return Ok(output.stdout);
         }
-        if let Ok(error) = serde_json::from_slice::<Error>(&output.stdout) {
-            return Err(error);
+        match serde_json::from_slice::<Error>(&output.stdout) {
+            Ok(error) if error.code == code::TRY_AGAIN => Err(Failure::Unfinished(error)),
+            Ok(error) => Err(Failure::Refused(error)),
+            // Somebody killed it, for want of memory perhaps.
+            Err(_) if status.code().is_none() => Err(Failure::Unfinished(self.wordless(&output, status))),
+            Err(_) => Err(Failure::Refused(self.wordless(&output, status))),
         }
+    }
+
+    /// The error of one that failed and printed no error object.
+    fn wordless(&self, output: &Output, status: ExitStatus) -> Error {
         let msg = match (excerpt(&output.stdout), excerpt(&output.stderr)) {
             (out, err) if out.is_empty() && err.is_empty() => {
                 format!("netplugin failed with no error message: {status}")
@@ -172,8 +227,7 @@ impl Delegate {
             (out, err) if out.is_empty() => format!("netplugin failed: \"{err}\": {status}"),
             (out, _) => format!("netplugin failed but error parsing its diagnostic message \"{out}\": {status}"),
         };
-        let details = format!("the plugin was \"{}\"", self.name);
-        Err(self.error(code::DELEGATE_FAILED, msg).details(details))
+        self.error(code::DELEGATE_FAILED, msg).details(format!("the plugin was \"{}\"", self.name))
     }
 
     /// Kills it and all it has started in its group, and waits for its own end, though not for ever: what the kernel

@@ -30,7 +30,7 @@ pub mod code {
 }
 
 /// An error as the runtime gets it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Error {
     /// One of [`code`], or the delegate's own.
     #[serde(default)]
@@ -79,11 +79,13 @@ pub(crate) fn os_text(error: &std::io::Error) -> String {
     chars.next().map(|first| first.to_lowercase().chain(chars).collect()).unwrap_or_default()
 }
 
-/// The beginning of what a program printed, for a message: on one line and not endless.
+/// The beginning of what a program printed, for a message: on one line, not endless, and with nothing in it that a
+/// terminal obeys.
 pub(crate) fn excerpt(bytes: &[u8]) -> String {
     const LONGEST: usize = 500;
     let text = String::from_utf8_lossy(bytes);
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = line.replace(|c: char| c.is_control(), "\u{fffd}");
     match line.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}...", &line[..end]),
         None => line,
@@ -111,7 +113,7 @@ mod tests {
 
     #[test]
     fn an_excerpt_is_one_short_line() {
-        assert_eq!(excerpt(b"  a\n b\xff "), "a b\u{fffd}");
+        assert_eq!(excerpt(b"  a\n b\xff \x1b[2J"), "a b\u{fffd} \u{fffd}[2J");
         assert_eq!(excerpt(&[b'x'; 5000]).len(), 503);
     }
 }

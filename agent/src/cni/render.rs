@@ -67,11 +67,21 @@ pub fn plugin_type(delegate: &Object) -> Result<String, Error> {
     }
 }
 
+/// The name of the plugin that gives addresses, where a configuration has one that can be called.
+pub fn ipam_type(config: &Object) -> Option<String> {
+    let ipam: Object = serde_json::from_str(find(config, "ipam")?.get()).ok()?;
+    plugin_type(&ipam).ok()
+}
+
 /// Where the delegate's addresses come from: the given map, with our subnets as its only ranges, and a route to
 /// each network.
 fn ipam(conf: &NetConf, env: &SubnetEnv) -> Result<Object, Error> {
     let mut ipam = conf.ipam.clone();
     default(&mut ipam, "type", &"host-local")?;
+    // It would call its caller.
+    if find(&ipam, "type").is_some_and(|name| name.get() == "\"flannel\"") {
+        return Err(Error::new(code::INVALID_CONFIG, "'ipam' dictionary must not have the type flannel"));
+    }
     let ranges: Vec<[Range; 1]> = env.subnets.iter().map(|subnet| [Range { subnet: *subnet }]).collect();
     set(&mut ipam, "ranges", &ranges)?;
     let mut routes = given_routes(&ipam)?;
@@ -127,6 +137,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::cni::call::Verb;
     use crate::cni::subnet::parse;
 
     const IPV4: &str =
@@ -134,7 +145,7 @@ mod tests {
     const IPV6: &str = "FLANNEL_IPV6_NETWORK=fc00::/48\nFLANNEL_IPV6_SUBNET=fc00:0:0:22::1/64\n";
 
     fn rendered(conf: &str, env: &str) -> Result<String, Error> {
-        let conf = NetConf::parse(conf.as_bytes()).unwrap();
+        let conf = NetConf::parse(conf.as_bytes(), Verb::Add).unwrap();
         let env = parse(env.as_bytes(), Path::new("subnet.env")).unwrap();
         Ok(String::from_utf8(to_bytes(&render(&conf, &env)?)?).unwrap())
     }
@@ -208,6 +219,13 @@ mod tests {
             let error = rendered(&format!(r#"{{"name":"n","delegate":{delegate}}}"#), IPV4).unwrap_err();
             assert_eq!((error.code, error.msg.as_str()), (code::INVALID_CONFIG, msg));
         }
+    }
+
+    #[test]
+    fn it_gives_no_addresses_itself() {
+        let error = rendered(r#"{"name":"n","ipam":{"type":"flannel"}}"#, IPV4).unwrap_err();
+        let msg = "'ipam' dictionary must not have the type flannel";
+        assert_eq!((error.code, error.msg.as_str()), (code::INVALID_CONFIG, msg));
     }
 
     #[test]

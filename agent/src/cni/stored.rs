@@ -1,23 +1,28 @@
-//! The stored configurations: what a delegate was given at ADD, kept until its DEL succeeded.
+//! The stored configurations: what a delegate was given at ADD, kept until what it made is taken down.
 //!
-//! An attachment is (container id, network, interface), and its file `<dataDir>/<container id>:<network>:<interface>`;
-//! no id, name or interface can hold a colon. Flannel's plugin knows one file per container, `<dataDir>/<container id>`,
-//! and loses all but the last attachment of a pod with several. So that one also finds what we stored (a node may go
-//! back to it), the first attachment has a second name, a hard link, in flannel's form. Whose a file of that form is
-//! tells its link count: two names is an attachment of ours and belongs to the longer name; one name was written by
-//! flannel's plugin and belongs to the network that its `name` says, or to whichever asks for it where it can't be read:
-//! a machine that lost power while it was written, perhaps.
+//! An attachment is (container id, network, interface). Flannel's plugin knows one file per container,
+//! `<dataDir>/<container id>`, and loses all but the last attachment of a pod with several. The first attachment of a
+//! container has that name here too, and no other, so that a node may go back to flannel's plugin: its DEL finds the file
+//! and leaves nothing behind. Each further one is `<dataDir>/<container id>:<network>:<interface>`; no id, name or
+//! interface can hold a colon. Behind the delegate's own keys stands one of ours, which says whose a file is
+//! ([`Attachment`]). Without it a file of flannel's name was written by flannel's plugin and belongs to the network that
+//! its `name` says, or to whichever asks for it where it can't be read: a machine that lost power while it was written,
+//! perhaps.
 //!
 //! Files are 0600 in a directory 0700, complete from the first moment (written aside, renamed) and synced before the
 //! delegate is called. Names with a leading dot are files that are being written; DEL and GC remove those of killed ADDs.
 
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, File, Metadata};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+
+use super::conf::Object;
+use super::error::Error;
+use crate::files::{self, Form};
 
 /// What a stored configuration belongs to: the key that the specification asks plugins to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,21 +42,33 @@ pub struct Store {
 }
 
 /// A configuration that was found.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Stored {
-    /// Its text, as the delegate was given it.
-    pub text: Vec<u8>,
+    /// What the delegate was given; or why it can't be read.
+    pub config: Result<Object, String>,
+    /// The delegate's error, if the ADD failed in the delegate and nothing was added under this key before.
+    pub failed: Option<Error>,
+    ifname: Option<String>,
+    text: Vec<u8>,
     path: PathBuf,
 }
 
-/// What of a file of flannel's form says whose it is.
-#[derive(Deserialize)]
-struct Named {
-    name: String,
+/// What we add to a stored configuration, under a key of our own, behind all that the delegate was given.
+#[derive(Debug, Serialize, Deserialize)]
+struct Attachment {
+    ifname: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failed: Option<Error>,
 }
+
+/// The key of [`Attachment`].
+const ATTACHMENT: &str = "twill.attachment";
 
 /// Begins the names of files that are being written; no container id begins with a dot.
 const NEW: &str = ".new-";
+
+/// No configuration is longer: what a runtime may pass (4 MiB), with the subnets and routes of `subnet.env`.
+const LONGEST: u64 = 8 << 20;
 
 impl Key<'_> {
     /// Whether the file's name is longer than any file system takes; and how long the three may be together.
@@ -78,128 +95,168 @@ impl Key<'_> {
     }
 }
 
+impl Stored {
+    /// The network's name, where it can be read.
+    fn network(&self) -> Option<String> {
+        serde_json::from_str(self.config.as_ref().ok()?.get("name")?.get()).ok()
+    }
+
+    /// Whether a file of flannel's name may be this key's.
+    fn may_be(&self, key: Key<'_>) -> bool {
+        self.network().is_none_or(|name| name == key.network)
+            && self.ifname.as_ref().is_none_or(|ifname| ifname == key.ifname)
+    }
+}
+
 impl Store {
     /// The store in `dir`, which need not be there yet.
     pub fn new(dir: &Path) -> Store {
         Store { dir: dir.to_path_buf() }
     }
 
-    /// Keeps a configuration, in place of an earlier one of the same key. It is on the disk when this returns.
-    pub fn save(&self, key: Key<'_>, text: &[u8]) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
-        let path = self.dir.join(key.file_name());
-        let suffix = format!(":{}", key.file_name());
-        // 0600 is tempfile's own mode.
-        let mut file = tempfile::Builder::new().prefix(NEW).suffix(&suffix).tempfile_in(&self.dir)?;
-        file.write_all(text)?;
-        let file = file.persist(&path).map_err(|e| e.error)?;
-        self.link(key, &path);
-        // After the renaming, so that one flush makes both the content and (where the file system has a journal) its
-        // names durable; the directory's own then finds nothing left to do.
-        file.sync_all()?;
-        File::open(&self.dir)?.sync_all()
+    /// Keeps what the delegate is given, in place of an earlier configuration of the same key; `failed` is what it then
+    /// said. It is on the disk when this returns.
+    pub fn save(&self, key: Key<'_>, config: &[u8], failed: Option<Error>) -> io::Result<()> {
+        let attachment = serde_json::to_string(&Attachment { ifname: key.ifname.to_owned(), failed })?;
+        let open = config.trim_ascii().strip_suffix(b"}").ok_or(io::ErrorKind::InvalidData)?;
+        let text = [open, format!(",\"{ATTACHMENT}\":{attachment}}}").as_bytes()].concat();
+        self.put(key, &text)
+    }
+
+    /// Puts an earlier configuration back that a [`Store::save`] has replaced.
+    pub fn restore(&self, key: Key<'_>, earlier: &Stored) -> io::Result<()> {
+        self.put(key, &earlier.text)
     }
 
     /// What is stored under the key, by us or by flannel's plugin.
     pub fn load(&self, key: Key<'_>) -> io::Result<Option<Stored>> {
-        let path = self.dir.join(key.file_name());
-        if let Some(text) = found(fs::read(&path))? {
-            return Ok(Some(Stored { text, path }));
+        if let Some(stored) = self.read(self.dir.join(key.file_name()))? {
+            return Ok(Some(stored));
         }
-        let path = self.dir.join(key.container_id);
-        let Some(metadata) = found(fs::symlink_metadata(&path))? else { return Ok(None) };
-        if !flannels_own(&metadata) {
-            return Ok(None);
-        }
-        let text = found(fs::read(&path))?.filter(|text| network_of(text).is_none_or(|name| name == key.network));
-        Ok(text.map(|text| Stored { text, path }))
+        Ok(self.read_flannels(key.container_id)?.filter(|stored| stored.may_be(key)))
     }
 
     /// Forgets what is stored under the key: its delegate has taken everything down, or was never called.
     pub fn remove(&self, key: Key<'_>) -> io::Result<()> {
         match self.load(key)? {
-            Some(stored) => self.forget(&stored.path, key.container_id),
+            Some(stored) => {
+                self.forget_second_name(&stored.path, key)?;
+                gone(fs::remove_file(stored.path))
+            }
             None => Ok(()),
         }
     }
 
     /// Removes what ADDs of this key that were killed left unfinished.
     pub fn sweep(&self, key: Key<'_>) -> io::Result<()> {
-        let Some(entries) = found(fs::read_dir(&self.dir))? else { return Ok(()) };
-        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        names
-            .filter(|name| name.starts_with(NEW) && Key::from_file_name(name) == Some(key))
-            .try_for_each(|name| gone(fs::remove_file(self.dir.join(name))))
+        let unfinished = |name: &String| name.starts_with(NEW) && Key::from_file_name(name) == Some(key);
+        let mut names = self.names()?.into_iter().filter(unfinished);
+        names.try_for_each(|name| gone(fs::remove_file(self.dir.join(name))))
     }
 
     /// Forgets all of `network` but the attachments (container id, interface) in `valid`. Goes on after an error and
     /// returns the first one.
     pub fn retain(&self, network: &str, valid: &BTreeSet<(String, String)>) -> io::Result<()> {
-        let Some(entries) = found(fs::read_dir(&self.dir))? else { return Ok(()) };
-        let names: Vec<String> = entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
+        let is_valid = |id: &str, ifname: &str| valid.contains(&(id.to_owned(), ifname.to_owned()));
         let mut result = Ok(());
-        for name in names.iter().filter(|name| name.contains(':')) {
-            let Some(key) = Key::from_file_name(name) else { continue };
-            if key.network == network && !valid.contains(&(key.container_id.into(), key.ifname.into())) {
-                result = result.and(self.forget(&self.dir.join(name), key.container_id));
+        // The longer names first: a second name goes with them.
+        let (longer, flannels) = self.names()?.into_iter().partition::<Vec<_>, _>(|name| name.contains(':'));
+        for name in longer {
+            let Some(key) = Key::from_file_name(&name) else { continue };
+            if key.network == network && !is_valid(key.container_id, key.ifname) {
+                let path = self.dir.join(&name);
+                result = result.and(self.forget_second_name(&path, key).and_then(|()| gone(fs::remove_file(path))));
             }
         }
-        // Flannel's form names no interface: such a file stays as long as the container has any.
-        for id in names.iter().filter(|name| !name.contains(':')) {
-            let path = self.dir.join(id);
-            let stale = fs::symlink_metadata(&path).is_ok_and(|m| flannels_own(&m))
-                && fs::read(&path).is_ok_and(|text| network_of(&text).as_deref() == Some(network))
-                && !valid.iter().any(|(container, _)| container == id);
-            if stale {
-                result = result.and(gone(fs::remove_file(&path)));
+        for id in flannels {
+            let Ok(Some(stored)) = self.read_flannels(&id) else { continue };
+            let is_spared = match &stored.ifname {
+                Some(ifname) => is_valid(&id, ifname),
+                // Flannel's plugin named no interface: such a file stays as long as the container has any.
+                None => valid.iter().any(|(container, _)| *container == id),
+            };
+            if stored.network().as_deref() == Some(network) && !is_spared {
+                result = result.and(gone(fs::remove_file(stored.path)));
             }
         }
         result
     }
 
-    /// Gives the file its second name, unless that one is another attachment's. Flannel's plugin would overwrite its
-    /// own file of the same network, so do we. Not being able to is no failure: some file systems have no links.
-    fn link(&self, key: Key<'_>, path: &Path) {
-        let alias = self.dir.join(key.container_id);
-        match fs::symlink_metadata(&alias) {
-            Err(_) => drop(fs::hard_link(path, &alias)),
-            Ok(there) if flannels_own(&there) => {
-                if !fs::read(&alias).is_ok_and(|text| network_of(&text).is_some_and(|name| name != key.network)) {
-                    let aside = self.dir.join(format!("{NEW}link:{}", key.file_name()));
-                    let _ = fs::remove_file(&aside);
-                    let _ = fs::hard_link(path, &aside).and_then(|()| fs::rename(&aside, &alias));
-                }
+    fn put(&self, key: Key<'_>, text: &[u8]) -> io::Result<()> {
+        let suffix = format!(":{}", key.file_name());
+        let form = Form { mode: 0o600, prefix: NEW, suffix: &suffix, lasting: false };
+        files::make_folder(&self.dir, 0o700)?;
+        let file = files::write_aside(&self.dir, text, form).map_err(|e| e.source)?;
+        let own = self.dir.join(key.file_name());
+        let flannels = self.dir.join(key.container_id);
+        let file = if fs::symlink_metadata(&own).is_ok() {
+            self.forget_second_name(&own, key)?;
+            file.persist(own)
+        } else {
+            file.persist_noclobber(&flannels).or_else(|taken| {
+                // Flannel's plugin would overwrite its own file of the same network, so do we. Where the file system can't
+                // tell whether the name is free, the longer one serves.
+                let ours = self.read_flannels(key.container_id).ok().flatten().is_some_and(|there| there.may_be(key));
+                taken.file.persist(if ours { flannels } else { own })
+            })
+        };
+        // After the renaming, so that one flush makes both the content and (where the file system has a journal) the name
+        // durable; the directory's own then finds nothing left to do.
+        file.map_err(|e| e.error)?.sync_all()?;
+        files::sync_folder(&self.dir).map_err(|e| e.source)
+    }
+
+    /// Removes the second name, in flannel's form, that an earlier Twill gave to the file at `path`: before that one, so
+    /// that a crash between the two leaves the longer name.
+    fn forget_second_name(&self, path: &Path, key: Key<'_>) -> io::Result<()> {
+        let second = self.dir.join(key.container_id);
+        match (fs::symlink_metadata(path), fs::symlink_metadata(&second)) {
+            (Ok(one), Ok(other)) if path != second && (one.dev(), one.ino()) == (other.dev(), other.ino()) => {
+                gone(fs::remove_file(second))
             }
-            Ok(_) => {}
+            _ => Ok(()),
         }
     }
 
-    /// Removes a file, and before it (a crash between the two must leave the longer name) its second name.
-    fn forget(&self, path: &Path, container_id: &str) -> io::Result<()> {
-        let alias = self.dir.join(container_id);
-        if let (Ok(one), Ok(other)) = (fs::symlink_metadata(path), fs::symlink_metadata(&alias))
-            && (one.dev(), one.ino()) == (other.dev(), other.ino())
-        {
-            gone(fs::remove_file(&alias))?;
-        }
-        gone(fs::remove_file(path))
+    /// The file of flannel's name; not if it is the second name of another one.
+    fn read_flannels(&self, container_id: &str) -> io::Result<Option<Stored>> {
+        let path = self.dir.join(container_id);
+        let Some(metadata) = found(fs::symlink_metadata(&path))? else { return Ok(None) };
+        if metadata.nlink() > 1 { Ok(None) } else { self.read(path) }
     }
-}
 
-/// Whether a file of flannel's form is flannel's plugin's own. In doubt (a directory, a link) it is nobody's.
-fn flannels_own(metadata: &Metadata) -> bool {
-    metadata.is_file() && metadata.nlink() == 1
-}
+    /// A file of the store. What is no regular file (a directory, a link) is nobody's.
+    fn read(&self, path: PathBuf) -> io::Result<Option<Stored>> {
+        let (text, mut config) = match found(files::read_unlinked(&path, LONGEST)) {
+            Ok(Some(text)) => {
+                let config = serde_json::from_slice::<Object>(&text).map_err(|e| e.to_string());
+                (text, config)
+            }
+            Ok(None) => return Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => return Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::FileTooLarge => (Vec::new(), Err(e.to_string())),
+            Err(e) => return Err(e),
+        };
+        let attachment = config.as_mut().ok().and_then(|config| config.remove(ATTACHMENT));
+        let attachment = attachment.and_then(|text| serde_json::from_str::<Attachment>(text.get()).ok());
+        let (ifname, failed) = attachment.map(|a| (a.ifname, a.failed)).unzip();
+        Ok(Some(Stored { config, failed: failed.flatten(), ifname, text, path }))
+    }
 
-fn network_of(text: &[u8]) -> Option<String> {
-    serde_json::from_slice::<Named>(text).ok().map(|named| named.name)
+    /// The names in the directory; none if there is no directory.
+    fn names(&self) -> io::Result<Vec<String>> {
+        let Some(entries) = found(fs::read_dir(&self.dir))? else { return Ok(Vec::new()) };
+        Ok(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+    }
 }
 
 fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    const NO_FILE: [i32; 2] = [libc::ENAMETOOLONG, libc::ENOTDIR];
     match result {
         Ok(value) => Ok(Some(value)),
-        // A name too long for a file is that of no file.
-        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ENAMETOOLONG) => Ok(None),
+        // Nothing can have been stored under a name too long for a file, or in what is no directory.
+        Err(e) if e.raw_os_error().is_some_and(|number| NO_FILE.contains(&number)) => Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
     }
 }
@@ -210,174 +267,4 @@ fn gone(result: io::Result<()>) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::*;
-
-    const ETH0: Key<'static> = Key { container_id: "c1", network: "net", ifname: "eth0" };
-
-    struct Dir {
-        store: Store,
-        _root: tempfile::TempDir,
-    }
-
-    fn dir() -> Dir {
-        let root = tempfile::tempdir().unwrap();
-        Dir { store: Store::new(&root.path().join("deep/data")), _root: root }
-    }
-
-    impl Dir {
-        fn names(&self) -> Vec<String> {
-            let mut names: Vec<_> =
-                fs::read_dir(&self.store.dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-            names.sort();
-            names
-        }
-
-        fn text(&self, key: Key<'_>) -> Option<String> {
-            self.store.load(key).unwrap().map(|stored| String::from_utf8(stored.text).unwrap())
-        }
-
-        fn save(&self, key: Key<'_>) {
-            self.store.save(key, format!(r#"{{"name":"{}","if":"{}"}}"#, key.network, key.ifname).as_bytes()).unwrap();
-        }
-
-        fn flannel_saves(&self, id: &str, text: &str) {
-            fs::create_dir_all(&self.store.dir).unwrap();
-            fs::write(self.store.dir.join(id), text).unwrap();
-        }
-    }
-
-    #[test]
-    fn keeps_it_private_and_under_both_names() {
-        let dir = dir();
-        dir.save(ETH0);
-        assert_eq!(dir.names(), ["c1", "c1:net:eth0"]);
-        assert_eq!(fs::metadata(&dir.store.dir).unwrap().permissions().mode() & 0o7777, 0o700);
-        assert_eq!(fs::metadata(dir.store.dir.join("c1")).unwrap().permissions().mode() & 0o7777, 0o600);
-        assert_eq!(dir.text(ETH0).unwrap(), r#"{"name":"net","if":"eth0"}"#);
-        dir.store.remove(ETH0).unwrap();
-        assert!(dir.names().is_empty());
-        dir.store.remove(ETH0).unwrap();
-    }
-
-    #[test]
-    fn a_repeated_save_replaces_both_names() {
-        let dir = dir();
-        dir.save(ETH0);
-        dir.store.save(ETH0, br#"{"name":"net","second":true}"#).unwrap();
-        assert_eq!(dir.names(), ["c1", "c1:net:eth0"]);
-        assert_eq!(fs::read(dir.store.dir.join("c1")).unwrap(), br#"{"name":"net","second":true}"#);
-    }
-
-    #[test]
-    fn attachments_of_one_container_do_not_mix() {
-        let dir = dir();
-        let others = [
-            Key { ifname: "net1", ..ETH0 },
-            Key { network: "blue", ..ETH0 },
-            Key { container_id: "c2", network: "net", ifname: "eth0" },
-        ];
-        dir.save(ETH0);
-        for key in others {
-            assert_eq!(dir.text(key), None, "{key:?}");
-            dir.save(key);
-        }
-        dir.store.remove(ETH0).unwrap();
-        dir.store.remove(ETH0).unwrap();
-        for key in others {
-            assert_eq!(dir.text(key).unwrap(), format!(r#"{{"name":"{}","if":"{}"}}"#, key.network, key.ifname));
-            dir.store.remove(key).unwrap();
-        }
-        assert!(dir.names().is_empty());
-    }
-
-    #[test]
-    fn finds_what_flannels_plugin_stored() {
-        let dir = dir();
-        dir.flannel_saves("c1", r#"{"name":"net","type":"bridge"}"#);
-        assert_eq!(dir.text(Key { network: "blue", ..ETH0 }), None);
-        assert_eq!(dir.text(ETH0).unwrap(), r#"{"name":"net","type":"bridge"}"#);
-        // Of another network: both stay.
-        dir.save(Key { network: "blue", ..ETH0 });
-        assert_eq!(dir.names(), ["c1", "c1:blue:eth0"]);
-        dir.store.remove(ETH0).unwrap();
-        assert_eq!(dir.names(), ["c1:blue:eth0"]);
-        // Of the same: replaced.
-        dir.flannel_saves("c2", r#"{"name":"net"}"#);
-        let c2 = Key { container_id: "c2", ..ETH0 };
-        dir.save(c2);
-        dir.store.remove(c2).unwrap();
-        assert_eq!(dir.names(), ["c1:blue:eth0"]);
-    }
-
-    #[test]
-    fn what_nobody_can_read_is_whose_name_it_has() {
-        let dir = dir();
-        for cut in ["", r#"{"name":"n"#] {
-            dir.flannel_saves("c1", cut);
-            assert_eq!(dir.text(ETH0).unwrap(), cut);
-            dir.store.remove(ETH0).unwrap();
-            assert!(dir.names().is_empty());
-        }
-        fs::create_dir(dir.store.dir.join("c3")).unwrap();
-        assert_eq!(dir.text(Key { container_id: "c3", ..ETH0 }), None);
-    }
-
-    #[test]
-    fn retain_spares_the_valid_and_other_networks() {
-        let dir = dir();
-        let stale = Key { container_id: "c2", ..ETH0 };
-        let blue = Key { container_id: "c2", network: "blue", ifname: "net1" };
-        dir.save(ETH0);
-        dir.save(stale);
-        dir.save(blue);
-        dir.flannel_saves("old", r#"{"name":"net"}"#);
-        dir.flannel_saves("old-valid", r#"{"name":"net"}"#);
-        dir.flannel_saves("old-blue", r#"{"name":"blue"}"#);
-        dir.flannel_saves("rubbish", "");
-        dir.flannel_saves(".new-abc:c9:net:eth0", "");
-        dir.flannel_saves(".new-abc:c9:blue:eth0", "");
-        let valid = BTreeSet::from([("c1".into(), "eth0".into()), ("old-valid".into(), "eth0".into())]);
-        dir.store.retain("net", &valid).unwrap();
-        let left = [".new-abc:c9:blue:eth0", "c1", "c1:net:eth0", "c2:blue:net1", "old-blue", "old-valid", "rubbish"];
-        assert_eq!(dir.names(), left);
-        dir.store.retain("net", &valid).unwrap();
-        assert_eq!(dir.names(), left);
-    }
-
-    #[test]
-    fn sweep_removes_what_was_left_unfinished_of_its_own() {
-        let dir = dir();
-        dir.save(ETH0);
-        for name in [".new-abc123:c1:net:eth0", ".new-link:c1:net:eth0", ".new-abc:c1:net:eth1", ".new-abc:c2:net:eth0"]
-        {
-            dir.flannel_saves(name, "");
-        }
-        dir.store.sweep(ETH0).unwrap();
-        assert_eq!(dir.names(), [".new-abc:c1:net:eth1", ".new-abc:c2:net:eth0", "c1", "c1:net:eth0"]);
-    }
-
-    #[test]
-    fn names_that_fit_can_be_stored_and_longer_ones_are_not_there() {
-        let dir = dir();
-        let long = "n".repeat(300);
-        let most = Key { network: &long, ..ETH0 }.too_long().unwrap();
-        let longest = &long[..most - ETH0.container_id.len() - ETH0.ifname.len()];
-        let key = Key { network: longest, ..ETH0 };
-        assert_eq!(key.too_long(), None);
-        dir.save(key);
-        dir.save(key);
-        assert!(dir.text(key).is_some());
-        assert_eq!(dir.text(Key { network: &long, ..ETH0 }), None);
-        assert_eq!(dir.text(Key { container_id: &long, ..ETH0 }), None);
-    }
-
-    #[test]
-    fn no_directory_is_nothing_stored() {
-        let dir = dir();
-        assert_eq!(dir.text(ETH0), None);
-        dir.store.retain("net", &BTreeSet::new()).unwrap();
-    }
-}
+mod tests;

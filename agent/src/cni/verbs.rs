@@ -1,15 +1,17 @@
 //! What each verb does, in which order: the only place that knows all the others.
 
+mod undo;
+
 use std::io;
-use std::path::PathBuf;
+use std::time::Instant;
 
 use super::call::{Call, Verb};
-use super::conf::{NetConf, Object, find};
-use super::delegate::{self, Delegate};
+use super::conf::{NetConf, Object, SUPPORTED, find};
+use super::delegate::{Delegate, Failure, Plugin};
 use super::error::{Error, code, os_text};
-use super::render::{plugin_type, render, set, to_bytes};
+use super::render::{ipam_type, plugin_type, render, set, to_bytes};
 use super::result::with_gateways;
-use super::stored::{Key, Store};
+use super::stored::{Key, Store, Stored};
 use super::subnet::{self, SubnetEnv};
 
 /// Runs the call and returns what standard output gets.
@@ -18,7 +20,7 @@ pub fn run(call: &Call, conf: &NetConf) -> Result<Vec<u8>, Error> {
         let msg = format!("config version does not allow {}", call.verb.name());
         return Err(Error::new(code::INCOMPATIBLE_VERSION, msg));
     }
-    let job = Job { call, conf, store: Store::new(&conf.data_dir) };
+    let job = Job { call, conf, store: Store::new(&conf.data_dir), deadline: Instant::now() + conf.delegate_timeout };
     match call.verb {
         Verb::Add => job.add(),
         Verb::Del => job.del(),
@@ -34,13 +36,8 @@ struct Job<'a> {
     call: &'a Call,
     conf: &'a NetConf,
     store: Store,
-}
-
-/// A configuration and the plugin that it is for.
-struct Prepared {
-    name: String,
-    program: PathBuf,
-    config: Vec<u8>,
+    /// When all delegates must have ended.
+    deadline: Instant,
 }
 
 impl Job<'_> {
@@ -52,19 +49,37 @@ impl Job<'_> {
             let details = format!("the three may have {most} bytes together: they name a file in dataDir");
             return Err(Error::new(code::INVALID_CONFIG, msg).details(details));
         }
-        let env = subnet::read(&self.conf.subnet_file)?;
-        let prepared = self.prepare(&render(self.conf, &env)?)?;
-        let known = self.store.load(self.key()).is_ok_and(|there| there.is_some());
-        self.store.save(self.key(), &prepared.config).map_err(|e| self.store_error("save", &e))?;
-        match Delegate::start(&prepared.program, &prepared.name, self.call.verb) {
-            Ok(delegate) => delegate.finish(&prepared.config, self.conf.delegate_timeout),
-            Err(error) => {
-                // Nothing has been done, so nothing must be undone later; unless an earlier ADD left something.
-                if !known {
-                    let _ = self.store.remove(self.key());
-                }
-                Err(error)
-            }
+        let config = render(self.conf, &subnet::read(&self.conf.subnet_file)?)?;
+        let (plugin, text) = (self.plugin(&config)?, to_bytes(&config)?);
+        let earlier = self.store.load(self.key()).map_err(|e| self.store_error("read", &e))?;
+        self.store.save(self.key(), &text, None).map_err(|e| self.store_error("save", &e))?;
+        let delegate = Delegate::start(&plugin, self.call.verb).inspect_err(|_| self.nothing_done(earlier.as_ref()))?;
+        delegate.finish(&text, self.deadline).map_err(|failure| {
+            self.remember(&text, &failure, earlier.as_ref());
+            self.told(&config, failure)
+        })
+    }
+
+    /// The delegate was never started, so nothing must be undone later but what an earlier ADD left.
+    fn nothing_done(&self, earlier: Option<&Stored>) {
+        let done = match earlier {
+            Some(earlier) => self.store.restore(self.key(), earlier),
+            None => self.store.remove(self.key()),
+        };
+        if let Err(e) = done {
+            note(&self.store_error("remove", &e).msg);
+        }
+    }
+
+    /// Keeps a delegate's refusal for DEL, which may meet the same one. Not where an earlier ADD may have succeeded: what
+    /// that one left must be taken down in any case.
+    fn remember(&self, text: &[u8], failure: &Failure, earlier: Option<&Stored>) {
+        let Failure::Refused(error) = failure else { return };
+        if earlier.is_some_and(|earlier| earlier.failed.is_none()) {
+            return;
+        }
+        if let Err(e) = self.store.save(self.key(), text, Some(error.clone())) {
+            note(&self.store_error("save", &e).msg);
         }
     }
 
@@ -74,21 +89,7 @@ impl Job<'_> {
             self.sweep();
             return Ok(Vec::new());
         };
-        let usable = serde_json::from_slice::<Object>(&stored.text).map_err(|e| e.to_string());
-        let usable = usable.and_then(|config| plugin_type(&config).map(|_| config).map_err(|e| e.msg));
-        let config = match usable {
-            Ok(config) => self.with_prev_result(config)?,
-            // A machine that lost power while flannel's plugin wrote, perhaps: what ADD would say now is near enough.
-            Err(e) => match self.rendered_now() {
-                Ok(config) => config,
-                Err(_) => {
-                    note(&format!("forgetting the stored configuration, which can't be used: {e}"));
-                    self.forget();
-                    return Ok(Vec::new());
-                }
-            },
-        };
-        let printed = self.delegate(&config)?;
+        let printed = self.undo(stored)?;
         self.forget();
         Ok(printed)
     }
@@ -102,8 +103,8 @@ impl Job<'_> {
             let msg = format!("container {} was not added to network {}", self.call.container_id, self.conf.name);
             return Err(Error::new(code::UNKNOWN_CONTAINER, msg));
         };
-        let mut config: Object = serde_json::from_slice(&stored.text)
-            .map_err(|e| Error::new(code::DECODE, format!("can't read the stored configuration: {e}")))?;
+        let mut config =
+            stored.config.map_err(|e| Error::new(code::DECODE, format!("can't read the stored configuration: {e}")))?;
         // Without a readable file there is nothing to compare with, and a pod that works is no worse for it.
         if let Ok(env) = subnet::read(&self.conf.subnet_file) {
             self.same_subnet(&config, &env)?;
@@ -126,8 +127,8 @@ impl Job<'_> {
             _ => Error { code: code::NOT_AVAILABLE, ..error },
         };
         let config = self.rendered_now().map_err(unavailable)?;
-        let prepared = self.prepare(&config).map_err(unavailable)?;
-        self.execute(&prepared)
+        self.plugin(&config).map_err(unavailable)?;
+        self.delegate(&config)
     }
 
     fn gc(&self) -> Result<Vec<u8>, Error> {
@@ -150,23 +151,56 @@ impl Job<'_> {
         render(self.conf, &subnet::read(&self.conf.subnet_file)?)
     }
 
-    /// Everything that can fail before the delegate runs.
-    fn prepare(&self, config: &Object) -> Result<Prepared, Error> {
-        let name = plugin_type(config)?;
-        let program = delegate::find(&name, &self.call.path).map_err(|e| {
+    /// The plugin that a configuration is for.
+    fn plugin(&self, config: &Object) -> Result<Plugin, Error> {
+        Plugin::find(&plugin_type(config)?, &self.call.path).map_err(|e| {
             let msg = format!("failed to delegate {}: {}", self.call.verb.name().to_lowercase(), e.msg);
             Error { msg, ..e }
-        })?;
-        Ok(Prepared { name, program, config: to_bytes(config)? })
+        })
     }
 
     fn delegate(&self, config: &Object) -> Result<Vec<u8>, Error> {
-        self.execute(&self.prepare(config)?)
+        self.ask(config).map_err(|failure| self.told(config, failure))
     }
 
-    fn execute(&self, prepared: &Prepared) -> Result<Vec<u8>, Error> {
-        let delegate = Delegate::start(&prepared.program, &prepared.name, self.call.verb)?;
-        delegate.finish(&prepared.config, self.conf.delegate_timeout)
+    /// Has the delegate do what the runtime wants.
+    fn ask(&self, config: &Object) -> Result<Vec<u8>, Failure> {
+        let plugin = self.plugin(config).map_err(Failure::Unfinished)?;
+        self.ask_plugin(&plugin, config)
+    }
+
+    fn ask_plugin(&self, plugin: &Plugin, config: &Object) -> Result<Vec<u8>, Failure> {
+        let config = to_bytes(config).map_err(Failure::Unfinished)?;
+        let delegate = Delegate::start(plugin, self.call.verb).map_err(Failure::Unfinished)?;
+        delegate.finish(&config, self.deadline)
+    }
+
+    /// The error that the runtime gets. Where a plugin is older than the network's `cniVersion`, which it says in words that
+    /// name neither, the error says which plugin, and what it knows.
+    fn told(&self, config: &Object, failure: Failure) -> Error {
+        let error = Error::from(failure);
+        if !matches!(error.code, code::INCOMPATIBLE_VERSION | code::INVALID_ENVIRONMENT) {
+            return error;
+        }
+        let wanted = find(config, "cniVersion").and_then(|v| serde_json::from_str::<String>(v.get()).ok());
+        let wanted = wanted.unwrap_or_else(|| SUPPORTED[0].into());
+        let names = [plugin_type(config).ok(), ipam_type(config)];
+        for plugin in names.iter().flatten().filter_map(|name| Plugin::find(name, &self.call.path).ok()) {
+            let Plugin { name, program } = &plugin;
+            if let Some(known) = plugin.versions()
+                && !known.contains(&wanted)
+            {
+                let known = known.join(", ");
+                let msg = format!("incompatible CNI versions: the plugin {name} does not know cniVersion {wanted}");
+                let details = format!(
+                    "{} knows {known}: give the network one of these as cniVersion, or install a newer {name}; it said: {}",
+                    program.display(),
+                    error.msg
+                );
+                return Error::new(code::INCOMPATIBLE_VERSION, msg).details(details);
+            }
+        }
+        error
     }
 
     /// Hands ADD's result on to DEL where the stored configuration is of the version that the result is in.

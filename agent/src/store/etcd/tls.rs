@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use etcd_client::{Certificate, Identity, TlsOptions};
 
 use super::Tls;
+use crate::files;
 use crate::store::Error;
 
 /// Where distributions keep the authorities that everybody trusts, as Go's `crypto/x509` looks for them on Linux.
@@ -54,7 +55,7 @@ impl Stamp {
 
 fn read(flag: &str, path: &PathBuf, holds: &str) -> Result<Vec<u8>, Error> {
     let step = || format!("{flag} {}", path.display());
-    let pem = std::fs::read(path).map_err(|error| refused(step(), error.to_string()))?;
+    let pem = files::read(path, files::CERTIFICATES).map_err(|error| refused(step(), error.to_string()))?;
     // The library's own words for a file of the wrong kind name neither.
     if String::from_utf8_lossy(&pem).contains(&format!("{holds}-----")) {
         Ok(pem)
@@ -64,7 +65,7 @@ fn read(flag: &str, path: &PathBuf, holds: &str) -> Result<Vec<u8>, Error> {
 }
 
 fn system_cas() -> Option<Vec<u8>> {
-    SYSTEM_CAS.iter().find_map(|path| std::fs::read(path).ok())
+    SYSTEM_CAS.iter().find_map(|path| files::read(Path::new(path), files::CERTIFICATES).ok())
 }
 
 fn alone(flag: &str, path: &Path, other: &str) -> Error {
