@@ -6,7 +6,7 @@
 //! settings can go into Docker's `daemon.json`, which needs no variable in the unit. Knows `subnet.env` by its reader only.
 
 use std::collections::BTreeMap;
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -17,11 +17,15 @@ use ipnetwork::IpNetwork;
 use serde_json::{Map, Value, json};
 
 use crate::cni::subnet::{self, SubnetEnv};
+use crate::files::{self, Form};
 use crate::handoff::host_address;
 use crate::out;
 
 /// Between two looks at a `subnet.env` that is not there yet.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// More than any configuration of Docker's has, in bytes.
+const LONGEST_DAEMON_JSON: u64 = 4 << 20;
 
 /// How the names of the variables begin that hold one option each.
 const OPTION: &str = "DOCKER_OPT_";
@@ -75,8 +79,9 @@ pub fn run(options: &Options) -> Result<()> {
     };
     let settings = Settings::of(&env, options)?;
     if let Some(file) = &options.daemon_json {
-        let text = match fs::read_to_string(file) {
-            Ok(text) => text,
+        // Not through a link: the file behind it is another's, and the link would become a file of its own.
+        let text = match files::read_unlinked(file, LONGEST_DAEMON_JSON) {
+            Ok(text) => String::from_utf8(text).with_context(|| format!("--daemon-json: read {}", file.display()))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(error).with_context(|| format!("--daemon-json: read {}", file.display())),
         };
@@ -177,25 +182,18 @@ fn variable(text: &str) -> Result<String, String> {
     if is_name { Ok(text.to_owned()) } else { Err("expected the name of a variable, as in DOCKER_OPTS".to_owned()) }
 }
 
-/// Writes a file in one step, with its folder. A device is written to.
+/// Writes a file in one step, with its folder, in the place of a link too. A device is written to.
 fn put(path: &Path, text: &str) -> Result<()> {
-    let write = || -> io::Result<()> {
+    let write = || -> Result<()> {
         if path == Path::new("/dev/stdout") {
-            return io::stdout().write_all(text.as_bytes());
+            return Ok(io::stdout().write_all(text.as_bytes())?);
         }
         if path.starts_with("/dev") {
-            return fs::OpenOptions::new().append(true).open(path)?.write_all(text.as_bytes());
+            return Ok(fs::OpenOptions::new().append(true).open(path)?.write_all(text.as_bytes())?);
         }
-        let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::create_dir_all(folder)?;
-        let mode = fs::metadata(path).map_or(0o644, |there| there.permissions().mode() & 0o7777);
-        let mut file = tempfile::Builder::new().prefix(".twill-").tempfile_in(folder)?;
-        file.write_all(text.as_bytes())?;
-        file.as_file().set_permissions(Permissions::from_mode(mode))?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        Ok(())
+        let there = fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file);
+        let mode = there.map_or(0o644, |there| there.permissions().mode() & 0o7777);
+        Ok(files::put(path, text.as_bytes(), Form { mode, prefix: ".twill-", suffix: "", lasting: true })?)
     };
     write().with_context(|| format!("write {}", path.display()))
 }
@@ -228,6 +226,24 @@ mod tests {
         for text in ["[]", "{", "mtu"] {
             assert!(format!("{:#}", settings.merge(text).unwrap_err()).starts_with("expected a JSON object"), "{text}");
         }
+    }
+
+    #[test]
+    fn nothing_is_written_through_a_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let (theirs, link) = (folder.path().join("theirs"), folder.path().join("link"));
+        fs::write(&theirs, "{}").unwrap();
+        std::os::unix::fs::symlink(&theirs, &link).unwrap();
+        put(&link, "ours").unwrap();
+        assert_eq!(
+            (fs::read_to_string(&theirs).unwrap(), fs::read_to_string(&link).unwrap()),
+            ("{}".into(), "ours".into())
+        );
+        // A mode that somebody chose stays.
+        fs::set_permissions(&link, fs::Permissions::from_mode(0o600)).unwrap();
+        put(&link, "ours again").unwrap();
+        assert_eq!(fs::symlink_metadata(&link).unwrap().permissions().mode() & 0o7777, 0o600);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 
     #[test]

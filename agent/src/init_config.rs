@@ -2,7 +2,8 @@
 //!
 //! An existing config is never changed: nodes may have leased their subnets by it.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -10,6 +11,9 @@ use anyhow::{Context, Result};
 use crate::cli::EtcdFlags;
 use crate::overlay::NetworkConfig;
 use crate::store::{Store, Written};
+
+/// etcd takes no longer value unless told to (`--max-request-bytes`), in bytes.
+const LONGEST: u64 = 3 << 19;
 
 /// Writes what the file holds (`-`: standard input), and returns what to tell people.
 ///
@@ -30,11 +34,16 @@ pub async fn run(etcd: &EtcdFlags, file: &Path) -> Result<String> {
     Ok(format!("{key} is written"))
 }
 
-fn read(file: &Path) -> std::io::Result<Vec<u8>> {
-    if file != Path::new("-") {
-        return std::fs::read(file);
-    }
+/// All of a file; a pipe may be one.
+fn read(file: &Path) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
-    std::io::stdin().lock().read_to_end(&mut text)?;
+    if file == Path::new("-") {
+        io::stdin().lock().take(LONGEST + 1).read_to_end(&mut text)?;
+    } else {
+        File::open(file)?.take(LONGEST + 1).read_to_end(&mut text)?;
+    }
+    if text.len() as u64 > LONGEST {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("longer than {LONGEST} bytes")));
+    }
     Ok(text)
 }

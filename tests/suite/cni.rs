@@ -178,7 +178,7 @@ fn containers_on_two_nodes_talk_and_a_port_is_published() {
     wait_page("the published page", "node 2", fetch);
 
     for (podman, name) in podmen.iter().zip(["one", "two"]) {
-        assert_eq!((podman.held().len(), podman.stored().len()), (1, 2), "{name}");
+        assert_eq!((podman.held().len(), podman.stored().len()), (1, 1), "{name}");
         podman.run(&["rm", "--force", "--time", "0", name]);
         assert_eq!((podman.held(), podman.stored()), (vec![], vec![]), "{name}");
     }

@@ -57,11 +57,25 @@ fn a_node_may_go_back_to_flannels_plugin() {
     node.lease("FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.7.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n");
     let delegate = r#""delegate":{"hairpinMode":true,"isDefaultGateway":true},"name""#;
     node.call("ADD").stdin(&stdin.replace("\"name\"", delegate)).ok();
-    // To the byte what it would have stored, under the name where it looks.
-    assert_eq!(fs::read_to_string(node.path("data/c1")).unwrap(), FLANNELS);
-    // It takes its own name away; ours is then a leftover that a second DEL undoes without harm.
+    // Under the name where it looks, to the byte what it would have stored, and behind that a key that bridge ignores.
+    let stored = fs::read_to_string(node.path("data/c1")).unwrap();
+    let open = FLANNELS.strip_suffix('}').unwrap();
+    assert_eq!(stored, format!(r#"{open},"twill.attachment":{{"ifname":"eth0"}}}}"#));
+    // Its DEL reads that one file, removes it, and leaves nothing.
+    assert_eq!(node.stored(), ["c1"]);
     fs::remove_file(node.path("data/c1")).unwrap();
     node.call_with("DEL", json!({"name": "cbr0"})).ok();
+    assert!(node.stored().is_empty());
+}
+
+#[test]
+fn what_an_earlier_twill_stored_is_taken_down() {
+    let node = Node::new();
+    fs::create_dir(node.path("data")).unwrap();
+    fs::write(node.path("data/c1:cbr0:eth0"), FLANNELS).unwrap();
+    fs::hard_link(node.path("data/c1:cbr0:eth0"), node.path("data/c1")).unwrap();
+    node.call_with("DEL", json!({"name": "cbr0"})).ok();
+    assert_eq!(node.seen("DEL").unwrap(), serde_json::from_str::<Value>(FLANNELS).unwrap());
     assert!(node.stored().is_empty());
 }
 
@@ -69,7 +83,7 @@ fn a_node_may_go_back_to_flannels_plugin() {
 fn an_unreadable_configuration_is_made_anew_from_todays() {
     let node = Node::new();
     node.call("ADD").ok();
-    fs::write(node.path("data/c1:net:eth0"), "").unwrap();
+    fs::write(node.path("data/c1"), "").unwrap();
     node.call("DEL").ok();
     assert_eq!(node.seen("DEL").unwrap()["type"], "bridge");
     assert!(node.stored().is_empty());
@@ -77,7 +91,7 @@ fn an_unreadable_configuration_is_made_anew_from_todays() {
     // JSON, but not for any plugin.
     for spoilt in ["{}", r#"{"name":"net","type":7}"#, r#"{"type":"../sh"}"#] {
         node.call("ADD").ok();
-        fs::write(node.path("data/c1:net:eth0"), spoilt).unwrap();
+        fs::write(node.path("data/c1"), spoilt).unwrap();
         node.call("DEL").ok();
         assert_eq!(node.seen("DEL").unwrap()["type"], "bridge", "{spoilt}");
         assert!(node.stored().is_empty());
@@ -98,7 +112,7 @@ fn an_unreadable_configuration_is_made_anew_from_todays() {
     // Nor is there a lease: the pod is gone all the same.
     node.delegate("bridge", "echo '{}'");
     node.call("ADD").ok();
-    fs::write(node.path("data/c1:net:eth0"), "{").unwrap();
+    fs::write(node.path("data/c1"), "{").unwrap();
     fs::remove_file(node.path("subnet.env")).unwrap();
     let outcome = node.call("DEL").run();
     assert_eq!(outcome.code, Some(0), "{outcome:?}");

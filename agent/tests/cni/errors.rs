@@ -132,7 +132,7 @@ fn the_delegates_error_is_passed_on() {
     assert_eq!((outcome.code, said), (Some(1), wanted));
     assert_eq!(outcome.stderr, "and a log line\n");
     // DEL comes next, and finds what it needs.
-    assert_eq!(node.stored(), ["c1", "c1:net:eth0"]);
+    assert_eq!(node.stored(), ["c1"]);
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn a_delegate_that_hangs_is_killed_with_its_children() {
         wait_dead(&fs::read_to_string(node.path("ADD.pid")).unwrap());
         wait_dead(&fs::read_to_string(&child).unwrap());
         // What it had begun, DEL can undo.
-        assert_eq!(node.stored(), ["c1", "c1:net:eth0"]);
+        assert_eq!(node.stored(), ["c1"]);
         node.delegate("bridge", "");
         node.call("DEL").ok();
         assert!(node.stored().is_empty());

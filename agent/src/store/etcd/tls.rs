@@ -53,7 +53,7 @@ impl Stamp {
     }
 }
 
-fn read(flag: &str, path: &PathBuf, holds: &str) -> Result<Vec<u8>, Error> {
+fn read(flag: &str, path: &Path, holds: &str) -> Result<Vec<u8>, Error> {
     let step = || format!("{flag} {}", path.display());
     let pem = files::read(path, files::CERTIFICATES).map_err(|error| refused(step(), error.to_string()))?;
     // The library's own words for a file of the wrong kind name neither.
