@@ -53,6 +53,11 @@ impl Error {
         Error { details: details.into(), ..self }
     }
 
+    /// The message with the details.
+    pub(crate) fn in_full(&self) -> String {
+        if self.details.is_empty() { self.msg.clone() } else { format!("{} ({})", self.msg, self.details) }
+    }
+
     /// The object for standard output.
     pub fn to_json(&self, cni_version: &str) -> Vec<u8> {
         #[derive(Serialize)]

@@ -195,12 +195,18 @@ impl Job<'_> {
                 let details = format!(
                     "{} knows {known}: give the network one of these as cniVersion, or install a newer {name}; it said: {}",
                     program.display(),
-                    error.msg
+                    error.in_full()
                 );
                 return Error::new(code::INCOMPATIBLE_VERSION, msg).details(details);
             }
         }
-        error
+        // It doesn't say what it knows; its name is what there is.
+        match plugin_type(config) {
+            Ok(name) if error.code == code::INCOMPATIBLE_VERSION => {
+                Error { msg: format!("{}: the plugin {name} was given cniVersion {wanted}", error.msg), ..error }
+            }
+            _ => error,
+        }
     }
 
     /// Hands ADD's result on to DEL where the stored configuration is of the version that the result is in.

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use serde_json::json;
 
-use crate::support::{Node, wait_dead};
+use crate::support::{ENV, Node, wait_dead};
 
 #[test]
 fn no_lease_keeps_flannels_words_and_adds_the_daemons() {
@@ -32,6 +32,48 @@ fn a_half_written_lease_says_what_is_missing() {
     node.lease("FLANNEL_NETWORK=10.5.0.0/99\n");
     let (_, msg, _) = node.call("ADD").fails();
     assert!(msg.contains("invalid CIDR address: 10.5.0.0/99"), "{msg}");
+}
+
+#[test]
+fn a_lease_that_no_pod_can_live_on_is_named() {
+    let node = Node::new();
+    for (from, to, said) in [
+        ("SUBNET=10.5.52.1/24", "SUBNET=::1/64", "FLANNEL_SUBNET=::1/64: expected IPv4, as in 10.5.52.1/24"),
+        (
+            "SUBNET=10.5.52.1/24",
+            "SUBNET=10.6.52.1/24",
+            "FLANNEL_SUBNET=10.6.52.1/24: expected a subnet of FLANNEL_NETWORK=10.5.0.0/16",
+        ),
+        ("MTU=1450", "MTU=0", "FLANNEL_MTU=0: expected a number of bytes, 68 to 65535"),
+        ("MTU=1450", "MTU=100000", "FLANNEL_MTU=100000: expected a number of bytes, 68 to 65535"),
+        ("IPMASQ=true", "IPMASQ=yes", "FLANNEL_IPMASQ=yes: expected true or false"),
+    ] {
+        node.lease(&ENV.replace(from, to));
+        let (code, msg, _) = node.call("ADD").fails();
+        let file = node.path("subnet.env").display().to_string();
+        assert_eq!((code, msg), (11, format!("loadFlannelSubnetEnv failed: {file} has {said}")));
+        assert_eq!((node.seen("ADD"), node.stored().len()), (None, 0));
+    }
+}
+
+#[test]
+fn a_lease_that_an_editor_or_a_script_wrote_is_read() {
+    let node = Node::new();
+    node.call("ADD").ok();
+    let wanted = node.seen("ADD").unwrap();
+    for text in [
+        format!("\u{feff}{ENV}"),
+        ENV.replace('\n', "\r\n"),
+        ENV.trim_end().to_owned(),
+        ENV.replace("FLANNEL", "export FLANNEL"),
+        ENV.replace('=', "=\"").replace('\n', "\"\n"),
+        ENV.replace('\n', " \n"),
+        format!("FLANNEL_SUBNET=10.5.9.1/24\n# written by hand\n\n{ENV}"),
+    ] {
+        node.lease(&text);
+        node.call("ADD").ok();
+        assert_eq!(node.seen("ADD").unwrap(), wanted, "{text:?}");
+    }
 }
 
 #[test]

@@ -108,17 +108,111 @@ fn a_full_disk_stops_the_add_before_the_delegate() {
 #[test]
 fn nobody_listening_is_a_failure_and_no_panic() {
     let node = Node::new();
-    for (stdout, stderr) in [(true, false), (false, true), (true, true)] {
-        let script = format!(
-            "exec \"$0\" {} {}",
-            if stdout { ">/dev/full" } else { "" },
-            if stderr { "2>/dev/full" } else { "" }
-        );
-        let outcome = node.call("ADD").under(&["sh", "-c", &script]).run();
-        assert_eq!(outcome.code, Some(i32::from(stdout)), "{outcome:?}");
-        assert!(!outcome.stderr.contains("panic"), "{outcome:?}");
+    node.delegate("bridge", "echo \"a word on $CNI_COMMAND\" >&2; echo '{}'");
+    // A disk that is full, and a reader that is gone.
+    for (stdout, stderr, code) in [
+        (">/dev/full", "", 1),
+        ("", "2>/dev/full", 0),
+        (">/dev/full", "2>/dev/full", 1),
+        ("> >(exec true)", "", 1),
+        ("", "2> >(exec true)", 0),
+        ("", "2>&-", 0),
+        ("", "<&- 2>&-", 1),
+    ] {
+        let script = format!("exec {stdout} {stderr}; wait; exec \"$0\"");
+        let outcome = node.call("ADD").under(&["bash", "-c", &script]).run();
+        assert_eq!(outcome.code, Some(code), "{script}: {outcome:?}");
+        assert!(!outcome.stderr.contains("panic") && !outcome.stdout.contains("panic"), "{outcome:?}");
+        node.call("DEL").under(&["bash", "-c", &script.replace("<&-", "")]).run();
         node.call("DEL").ok();
+        assert!(node.stored().is_empty());
     }
+}
+
+#[test]
+fn a_runtime_that_reads_no_standard_error_holds_nobody_up() {
+    let node = Node::new();
+    // More than a pipe holds.
+    node.delegate("bridge", "head -c 1000000 /dev/zero | tr '\\0' x >&2; echo '{}'");
+    let mut child = node.call("ADD").start();
+    assert!(child.wait().unwrap().success());
+}
+
+/// Runs a call with 200 MB of address space, so that what reads without end fails at once.
+const BOUNDED: [&str; 3] = ["prlimit", "--as=200000000", "--"];
+
+#[test]
+fn a_subnet_file_that_is_none_is_neither_waited_for_nor_read_without_end() {
+    let node = Node::new();
+    let file = node.path("subnet.env");
+    let run = |words: &[&str]| assert!(Command::new(words[0]).args(&words[1..]).status().unwrap().success());
+    let name = file.display().to_string();
+    for (make, why) in [
+        (vec!["mkfifo", &name], "not a regular file"),
+        (vec!["ln", "-s", "/dev/zero", &name], "not a regular file"),
+        (vec!["ln", "-s", "/dev/stdin", &name], "not a regular file"),
+        (vec!["mkdir", &name], "not a regular file"),
+        (vec!["truncate", "--size=4G", &name], "longer than 65536 bytes"),
+        (vec!["ln", "-s", &name, &name], "too many levels of symbolic links"),
+    ] {
+        run(&["rm", "-rf", &name]);
+        run(&make);
+        let (code, msg, _) = node.call("ADD").under(&BOUNDED).fails();
+        assert_eq!((code, msg), (11, format!("loadFlannelSubnetEnv failed: open {name}: {why}")));
+    }
+    run(&["rm", "-rf", &name]);
+    // Nor is what the daemon last reported.
+    let status = format!("{name}.status");
+    for make in [vec!["mkfifo", &status], vec!["ln", "-s", "/etc/shadow", &status], vec!["mkdir", &status]] {
+        run(&["rm", "-rf", &status]);
+        run(&make);
+        let (_, msg, _) = node.call("ADD").under(&BOUNDED).fails();
+        assert_eq!(msg, format!("loadFlannelSubnetEnv failed: open {name}: no such file or directory"));
+    }
+}
+
+#[test]
+fn what_stands_in_the_data_directory_and_is_no_configuration_is_nobodys() {
+    let node = Node::new();
+    fs::create_dir(node.path("data")).unwrap();
+    let name = node.path("data/c1").display().to_string();
+    for make in [vec!["mkfifo", &name], vec!["ln", "-s", "/dev/zero", &name], vec!["mkdir", &name]] {
+        assert!(Command::new(make[0]).args(&make[1..]).status().unwrap().success());
+        node.call("DEL").under(&BOUNDED).ok();
+        assert_eq!(node.seen("DEL"), None);
+        node.call("ADD").under(&BOUNDED).ok();
+        assert_eq!(node.stored(), ["c1", "c1:net:eth0"]);
+        node.call("DEL").under(&BOUNDED).ok();
+        assert!(node.seen("DEL").is_some());
+        assert!(Command::new("rm").args(["-r", &name]).status().unwrap().success());
+    }
+    // What is longer than anything that we store is taken for unreadable.
+    assert!(Command::new("truncate").args(["--size=4G", &name]).status().unwrap().success());
+    node.call("DEL").under(&BOUNDED).ok();
+    assert_eq!(node.seen("DEL").unwrap()["type"], "bridge");
+    assert!(node.stored().is_empty());
+}
+
+#[test]
+fn a_configuration_without_end_is_refused() {
+    let node = Node::new();
+    let outcome = node.call("ADD").under(&["sh", "-c", "exec prlimit --as=200000000 -- \"$0\" </dev/zero"]).run();
+    assert!(outcome.stdout.contains("the network configuration is longer than 4 MiB"), "{outcome:?}");
+}
+
+#[test]
+fn a_configuration_is_stored_through_no_link() {
+    let node = Node::new();
+    fs::create_dir(node.path("data")).unwrap();
+    fs::write(node.path("theirs"), "theirs").unwrap();
+    for name in ["c1", "c1:net:eth0"] {
+        std::os::unix::fs::symlink(node.path("theirs"), node.path("data").join(name)).unwrap();
+    }
+    node.call("ADD").ok();
+    assert_eq!(fs::read_to_string(node.path("theirs")).unwrap(), "theirs");
+    node.call("DEL").ok();
+    assert_eq!(fs::read_to_string(node.path("theirs")).unwrap(), "theirs");
+    assert!(node.seen("DEL").is_some());
 }
 
 #[test]

@@ -60,3 +60,29 @@ fn without_a_plugin_beside_it_nothing_is_put_in_place() {
     assert!(said.starts_with(&wanted), "{said}");
     assert_eq!(names(root.path()), ["twill"]);
 }
+
+#[test]
+fn links_in_their_places_are_replaced_and_what_they_lead_to_stays() {
+    let root = tempfile::tempdir().unwrap();
+    let theirs = root.path().join("theirs");
+    fs::write(&theirs, "of another package").unwrap();
+    for place in [root.path().join("bin/flannel"), root.path().join("net.d").join(CONFLIST)] {
+        fs::create_dir(place.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(&theirs, place).unwrap();
+    }
+    let output = install(Path::new(env!("CARGO_BIN_EXE_twill")), root.path());
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(fs::read_to_string(&theirs).unwrap(), "of another package");
+    assert!(fs::symlink_metadata(root.path().join("bin/flannel")).unwrap().is_file());
+    assert!(fs::symlink_metadata(root.path().join("net.d").join(CONFLIST)).unwrap().is_file());
+}
+
+/// A plugin with all that a debugger reads has 47 MB, and one of a release build is what people install.
+#[test]
+fn a_release_build_leaves_out_what_a_debugger_reads() {
+    let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml")).unwrap();
+    let release = manifest.split_once("[profile.release]").unwrap().1;
+    let release = release.split("\n[").next().unwrap();
+    assert!(release.lines().any(|line| line == "strip = \"debuginfo\""), "{release}");
+    assert!(!release.lines().any(|line| line.starts_with("debug")), "{release}");
+}

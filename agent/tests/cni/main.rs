@@ -16,4 +16,6 @@ mod real;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
+mod undo;
+#[cfg(test)]
 mod verbs;

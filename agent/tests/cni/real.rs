@@ -19,13 +19,13 @@ const PLUGINS: &str = "/usr/lib/cni";
 const NODE: usize = 0;
 
 /// A node with the real plugins, and pods that are empty namespaces.
-struct Cluster {
-    node: Node,
+pub(crate) struct Cluster {
+    pub(crate) node: Node,
     netns: Netns,
 }
 
 impl Cluster {
-    fn new(pods: usize) -> Cluster {
+    pub(crate) fn new(pods: usize) -> Cluster {
         for plugin in ["bridge", "host-local", "portmap", "loopback"] {
             let path = format!("{PLUGINS}/{plugin}");
             assert!(Path::new(&path).exists(), "no {path}: run deploy/setup/debian.sh first");
@@ -45,25 +45,39 @@ impl Cluster {
         conf
     }
 
-    fn call_with(&self, verb: &str, pod: usize, more: Value) -> Call {
+    pub(crate) fn call_with(&self, verb: &str, pod: usize, more: Value) -> Call {
         let call = self.node.call_with(verb, self.conf(more)).id(&format!("pod{pod}"));
         let enter = self.netns.enter(NODE);
         call.env("CNI_PATH", PLUGINS).env("CNI_NETNS", self.netns.path(pod)).under(&[&enter[0], &enter[1]])
     }
 
-    fn call(&self, verb: &str, pod: usize) -> Call {
+    pub(crate) fn call(&self, verb: &str, pod: usize) -> Call {
         self.call_with(verb, pod, json!({}))
     }
 
     /// ADD, and the result.
-    fn add(&self, pod: usize, more: Value) -> Value {
+    pub(crate) fn add(&self, pod: usize, more: Value) -> Value {
         serde_json::from_str(&self.call_with("ADD", pod, more).ok()).unwrap()
     }
 
     /// The addresses that host-local holds for the network.
-    fn held(&self) -> Vec<String> {
+    pub(crate) fn held(&self) -> Vec<String> {
         let is_address = |name: &String| name.parse::<IpAddr>().is_ok();
         names(&self.node.path("ipam/net")).into_iter().filter(is_address).collect()
+    }
+
+    /// The links of a pod, one a line.
+    pub(crate) fn links(&self, pod: usize) -> String {
+        self.netns.run(pod, &["ip", "-o", "link"])
+    }
+
+    pub(crate) fn run_on_node(&self, words: &[&str]) -> String {
+        self.netns.run(NODE, words)
+    }
+
+    /// Runs a program in a pod.
+    pub(crate) fn try_run(&self, pod: usize, words: &[&str]) -> Result<String, String> {
+        self.netns.try_run(pod, words)
     }
 
     fn ping(&self, from: usize, to: &str) {
@@ -117,7 +131,10 @@ fn every_version_that_the_plugins_speak() {
     let (code, msg, details) = cluster.call_with("ADD", 1, json!({"cniVersion": "1.1.0"})).fails();
     let wanted = "incompatible CNI versions: the plugin bridge does not know cniVersion 1.1.0";
     assert_eq!((code, msg.as_str()), (1, wanted));
-    assert!(details.starts_with("/usr/lib/cni/bridge knows 0.1.0, 0.2.0, 0.3.0, 0.3.1, 0.4.0, 1.0.0: give"), "{details}");
+    assert!(
+        details.starts_with("/usr/lib/cni/bridge knows 0.1.0, 0.2.0, 0.3.0, 0.3.1, 0.4.0, 1.0.0: give"),
+        "{details}"
+    );
     cluster.call_with("DEL", 1, json!({"cniVersion": "1.1.0"})).ok();
     assert!(cluster.held().is_empty() && cluster.node.stored().is_empty());
 }
