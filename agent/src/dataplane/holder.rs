@@ -34,11 +34,11 @@ fn of_socket(spec: &VxlanSpec) -> Option<String> {
         .filter_map(|table| fs::read_to_string(format!("/proc/thread-self/net/{table}")).ok());
     let sockets: Vec<Udp> =
         sockets.flat_map(|table| table.lines().filter_map(Udp::parse).collect::<Vec<_>>()).collect();
-    // Of the other family, only one on all addresses stands in the way.
-    let socket = sockets.iter().find(|socket| {
-        socket.port == spec.port
-            && (socket.address.is_ipv4() == spec.local.is_ipv4() || socket.address.is_unspecified())
-    })?;
+    // The socket of an IPv6 device takes no IPv4, so what is in IPv4 is not in its way. One of IPv6 may take both.
+    let is_v4 = spec.local.is_ipv4();
+    let of_family = |socket: &&Udp| socket.port == spec.port && socket.address.is_ipv4() == is_v4;
+    let of_both = |socket: &&Udp| socket.port == spec.port && is_v4 && socket.address == Ipv6Addr::UNSPECIFIED;
+    let socket = sockets.iter().find(of_family).or_else(|| sockets.iter().find(of_both))?;
     let whose = process_of(socket.inode).unwrap_or_else(|| {
         format!(
             "of user {}, inode {}; its process can't be seen from here, or the kernel has it for a tunnel",
