@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::{ArgAction, Parser, ValueEnum};
 use regex::Regex;
 
+use crate::log;
 use crate::nodeid;
 use crate::overlay::iface::Wish;
 use crate::overlay::plane::PeerMode;
@@ -107,6 +108,10 @@ pub struct Flags {
     #[arg(short = 'v', num_args = 0..=1, require_equals = true, default_value = "0", default_missing_value = "1")]
     #[arg(value_name = "LEVEL", help_heading = LOG)]
     pub verbosity: u8,
+    /// What a line of the log looks like: text for people, or a JSON object for programs. Text that goes to the journal has
+    /// its priorities.
+    #[arg(long, default_value = "text", value_name = "FORMAT", help_heading = LOG)]
+    pub log_format: log::Format,
 
     /// When peers are put into the kernel: at the first packet, or all at once as flannel does.
     #[arg(long, default_value = "on-demand", value_name = "MODE", help_heading = OWN)]
@@ -280,6 +285,7 @@ mod tests {
             "public-ipv6",
             "subnet-file",
             "healthz-ip",
+            "log-format",
             "peer-mode",
             "peer-idle-timeout",
             "node-id",

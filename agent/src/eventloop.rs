@@ -243,6 +243,7 @@ impl<D: Dataplane> EventLoop<D> {
             store::Event::Listed { revision } => {
                 debug!(revision, "read all records");
                 self.health.listing = false;
+                self.records.listed();
                 if !self.own.listed {
                     self.own.keeper.seen(Change::Deleted { key: self.own.text.clone(), revision });
                 }

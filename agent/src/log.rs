@@ -1,40 +1,68 @@
-//! Where the programs log to: readable lines on standard error.
+//! Where the programs log to: one line for each thing that happened, on standard error.
+//!
+//! As text, as JSON, or for the journal with its priorities; `line` has the forms. What a library or a record brings along
+//! can neither end a line nor make it endless.
+
+use std::io::IsTerminal;
 
 use tracing::error;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
+mod line;
 mod writer;
 
+use line::{Form, Line};
 pub use writer::Flush;
 
 /// The level above which each packet that is asked about is logged; flannel's manifests rarely go beyond `-v=4`.
 const PER_PACKET: u8 = 6;
 
+/// What a line looks like: `--log-format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One object a line, for programs.
+    Json,
+}
+
 /// Logs to standard error. `verbosity` is that of `-v`; RUST_LOG goes before it.
 ///
 /// Keep what is returned until the program ends: it writes the last lines.
-pub fn to_stderr(verbosity: u8) -> Flush {
+pub fn to_stderr(verbosity: u8, format: Format) -> Flush {
     let level = match verbosity {
         0 => LevelFilter::INFO,
         1..PER_PACKET => LevelFilter::DEBUG,
         PER_PACKET.. => LevelFilter::TRACE,
     };
     // Libraries speak only when something is wrong, unless RUST_LOG names them.
-    let default = format!("warn,twill_agent={level},twilld={level}");
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let default = || EnvFilter::new(format!("warn,twill_agent={level},twilld={level}"));
+    let wanted = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|wanted| !wanted.is_empty());
+    let (filter, mistake) = match wanted.as_ref().map(EnvFilter::try_new) {
+        None => (default(), None),
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(mistake)) => (default(), Some(mistake)),
+    };
+    let form = match format {
+        Format::Json => Form::Json,
+        Format::Text if is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref()) => Form::Journal,
+        Format::Text => Form::Text,
+    };
     let (lines, flush) = writer::start();
     let logging = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(lines)
         // It would print them on standard error, and panic where that fails.
         .log_internal_errors(false)
-        .with_ansi(ansi)
-        .with_target(false)
+        .with_ansi(form == Form::Text && std::io::stderr().is_terminal())
+        .event_format(Line(form))
         .finish();
     // It fails only where something else logs already.
     let _ = tracing::subscriber::set_global_default(logging);
+    if let Some(mistake) = mistake {
+        tracing::warn!(RUST_LOG = wanted, error = %mistake, "the variable RUST_LOG is not usable: logging without it");
+    }
     flush
 }
 

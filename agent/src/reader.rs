@@ -166,6 +166,7 @@ impl Intake {
             }
             Event::Page(page) => page.into_iter().for_each(|record| self.put(&record, wanted)),
             Event::Listed { revision } => {
+                self.records.listed();
                 self.planes.iter_mut().for_each(|plane| drop(plane.listed()));
                 (self.listed, self.revision) = (true, revision);
                 debug!(revision, "read all records");

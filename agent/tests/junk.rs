@@ -156,7 +156,7 @@ proptest! {
         }
         world.remove(&key);
         prop_assert_eq!(world.peers(), before);
-        prop_assert_eq!(world.records.bad().count(), 0);
+        prop_assert_eq!(world.records.bad_by_kind().len() + world.records.bad().count(), 0);
     }
 
     #[test]

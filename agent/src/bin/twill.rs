@@ -98,7 +98,7 @@ fn main() -> ExitCode {
     process::command_signals();
     out::panics("twill");
     let flags: Flags = cli::read();
-    let _last_lines = log::to_stderr(0);
+    let _last_lines = log::to_stderr(0, log::Format::Text);
     let result = process::block_on(flags.command.run(&flags.etcd));
     match result {
         Ok(()) => ExitCode::SUCCESS,

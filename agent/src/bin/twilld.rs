@@ -16,7 +16,7 @@ const LEASE_LOST: u8 = 3;
 fn main() -> ExitCode {
     process::daemon_signals();
     let flags = Flags::read();
-    let _last_lines = log::to_stderr(flags.verbosity);
+    let _last_lines = log::to_stderr(flags.verbosity, flags.log_format);
     log::panics();
     match process::block_on(start::run(flags)) {
         Ok(Ended::Stopped) => {

@@ -16,7 +16,10 @@ pub mod plane;
 pub mod reconcile;
 pub mod record;
 pub mod records;
+pub mod repeats;
+pub mod shown;
 
 pub use config::NetworkConfig;
 pub use mac::MacAddr;
 pub use record::{Record, SubnetKey};
+pub use shown::{Shown, shown};

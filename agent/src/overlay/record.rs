@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 
 use super::json::Object;
 use super::mac::MacAddr;
+use super::shown::{Shown, shown};
 
 mod check;
 mod key;
@@ -71,7 +72,7 @@ pub struct VtepData {
     pub mac: MacAddr,
 }
 
-/// Why a record's value can't be read.
+/// Why a record's value can't be read. What is kept of the value is fit to be shown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     /// The text is not an object.
@@ -108,7 +109,7 @@ impl Record {
     /// # Errors
     /// Names the member that can't be read.
     pub fn parse(bytes: &[u8]) -> Result<Self, RecordError> {
-        let object = Object::parse(bytes).map_err(RecordError::NotJson)?;
+        let object = Object::parse(bytes).map_err(|error| RecordError::NotJson(shown(&error)))?;
         let backend_type = text(&object, "BackendType", "a string")?.unwrap_or_default().to_owned();
         let is_vxlan = backend_type == VXLAN;
         let vtep = |name| if is_vxlan { object.get(name).map(|value| vtep(name, value)).transpose() } else { Ok(None) };
@@ -177,13 +178,13 @@ impl Record {
         self.backend_type.is_empty() && self.ipv4.is_none() && self.ipv6.is_none()
     }
 
-    /// Who wrote this record, for people: the public IP and, where known, the node id.
+    /// Who wrote this record, for people and fit to be shown: the public IP and, where known, the node id.
     pub fn holder(&self) -> String {
         let address = match self.public_ipv6 {
             Some(address) if self.public_ip.is_unspecified() => IpAddr::V6(address),
             _ => IpAddr::V4(self.public_ip),
         };
-        match &self.node {
+        match self.node.as_ref().map(Shown::new) {
             Some(node) if !self.has_address() => format!("node {node}"),
             Some(node) => format!("{address} (node {node})"),
             None => address.to_string(),
@@ -200,7 +201,7 @@ fn push(out: &mut String, name: &str, value: &Value) {
 fn vtep(name: &str, value: &Value) -> Result<VtepData, RecordError> {
     let wrong = |member: &str, value: &Value, expected| RecordError::Member {
         member: format!("{name}{member}"),
-        value: shown(value),
+        value: shown(&value.to_string()),
         expected,
     };
     let object = Object::nested(value).ok_or_else(|| wrong("", value, "an object with a VtepMAC"))?;
@@ -217,7 +218,8 @@ fn vtep(name: &str, value: &Value) -> Result<VtepData, RecordError> {
 }
 
 fn text<'a>(object: &'a Object, member: &str, expected: &'static str) -> Result<Option<&'a str>, RecordError> {
-    let wrong = |value| RecordError::Member { member: member.to_owned(), value: shown(value), expected };
+    let wrong =
+        |value: &Value| RecordError::Member { member: member.to_owned(), value: shown(&value.to_string()), expected };
     object.get(member).map(|value| value.as_str().ok_or_else(|| wrong(value))).transpose()
 }
 
@@ -227,7 +229,11 @@ fn address<A>(
     expected: &'static str,
     parse: impl Fn(&str) -> Option<A>,
 ) -> Result<Option<A>, RecordError> {
-    let wrong = |text: &str| RecordError::Member { member: member.to_owned(), value: shown(&text.into()), expected };
+    let wrong = |text: &str| RecordError::Member {
+        member: member.to_owned(),
+        value: shown(&Value::from(text).to_string()),
+        expected,
+    };
     text(object, member, expected)?.map(|text| parse(text).ok_or_else(|| wrong(text))).transpose()
 }
 
@@ -242,10 +248,6 @@ fn from_go(text: &str) -> Option<Ipv6Addr> {
         IpAddr::V4(v4) => Some(v4.to_ipv6_mapped()),
         IpAddr::V6(v6) => Some(v6),
     }
-}
-
-fn shown(value: &Value) -> String {
-    value.to_string().chars().take(100).collect()
 }
 
 #[cfg(test)]

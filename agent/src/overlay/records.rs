@@ -1,11 +1,14 @@
-//! Every record but our own: read, checked, and given to the planes; the bad ones are kept aside with the reason.
+//! Every record but our own: read, checked, and given to the planes; of the bad ones the reason is kept.
 
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
+
+use kept_out::{KeptOut, hash};
 
 use super::peers::{Delta, Source, Vtep};
 use super::plane::Plane;
 use super::record::{BadRecord, Own, Record, SubnetKey, check};
+
+mod kept_out;
 
 /// The records that are no peers, and what is needed to judge one.
 #[derive(Debug)]
@@ -13,9 +16,7 @@ pub struct Records {
     vni: u32,
     /// Ourselves, for each plane.
     own: Vec<Own>,
-    bad: BTreeMap<String, BadRecord>,
-    /// What was bad before the complete read under way.
-    bad_before: BTreeMap<String, BadRecord>,
+    bad: KeptOut,
 }
 
 /// What a record came to.
@@ -32,7 +33,7 @@ pub struct Taken {
 impl Records {
     /// For a network of this VNI; `own` says who we are in each plane, in the order in which the planes are given.
     pub fn new(vni: u32, own: Vec<Own>) -> Self {
-        Self { vni, own, bad: BTreeMap::new(), bad_before: BTreeMap::new() }
+        Self { vni, own, bad: KeptOut::default() }
     }
 
     /// The record of this key is ours, and this is who we are now.
@@ -41,9 +42,14 @@ impl Records {
         self.own = own;
     }
 
-    /// The records that were kept out, by key.
+    /// The first few records that were kept out, each with its key as it is shown.
     pub fn bad(&self) -> impl Iterator<Item = (&str, &BadRecord)> {
-        self.bad.iter().map(|(key, reason)| (key.as_str(), reason))
+        self.bad.named()
+    }
+
+    /// How many records are kept out, by [`BadRecord::kind`].
+    pub fn bad_by_kind(&self) -> BTreeMap<&'static str, usize> {
+        self.bad.by_kind()
     }
 
     /// Takes in a record: `key` is what stands behind `<prefix>/subnets/`.
@@ -53,12 +59,12 @@ impl Records {
         let parsed: Result<SubnetKey, _> = key.parse();
         let subnets = match parsed {
             Ok(subnets) => subnets,
-            Err(error) => return Taken { bad: self.keep_out(key, error.into()), ..Taken::default() },
+            Err(error) => return Taken { bad: self.bad.insert(key, error.into()), ..Taken::default() },
         };
         let record = match Record::parse(value) {
             Ok(record) => record,
             Err(error) => {
-                let (deltas, bad) = (self.drop_peer(planes, key, &subnets), self.keep_out(key, error.into()));
+                let (deltas, bad) = (self.drop_peer(planes, key, &subnets), self.bad.insert(key, error.into()));
                 return Taken { deltas, bad, is_peer: false };
             }
         };
@@ -81,7 +87,7 @@ impl Records {
             }
         }
         taken.bad = match taken.bad {
-            Some(bad) => self.keep_out(key, bad),
+            Some(bad) => self.bad.insert(key, bad),
             None => {
                 self.bad.remove(key);
                 taken.is_peer = true;
@@ -99,7 +105,12 @@ impl Records {
 
     /// A complete read begins.
     pub fn listing(&mut self) {
-        self.bad_before = std::mem::take(&mut self.bad);
+        self.bad.listing();
+    }
+
+    /// It is done: what it did not name is gone.
+    pub fn listed(&mut self) {
+        self.bad.listed();
     }
 
     fn drop_peer(&self, planes: &mut [&mut Plane], key: &str, subnets: &SubnetKey) -> Vec<Delta> {
@@ -110,18 +121,9 @@ impl Records {
         }
         deltas
     }
-
-    /// Remembers a bad record; says so only if it is news.
-    fn keep_out(&mut self, key: &str, reason: BadRecord) -> Option<BadRecord> {
-        let before = self.bad.insert(key.to_owned(), reason.clone()).or_else(|| self.bad_before.remove(key));
-        (before.as_ref() != Some(&reason)).then_some(reason)
-    }
 }
 
 /// Tells the keys of one subnet apart.
 fn source(key: &str) -> Source {
-    // Not a hash for ever: it only has to be the same within one process.
-    let mut hasher = DefaultHasher::new();
-    key.hash(&mut hasher);
-    Source(hasher.finish())
+    Source(hash(key))
 }

@@ -83,7 +83,7 @@ const LEAST_MTU_V4: u32 = 118;
 const LEAST_MTU_V6: u32 = 1_350;
 
 pub(super) fn network_config(bytes: &[u8]) -> Result<NetworkConfig, ConfigError> {
-    let object = Object::parse(bytes).map_err(ConfigError::NotJson)?;
+    let object = Object::parse(bytes).map_err(|error| ConfigError::NotJson(crate::overlay::shown(&error)))?;
     let (enable4, enable6) = (flag(&object, "EnableIPv4", true)?, flag(&object, "EnableIPv6", false)?);
     if !enable4 && !enable6 {
         return Err(bad("EnableIPv4", "false", "leaves no address family", "true, or EnableIPv6 true"));
@@ -237,7 +237,7 @@ fn in_backend(error: ConfigError) -> ConfigError {
 
 fn shown(value: &Value) -> String {
     let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    if text.is_empty() { "\"\"".to_owned() } else { text.chars().take(100).collect() }
+    if text.is_empty() { "\"\"".to_owned() } else { crate::overlay::shown(&text) }
 }
 
 fn bad(key: &str, value: &str, problem: &str, expected: &str) -> ConfigError {

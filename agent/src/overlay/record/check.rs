@@ -7,6 +7,7 @@ use ipnetwork::IpNetwork;
 use super::{Family, KeyError, Record, RecordError, SubnetKey, VXLAN};
 use crate::overlay::config::FamilyConfig;
 use crate::overlay::mac::MacAddr;
+use crate::overlay::shown;
 
 /// One family's side of a record: a subnet and the VTEP that serves it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +47,7 @@ pub enum BadRecord {
     #[error("reserved for {0}, which has not come yet")]
     Reserved(String),
     /// It belongs to another backend.
-    #[error("the record is of the backend {0:?}, not \"vxlan\"")]
+    #[error("the record is of the backend \"{0}\", not \"vxlan\"")]
     OtherBackend(String),
     /// The subnet has not the network's `SubnetLen`.
     #[error("{subnet} has the wrong length: the network's subnets are /{expected}")]
@@ -100,6 +101,25 @@ pub enum BadRecord {
 }
 
 impl BadRecord {
+    /// What is wrong, in words that stand behind a number of records.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Key(_) => "whose key names no subnet",
+            Self::Value(_) => "whose value can't be read",
+            Self::Incomplete(_) => "with a part missing",
+            Self::Reserved(_) => "reserved for a node that has not come yet",
+            Self::OtherBackend(_) => "of another backend",
+            Self::WrongLength { .. } => "with a subnet of the wrong length",
+            Self::OutsideNetwork { .. } => "with a subnet outside the network",
+            Self::OverlapsOurs { .. } => "that overlap this node's subnet",
+            Self::RemoteIsOurs(_) => "with this node's public IP",
+            Self::RemoteNotUnicast(_) => "whose public IP is no host's",
+            Self::MacNotUnicast(_) => "whose MAC is no station's",
+            Self::WrongVni { .. } => "with another VNI",
+            Self::MacOfAnother { .. } => "with the MAC of another peer",
+        }
+    }
+
     /// A short stable label, one for each kind, for metrics.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -135,7 +155,7 @@ pub fn check(
         return Err(BadRecord::Reserved(record.holder()));
     }
     if record.backend_type != VXLAN {
-        return Err(BadRecord::OtherBackend(record.backend_type.clone()));
+        return Err(BadRecord::OtherBackend(shown(&record.backend_type)));
     }
     let side = Family::of(&family.network);
     let subnet = key.side(side).ok_or(BadRecord::Incomplete(no_subnet(side)))?;

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 use super::Family;
+use crate::overlay::shown;
 
 /// A node's subnet as its key below `<prefix>/subnets/` names it: `10.5.52.0-24`, `10.5.52.0-24&fc00:0:0:22::-64`, or
 /// IPv6 alone, `0.0.0.0-0&fd00:16:0:13::-64`. At least one side is there, and neither has host bits.
@@ -18,20 +19,20 @@ pub struct SubnetKey {
     pub ipv6: Option<Ipv6Network>,
 }
 
-/// Why a key names no subnet.
+/// Why a key names no subnet. What is kept of the key is fit to be shown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// It has another form altogether.
-    #[error("{0:?} is not a subnet: expected a key like \"10.5.52.0-24\" or \"10.5.52.0-24&fc00:0:0:22::-64\"")]
+    #[error("\"{0}\" is not a subnet: expected a key like \"10.5.52.0-24\" or \"10.5.52.0-24&fc00:0:0:22::-64\"")]
     Form(String),
     /// A prefix length is impossible.
-    #[error("{0:?} is not a subnet: its prefix length is out of range")]
+    #[error("\"{0}\" is not a subnet: its prefix length is out of range")]
     Length(String),
     /// The address is not the first one of the subnet.
-    #[error("{0:?} is not a subnet: its address has host bits")]
+    #[error("\"{0}\" is not a subnet: its address has host bits")]
     HostBits(String),
     /// It means a subnet that is spelled differently; two keys for one subnet must not both count.
-    #[error("{text:?} is not how {canonical:?} is written")]
+    #[error("\"{text}\" is not how \"{canonical}\" is written")]
     Spelling {
         /// The key.
         text: String,
@@ -94,7 +95,7 @@ impl FromStr for SubnetKey {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<Self, KeyError> {
-        let shown = || text.chars().take(100).collect::<String>();
+        let shown = || shown(text);
         let sides = sides(text)?;
         let ipv6 = match sides.ipv6 {
             None => None,
@@ -131,7 +132,7 @@ impl fmt::Display for SubnetKey {
 }
 
 fn sides(text: &str) -> Result<Sides, KeyError> {
-    let form = || KeyError::Form(text.chars().take(100).collect());
+    let form = || KeyError::Form(shown(text));
     let (ipv4, ipv6) = text.split_once('&').map_or((text, None), |(ipv4, ipv6)| (ipv4, Some(ipv6)));
     let ipv4 = side(ipv4).ok_or_else(form)?;
     // Flannel's pattern has no room for dots in the IPv6 side, so a mapped address is junk to it.

@@ -1,0 +1,141 @@
+//! What repeats is counted: the first few lines of a kind are said, the others come to one line with their number.
+//!
+//! For lines that others can bring about as often as they like, by writing to etcd or by changing the kernel.
+
+use std::time::{Duration, Instant};
+
+/// From the first line that is not said to the line with the count.
+const FIRST_COUNT: Duration = Duration::from_secs(1);
+/// The longest time between two counts while it goes on.
+const LONGEST: Duration = Duration::from_secs(60);
+/// Lines are few if no more than the first few come in this time.
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// The lines of one kind.
+///
+/// [`Self::admit`] says of each whether it is said. Where it isn't, [`Self::due`] is the time at which [`Self::count`] gives
+/// how many there were since; it comes after a second, then after two, four, and so on up to a minute, until a whole such
+/// time has passed without a line.
+#[derive(Debug, Clone)]
+pub struct Repeats {
+    /// How many lines are said in a row.
+    few: u32,
+    said: u32,
+    /// Since when `said` counts.
+    since: Option<Instant>,
+    counting: Option<Counting>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Counting {
+    lines: u64,
+    due: Instant,
+    pause: Duration,
+}
+
+impl Repeats {
+    /// Says so many lines in a row.
+    pub fn new(few: u32) -> Self {
+        Self { few, said: 0, since: None, counting: None }
+    }
+
+    /// Whether the next line of this kind is to be said; else it is counted.
+    pub fn admit(&mut self, now: Instant) -> bool {
+        if let Some(counting) = &mut self.counting {
+            counting.lines += 1;
+            return false;
+        }
+        if self.since.is_none_or(|since| now >= since + WINDOW) {
+            (self.since, self.said) = (Some(now), 0);
+        }
+        if self.said < self.few {
+            self.said += 1;
+            return true;
+        }
+        self.counting = Some(Counting { lines: 1, due: now + FIRST_COUNT, pause: FIRST_COUNT });
+        false
+    }
+
+    /// When [`Self::count`] is to be asked next, if lines are being counted.
+    pub fn due(&self) -> Option<Instant> {
+        self.counting.map(|counting| counting.due)
+    }
+
+    /// How many lines were counted, where it is time to say so.
+    pub fn count(&mut self, now: Instant) -> Option<u64> {
+        let counting = self.counting.as_mut().filter(|counting| counting.due <= now)?;
+        if counting.lines == 0 {
+            // A whole pause without one: it is over.
+            *self = Self::new(self.few);
+            return None;
+        }
+        counting.pause = (counting.pause * 2).min(LONGEST);
+        counting.due = now + counting.pause;
+        Some(std::mem::take(&mut counting.lines))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Lines at these times (ms): which were said, and each count with its time.
+    fn run(few: u32, lines: &[u64], until: u64) -> (Vec<u64>, Vec<(u64, u64)>) {
+        let began = Instant::now();
+        let at = |ms| began + Duration::from_millis(ms);
+        let (mut repeats, mut said, mut counts) = (Repeats::new(few), Vec::new(), Vec::new());
+        let mut lines = lines.iter().copied().peekable();
+        for ms in 0..=until {
+            while lines.next_if_eq(&ms).is_some() {
+                if repeats.admit(at(ms)) {
+                    said.push(ms);
+                }
+            }
+            if repeats.due().is_some_and(|due| due <= at(ms)) {
+                counts.extend(repeats.count(at(ms)).map(|count| (ms, count)));
+            }
+        }
+        (said, counts)
+    }
+
+    #[test]
+    fn a_record_written_5000_times_in_5_s_makes_few_lines() {
+        let (said, counts) = run(10, &(0..5_000).collect::<Vec<_>>(), 200_000);
+        assert_eq!(said, (0..10).collect::<Vec<_>>());
+        assert_eq!(counts, [(1_010, 1_001), (3_010, 2_000), (7_010, 1_989)]);
+    }
+
+    #[test]
+    fn few_lines_are_all_said_and_after_a_rest_again() {
+        let lines: Vec<u64> = (0..200).map(|line| line * 1_100).collect();
+        assert_eq!(run(10, &lines, 220_000), (lines.clone(), vec![]));
+        let (said, counts) = run(2, &[0, 1, 2, 50_000, 50_001], 60_000);
+        assert_eq!((said, counts), (vec![0, 1, 50_000, 50_001], vec![(1_002, 1)]));
+    }
+
+    #[test]
+    fn a_fight_without_end_is_one_line_a_minute() {
+        let lines: Vec<u64> = (0..6_000).map(|line| line * 100).collect();
+        let (said, counts) = run(10, &lines, 600_000);
+        assert_eq!(said.len(), 10);
+        let last: Vec<u64> = counts.iter().rev().take(3).map(|(_, count)| *count).collect();
+        assert_eq!(last, [600; 3]);
+    }
+
+    proptest! {
+        #[test]
+        fn each_line_is_said_or_counted(few in 1u32..5, gaps in prop::collection::vec(0u64..3_000, 0..60)) {
+            let lines: Vec<u64> = gaps.iter().scan(0, |at, gap| { *at += gap; Some(*at) }).collect();
+            let (said, counts) = run(few, &lines, lines.last().unwrap_or(&0) + 130_000);
+            prop_assert_eq!(said.len() as u64 + counts.iter().map(|(_, count)| count).sum::<u64>(), lines.len() as u64);
+            for window in said.windows(few as usize + 1) {
+                prop_assert!(window[few as usize] - window[0] >= 1_000, "{:?}", said);
+            }
+            for pair in counts.windows(2) {
+                prop_assert!(pair[1].0 - pair[0].0 >= 1_000, "{:?}", counts);
+            }
+        }
+    }
+}
