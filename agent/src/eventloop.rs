@@ -15,11 +15,11 @@ use crate::dataplane::Dataplane;
 use crate::handoff;
 use crate::http::Readiness;
 use crate::lease::{KeeperHandle, LeaseEvent};
+use crate::overlay::SubnetKey;
 use crate::overlay::peers::Delta;
 use crate::overlay::plane::Plane;
 use crate::overlay::record::Record;
 use crate::overlay::records::Records;
-use crate::overlay::{NetworkConfig, SubnetKey};
 use crate::site::Site;
 use crate::store::{self, Change, RawRecord};
 
@@ -29,6 +29,7 @@ mod signals;
 mod sockets;
 mod sources;
 mod systemd;
+mod told;
 mod underlay;
 
 pub use half::Half;
@@ -37,13 +38,13 @@ use health::Health;
 pub use signals::{Order, Signals};
 pub use sources::Feeds;
 use sources::{News, Sources};
+use told::Told;
+pub use told::kept_out_at_start;
 
 /// How long a loop with no planes sleeps.
 const NOTHING_TO_DO: Duration = Duration::from_secs(60);
 /// No further store event is taken in at once when those before were about so many records: some milliseconds' work.
 const STORE_RECORDS: usize = 1_000;
-/// With more peers changed at once than this, the log has one line for them all.
-const PEERS_NAMED: usize = 20;
 
 /// Why the loop ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +90,7 @@ pub struct EventLoop<D> {
     /// Reads the store from the start, for when we are somebody else.
     pub read_again: Option<Box<dyn Fn() -> mpsc::Receiver<store::Event>>>,
     health: Health,
+    told: Told,
     /// The network config was deleted.
     config_gone: bool,
     /// When a better place for the tunnel's end is taken, if it still is one then.
@@ -114,6 +116,7 @@ impl<D: Dataplane> EventLoop<D> {
             program_all_on_exit: true,
             read_again: None,
             health: Health::default(),
+            told: Told::default(),
             config_gone: false,
             move_at: None,
         }
@@ -174,9 +177,15 @@ impl<D: Dataplane> EventLoop<D> {
             }
             if !busy {
                 self.note_ready();
+                self.say();
             }
             let wake = self.halves.iter().map(Half::next_wake).min();
-            let wake = wake.into_iter().chain(self.move_at).min().unwrap_or_else(|| half::now() + NOTHING_TO_DO);
+            let wake = wake
+                .into_iter()
+                .chain(self.move_at)
+                .chain(self.told.due())
+                .min()
+                .unwrap_or_else(|| half::now() + NOTHING_TO_DO);
             if timer.deadline() != wake.into() {
                 timer.as_mut().reset(wake.into());
             }
@@ -212,21 +221,34 @@ impl<D: Dataplane> EventLoop<D> {
         self.health.update(missing, peers_of(&self.halves), || programmed_of(&self.halves));
     }
 
+    /// Says in the log what has waited for a pause.
+    fn say(&mut self) {
+        if self.halves.iter().any(|half| half.plane.has_programmed()) {
+            self.told.expect_programmed(half::now);
+        }
+        if self.told.due().is_some_and(|due| due <= half::now()) {
+            let planes = self.halves.iter_mut().map(|half| &mut half.plane);
+            self.told.say(half::now(), || planes.map(Plane::take_programmed).collect());
+        }
+    }
+
     /// Takes in a store event and whatever else has arrived by now; it is planned together.
     fn store_events(&mut self, first: store::Event, more: &mut mpsc::Receiver<store::Event>) {
-        let mut told = Told::default();
+        let mut deltas = Vec::new();
         let mut records = size(&first);
-        self.store_event(first, &mut told);
+        self.store_event(first, &mut deltas);
         while records < STORE_RECORDS
             && let Ok(event) = more.try_recv()
         {
             records += size(&event);
-            self.store_event(event, &mut told);
+            self.store_event(event, &mut deltas);
         }
-        told.log();
+        if !deltas.is_empty() {
+            self.told.deltas(&deltas, half::now());
+        }
     }
 
-    fn store_event(&mut self, event: store::Event, told: &mut Told) {
+    fn store_event(&mut self, event: store::Event, deltas: &mut Vec<Delta>) {
         let planes = self.halves.iter_mut().map(|half| &mut half.plane);
         match event {
             store::Event::Listing => {
@@ -237,7 +259,7 @@ impl<D: Dataplane> EventLoop<D> {
             }
             store::Event::Page(records) => {
                 for record in records {
-                    self.put(record, told);
+                    self.put(record, deltas);
                 }
             }
             store::Event::Listed { revision } => {
@@ -248,13 +270,13 @@ impl<D: Dataplane> EventLoop<D> {
                     self.own.keeper.seen(Change::Deleted { key: self.own.text.clone(), revision });
                 }
                 self.own.keeper.check();
-                planes.for_each(|plane| told.deltas.extend(plane.listed()));
+                planes.for_each(|plane| deltas.extend(plane.listed()));
             }
             store::Event::Changes(changes) => {
                 for change in changes {
                     match change {
-                        Change::Put(record) => self.put(record, told),
-                        Change::Deleted { key, revision } => self.delete(key, revision, told),
+                        Change::Put(record) => self.put(record, deltas),
+                        Change::Deleted { key, revision } => self.delete(key, revision, deltas),
                     }
                 }
             }
@@ -270,7 +292,7 @@ impl<D: Dataplane> EventLoop<D> {
         }
     }
 
-    fn put(&mut self, record: RawRecord, told: &mut Told) {
+    fn put(&mut self, record: RawRecord, deltas: &mut Vec<Delta>) {
         if record.key == self.own.text {
             self.own.listed = true;
             self.own.keeper.seen(Change::Put(record));
@@ -278,19 +300,19 @@ impl<D: Dataplane> EventLoop<D> {
         }
         let mut planes: Vec<&mut Plane> = self.halves.iter_mut().map(|half| &mut half.plane).collect();
         let taken = self.records.put(&mut planes, &record.key, &record.value, record.revision);
-        told.deltas.extend(taken.deltas);
+        deltas.extend(taken.deltas);
         if let Some(bad) = taken.bad {
-            warn!(key = %record.key, reason = %bad, "record kept out");
+            self.told.kept_out(&record.key, &bad, half::now());
         }
     }
 
-    fn delete(&mut self, key: String, revision: i64, told: &mut Told) {
+    fn delete(&mut self, key: String, revision: i64, deltas: &mut Vec<Delta>) {
         if key == self.own.text {
             self.own.keeper.seen(Change::Deleted { key, revision });
             return;
         }
         let mut planes: Vec<&mut Plane> = self.halves.iter_mut().map(|half| &mut half.plane).collect();
-        told.deltas.extend(self.records.remove(&mut planes, &key));
+        deltas.extend(self.records.remove(&mut planes, &key));
     }
 
     fn config_changed(&mut self, config: Option<Vec<u8>>) {
@@ -298,23 +320,14 @@ impl<D: Dataplane> EventLoop<D> {
         match config {
             Some(config) if config == self.site.config_text => {
                 if gone {
-                    info!("the network config is back as it was");
+                    self.told.config_back(half::now());
                 }
-            }
-            Some(config) => {
-                let config_now = String::from_utf8_lossy(&config).into_owned();
-                match NetworkConfig::parse(&config) {
-                    Ok(_) => {
-                        warn!(%config_now, "the network config was changed; this daemon goes on with the one it started with until it is restarted");
-                    }
-                    Err(error) => {
-                        error!(%config_now, %error, "the network config was changed and is not usable: no daemon starts with it; this one goes on with the one it started with");
-                    }
-                }
-                self.site.config_text = config;
             }
             None if gone => {}
-            None => warn!("the network config was deleted; this daemon goes on with the one it started with"),
+            config => {
+                self.told.config(config.as_deref(), half::now());
+                self.site.config_text = config.unwrap_or_else(|| std::mem::take(&mut self.site.config_text));
+            }
         }
     }
 
@@ -395,34 +408,5 @@ fn size(event: &store::Event) -> usize {
         store::Event::Page(records) => records.len(),
         store::Event::Changes(changes) => changes.len(),
         _ => 1,
-    }
-}
-
-/// What store events changed, for the log.
-#[derive(Default)]
-struct Told {
-    deltas: Vec<Delta>,
-}
-
-impl Told {
-    fn log(&self) {
-        if self.deltas.len() > PEERS_NAMED {
-            let joined = self.deltas.iter().filter(|delta| matches!(delta, Delta::Joined(_))).count();
-            let left = self.deltas.iter().filter(|delta| matches!(delta, Delta::Left { .. })).count();
-            info!(joined, left, changed = self.deltas.len() - joined - left, "peers joined, left or changed");
-            return;
-        }
-        for delta in &self.deltas {
-            match delta {
-                Delta::Joined(subnet) => info!(%subnet, "peer joined"),
-                Delta::Changed { subnet, old } => {
-                    info!(%subnet, old_mac = %old.mac, old_remote = %old.remote, "peer changed")
-                }
-                Delta::Left { subnet, displaced_by: Some(by), peer } => {
-                    warn!(%subnet, mac = %peer.vtep.mac, %by, "peer kept out: a newer record has its MAC");
-                }
-                Delta::Left { subnet, .. } => info!(%subnet, "peer left"),
-            }
-        }
     }
 }

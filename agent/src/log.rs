@@ -8,6 +8,7 @@ use std::io::IsTerminal;
 use tracing::error;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::util::SubscriberInitExt;
 
 mod line;
 mod writer;
@@ -59,7 +60,7 @@ pub fn to_stderr(verbosity: u8, format: Format) -> Flush {
         .event_format(Line(form))
         .finish();
     // It fails only where something else logs already.
-    let _ = tracing::subscriber::set_global_default(logging);
+    let _ = logging.try_init();
     if let Some(mistake) = mistake {
         tracing::warn!(RUST_LOG = wanted, error = %mistake, "the variable RUST_LOG is not usable: logging without it");
     }

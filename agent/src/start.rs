@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 use crate::cli::Flags;
 use crate::dataplane::kernel::Kernel;
 use crate::dataplane::{self, Dataplane, Device};
-use crate::eventloop::{Ended, EventLoop, Feeds, Half, Order, Own, Signals};
+use crate::eventloop::{self, Ended, EventLoop, Feeds, Half, Order, Own, Signals};
 use crate::handoff;
 use crate::http::{self, Readiness};
 use crate::lease::{self, AcquireError, Census, Held, Keeper, Known};
@@ -120,9 +120,7 @@ async fn prepare(
 
     let Intake { planes, mut records, .. } = intake;
     records.we_are(&held.key.to_string(), ends.iter().map(|end| site::own(&held.key, end)).collect::<Result<_, _>>()?);
-    for (key, reason) in records.bad() {
-        warn!(%key, %reason, "record kept out");
-    }
+    eventloop::kept_out_at_start(&records);
     let halves = halves(&site, &ends, &held, planes, kernel, &passing).await?;
     let rules = rules(&flags, &site, &ends, &held, &passing).await?;
 

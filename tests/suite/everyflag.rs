@@ -26,7 +26,7 @@ struct Case {
 /// Certificates are for https; the last of repeated endpoints counts.
 const HTTPS: &str = "--etcd-endpoints=https://10.99.0.1:2379";
 
-const CASES: [Case; 28] = [
+const CASES: [Case; 29] = [
     Case { value: "ETCD", shows: ready, ..case("etcd-endpoints") },
     Case { value: "/other", prepare: other_prefix, shows: serves_other_prefix, ..case("etcd-prefix") },
     Case {
@@ -106,6 +106,11 @@ const CASES: [Case; 28] = [
     Case { value: "127.0.0.2", with: "--healthz-port=10250", shows: |lab, _| health(lab, 10250), ..case("healthz-ip") },
     Case { value: "10251", with: "--healthz-ip=127.0.0.2", shows: |lab, _| health(lab, 10251), ..case("healthz-port") },
     Case { value: "4", shows: |_, daemon| says(daemon, "debug"), ..case("v") },
+    Case {
+        value: "json",
+        shows: |_, daemon| says(daemon, r#","level":"info","message":"ready","#),
+        ..case("log-format")
+    },
     Case {
         value: "all",
         prepare: one_peer,

@@ -13,11 +13,13 @@ pub mod mac;
 pub mod miss;
 pub mod peers;
 pub mod plane;
+pub mod programmed;
 pub mod reconcile;
 pub mod record;
 pub mod records;
 pub mod repeats;
 pub mod shown;
+pub mod words;
 
 pub use config::NetworkConfig;
 pub use mac::MacAddr;

@@ -47,6 +47,8 @@ pub struct Peer {
     pub active: bool,
     /// Its host is reached without a gateway, and DirectRouting is on: no tunnel.
     pub direct: bool,
+    /// The log has that it is in the kernel.
+    pub(super) told: bool,
     /// Which of its rows the dump under way has shown.
     pub(super) seen: u8,
     /// Named by the complete read under way.
@@ -199,6 +201,7 @@ impl Peers {
                     installed: false,
                     active: false,
                     direct: false,
+                    told: false,
                     seen: 0,
                     listed: true,
                 };

@@ -15,6 +15,7 @@ use super::config::FamilyConfig;
 use super::kernel::{Fdb, Neigh, Op, Route, Row};
 use super::miss::Refusals;
 use super::peers::{Delta, Peer, Peers, Source, Vtep};
+use super::programmed::{Cause, Programmed};
 use super::reconcile::Comparison;
 
 /// When a peer is put into the kernel.
@@ -70,6 +71,8 @@ pub struct Plane {
     retry: Retry,
     /// Misses for MACs that no peer has.
     pub(super) unknown_macs: u64,
+    /// What the log has still to say.
+    pub(super) programmed: Programmed,
 }
 
 /// Operations to apply, with what each is for.
@@ -144,6 +147,7 @@ impl Plane {
             comparison: Comparison::default(),
             retry: Retry::default(),
             unknown_macs: 0,
+            programmed: Programmed::default(),
         }
     }
 
@@ -177,6 +181,16 @@ impl Plane {
     /// How many peers are completely in the kernel.
     pub fn installed(&self) -> usize {
         self.peers.iter().filter(|(_, peer)| peer.installed).count()
+    }
+
+    /// Whether peers were put into the kernel since [`Plane::take_programmed`].
+    pub fn has_programmed(&self) -> bool {
+        !self.programmed.is_empty()
+    }
+
+    /// Which were. Asked once, they are so no more.
+    pub fn take_programmed(&mut self) -> Programmed {
+        std::mem::take(&mut self.programmed)
     }
 
     /// Takes in a checked record. Says what it changed.
@@ -428,6 +442,10 @@ impl Plane {
             // Whatever the dump under way has shown of it.
             peer.seen = 0;
         } else {
+            if !std::mem::replace(&mut peer.told, true) {
+                let cause = if peer.direct { Cause::Direct } else { Cause::of(peer.active) };
+                self.programmed.add(subnet, cause);
+            }
             let guests = self.take_guests(subnet);
             self.strays.extend(guests);
         }

@@ -292,11 +292,11 @@ impl Plane {
                 if seen != 0 {
                     strays.push((*subnet, peer.vtep));
                 }
-                peer.installed = false;
+                (peer.installed, peer.told) = (false, false);
             } else if seen == complete && (adopt || !self.due.contains(subnet)) {
                 // What became due while the dump ran is not as the dump shows it.
                 found.right += 1;
-                peer.installed = true;
+                (peer.installed, peer.told) = (true, true);
             } else {
                 found.due += 1;
                 peer.installed = false;

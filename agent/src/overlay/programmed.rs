@@ -1,0 +1,60 @@
+//! Which peers were put into the kernel, and why: what the log says of them.
+
+use std::fmt;
+
+use ipnetwork::IpNetwork;
+
+/// How many are remembered by name; more than that at once are only counted.
+const NAMED: usize = 10;
+
+/// Peers that were put into the kernel since somebody asked last. Rows that were put back are none.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Programmed {
+    /// The first ones.
+    pub first: Vec<(IpNetwork, Cause)>,
+    /// How many came after them.
+    pub more: usize,
+}
+
+/// Why a peer is in the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// On demand: a packet to it waited.
+    Packet,
+    /// Every peer is.
+    Record,
+    /// DirectRouting: its host needs no tunnel.
+    Direct,
+}
+
+impl Programmed {
+    pub(super) fn add(&mut self, subnet: IpNetwork, cause: Cause) {
+        if self.first.len() < NAMED {
+            self.first.push((subnet, cause));
+        } else {
+            self.more += 1;
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.first.is_empty()
+    }
+}
+
+impl Cause {
+    /// Of a peer in the tunnel, which packets asked for or not.
+    pub(super) fn of(active: bool) -> Self {
+        if active { Self::Packet } else { Self::Record }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Packet => "a packet asked for it",
+            Self::Record => "its record is in etcd",
+            Self::Direct => "its host is on a link of this node",
+        })
+    }
+}

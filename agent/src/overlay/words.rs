@@ -1,0 +1,125 @@
+//! Rows, questions and answers in the words of iproute2, for the log: what an operator would type.
+
+use std::fmt::{self, Display, Formatter};
+
+use super::kernel::{Fdb, Miss, Neigh, Op, Route, Row, Via};
+use super::miss::Answer;
+
+/// An operation as a command of iproute2, on the device of this name.
+#[derive(Debug, Clone, Copy)]
+pub struct Command<'a> {
+    /// What is done.
+    pub op: &'a Op,
+    /// The name of our device.
+    pub device: &'a str,
+}
+
+impl Display for Command<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let device = self.device;
+        match self.op {
+            Op::PutFdb(Fdb { mac, remote }) => {
+                write!(f, "bridge fdb replace {mac} dev {device} dst {remote} self permanent")
+            }
+            Op::PutNeigh(Neigh { address, mac }) => {
+                write!(f, "ip neigh replace {address} lladdr {mac} dev {device} nud permanent")
+            }
+            Op::PutRoute(route) => write!(f, "ip route replace {}", Words { route, device }),
+            Op::Delete(Row::Fdb(Fdb { mac, remote })) => {
+                write!(f, "bridge fdb del {mac} dev {device} dst {remote} self")
+            }
+            Op::Delete(Row::Neigh(address)) => write!(f, "ip neigh del {address} dev {device}"),
+            Op::Delete(Row::Route(route)) => write!(f, "ip route del {}", Words { route, device }),
+        }
+    }
+}
+
+struct Words<'a> {
+    route: &'a Route,
+    device: &'a str,
+}
+
+impl Display for Words<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let (Route { destination, via, metric, protocol }, device) = (self.route, self.device);
+        match via {
+            Via::Link { source } => write!(f, "{destination} dev {device} scope link src {source}"),
+            Via::Gateway(gateway) => write!(f, "{destination} via {gateway} dev {device} onlink"),
+            Via::Direct(host) => write!(f, "{destination} via {host}"),
+            Via::Unreachable => write!(f, "unreachable {destination}"),
+            Via::Blackhole => write!(f, "blackhole {destination}"),
+            Via::Elsewhere => write!(f, "{destination}"),
+        }?;
+        write!(f, " proto {protocol} metric {metric}")
+    }
+}
+
+impl Display for Miss {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => write!(f, "which MAC has {address}?"),
+            Self::Mac(mac) => write!(f, "which host has {mac}?"),
+        }
+    }
+}
+
+impl Display for Answer {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Peer(subnet) => write!(f, "the peer {subnet}"),
+            Self::Refused(block) => write!(f, "nobody leased {block}: unreachable from now on"),
+            Self::RefusedBefore(block) => write!(f, "nobody leased {block}, which is unreachable already"),
+            Self::Unknown => f.write_str("not this network's"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_operation_is_a_command() {
+        let (mac, remote) = ("02:00:00:00:00:c8".parse().unwrap(), "10.99.0.7".parse().unwrap());
+        let (subnet, gateway) = ("10.5.7.0/24".parse().unwrap(), "10.5.7.0".parse().unwrap());
+        let network = "10.5.0.0/16".parse().unwrap();
+        let cases = [
+            (
+                Op::PutFdb(Fdb { mac, remote }),
+                "bridge fdb replace 02:00:00:00:00:c8 dev flannel.1 dst 10.99.0.7 self permanent",
+            ),
+            (
+                Op::PutNeigh(Neigh { address: gateway, mac }),
+                "ip neigh replace 10.5.7.0 lladdr 02:00:00:00:00:c8 dev flannel.1 nud permanent",
+            ),
+            (
+                Op::PutRoute(Route::peer(subnet, 7)),
+                "ip route replace 10.5.7.0/24 via 10.5.7.0 dev flannel.1 onlink proto 116 metric 1007",
+            ),
+            (
+                Op::PutRoute(Route::base(network, gateway)),
+                "ip route replace 10.5.0.0/16 dev flannel.1 scope link src 10.5.7.0 proto 116 metric 0",
+            ),
+            (
+                Op::PutRoute(Route::direct(subnet, 7, remote)),
+                "ip route replace 10.5.7.0/24 via 10.99.0.7 proto 116 metric 1007",
+            ),
+            (
+                Op::Delete(Row::Route(Route::refusal(subnet))),
+                "ip route del unreachable 10.5.7.0/24 proto 116 metric 2147483648",
+            ),
+            (
+                Op::Delete(Row::Route(Route::blackhole(subnet))),
+                "ip route del blackhole 10.5.7.0/24 proto 116 metric 2147483648",
+            ),
+            (
+                Op::Delete(Row::Fdb(Fdb { mac, remote })),
+                "bridge fdb del 02:00:00:00:00:c8 dev flannel.1 dst 10.99.0.7 self",
+            ),
+            (Op::Delete(Row::Neigh(gateway)), "ip neigh del 10.5.7.0 dev flannel.1"),
+        ];
+        for (op, expected) in cases {
+            assert_eq!(Command { op: &op, device: "flannel.1" }.to_string(), expected);
+        }
+    }
+}
