@@ -22,7 +22,7 @@ mod go;
 mod values;
 
 pub use go::read;
-pub use values::host;
+pub use values::{duration, host};
 
 const INTERFACE: &str = "The interface";
 const NODE: &str = "The node";

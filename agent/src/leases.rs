@@ -1,22 +1,30 @@
-//! `twill leases`: the records in etcd as a table. Also the one complete read that other commands begin with.
+//! `twill leases`: the records in etcd as a table. Also the one complete read that other commands begin with, and how long
+//! a command waits for etcd.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use ipnetwork::IpNetwork;
+use tokio::task::JoinSet;
 
-use crate::cli::EtcdFlags;
 use crate::out;
 use crate::overlay::record::{BadRecord, Family, Own, Record, SubnetKey, check};
-use crate::overlay::{MacAddr, NetworkConfig};
+use crate::overlay::{MacAddr, NetworkConfig, Shown};
 use crate::site;
 use crate::store::etcd::EtcdStore;
-use crate::store::{Event, RawRecord, Store};
+use crate::store::{Event, LeaseId, RawRecord, Store};
 
-/// How long etcd may take to show all records.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+mod table;
+
+pub(crate) use table::{cell, name};
+
+/// After so long without an answer a command says what it waits for.
+const SILENCE: Duration = Duration::from_secs(1);
+/// How many leases are asked for at once.
+const ASKED_AT_ONCE: usize = 64;
 
 /// What a complete read showed.
 #[derive(Debug, Clone, Default)]
@@ -27,29 +35,167 @@ pub struct Listing {
     pub records: Vec<RawRecord>,
 }
 
-/// Prints a line for each record, and on standard error how many every node keeps out, by reason.
-pub async fn print(etcd: &EtcdFlags) -> Result<()> {
-    let (_, listing) = open(etcd).await?;
+/// What is left of each etcd lease that records hang on; `None`: it has ended.
+pub type Left = BTreeMap<i64, Option<Duration>>;
+
+/// How a look at the records ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// Each record is a peer's or a reservation.
+    AllGood,
+    /// Every node keeps some record out.
+    SomeKeptOut,
+}
+
+/// etcd, as a command asks it: for a limited time.
+pub struct Asked {
+    endpoints: String,
+    timeout: Duration,
+    /// What to say when the time is over.
+    doubt: &'static str,
+    /// Why etcd did not answer, the last time that it did not.
+    reason: RefCell<Option<String>>,
+}
+
+impl Asked {
+    /// etcd at these endpoints; all that is asked has so much time together.
+    pub fn new(endpoints: &[String], timeout: Duration) -> Self {
+        Self { endpoints: endpoints.join(", "), timeout, doubt: "", reason: RefCell::default() }
+    }
+
+    /// For a change, which may have been made although its answer did not come.
+    pub fn for_change(self) -> Self {
+        Self { doubt: "; whether the record was changed, `twill leases` tells", ..self }
+    }
+
+    /// Does all that a command asks of etcd. Says after a second that there is no answer yet, and why.
+    ///
+    /// # Errors
+    /// What the work fails by; or that the time is over, with the endpoints and the reason.
+    pub async fn within<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let Self { endpoints, timeout, doubt, .. } = self;
+        let mut work = std::pin::pin!(tokio::time::timeout(*timeout, work));
+        let result = match tokio::time::timeout(SILENCE.min(*timeout), &mut work).await {
+            Ok(result) => result,
+            Err(_) => {
+                let why = self.why();
+                complain(&format!("etcd at {endpoints} does not answer yet{why}; trying for {timeout:?} in all"));
+                work.await
+            }
+        };
+        result.unwrap_or_else(|_| {
+            Err(anyhow!("no answer from etcd at {endpoints} within {timeout:?}{}{doubt}", self.why()))
+        })
+    }
+
+    fn why(&self) -> String {
+        self.reason.borrow().as_ref().map(|reason| format!(": {reason}")).unwrap_or_default()
+    }
+
+    /// Reads everything once.
+    ///
+    /// # Errors
+    /// What etcd refuses it by: no wait mends a refusal.
+    pub async fn read(&self, store: &impl Store) -> Result<Listing> {
+        let mut events = store.follow();
+        let mut listing = Listing::default();
+        while let Some(event) = events.recv().await {
+            match event {
+                Event::Listing => listing = Listing::default(),
+                Event::Config(config) => listing.config = config,
+                Event::Page(page) => listing.records.extend(page),
+                Event::Listed { .. } => return Ok(listing),
+                Event::Down { reason } => {
+                    self.reason.replace(Some(reason.clone()));
+                    if is_refused(store).await {
+                        bail!("etcd refuses: {reason}");
+                    }
+                }
+                Event::Up | Event::Changes(_) => {}
+            }
+        }
+        bail!("the reader of etcd has stopped")
+    }
+}
+
+/// A line for the operator beside the result.
+pub fn complain(text: &str) {
+    out::note(format_args!("twill: {}", Shown::up_to(2_000, text)));
+}
+
+/// Prints a line for each subnet, and which records every node keeps out, and why.
+///
+/// # Errors
+/// What etcd or the output fails by; that there is no network config, or no usable one.
+pub async fn print(store: &EtcdStore, asked: &Asked) -> Result<Seen> {
+    let (listing, left) = asked
+        .within(async {
+            let listing = asked.read(store).await?;
+            let left = left(store, &listing).await?;
+            Ok((listing, left))
+        })
+        .await?;
+    let config = listing.config(store);
+    if config.is_err() && listing.config.is_none() && listing.records.is_empty() {
+        return config.map(|_| Seen::AllGood);
+    }
     let kept_out = listing.kept_out();
-    let mut table = row("SUBNET", "PUBLIC IP", "VTEP MAC", "LEASE", "NODE") + "\n";
-    for line in listing.records.iter().flat_map(|raw| lines(raw, kept_out.get(&raw.key))) {
-        table += &line;
-        table.push('\n');
+    let text = table::render(&listing, &left, &kept_out);
+    out::print(&text)?;
+    config?;
+    if kept_out.is_empty() {
+        return Ok(Seen::AllGood);
     }
-    out::print(&table)?;
-    if !kept_out.is_empty() {
-        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        kept_out.values().for_each(|bad| *counts.entry(bad.reason()).or_default() += 1);
-        let counts: Vec<String> = counts.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
-        out::note(format_args!("twill: records that every node keeps out: {}", counts.join(", ")));
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    kept_out.values().for_each(|bad| *counts.entry(bad.kind()).or_default() += 1);
+    let counts: Vec<String> = counts.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    complain(&format!("records that every node keeps out: {}", counts.join(", ")));
+    Ok(Seen::SomeKeptOut)
+}
+
+/// What is left of each lease that a record hangs on.
+async fn left(store: &EtcdStore, listing: &Listing) -> Result<Left> {
+    let leases: BTreeSet<i64> = listing.records.iter().map(|raw| raw.lease).filter(|lease| *lease != 0).collect();
+    let (mut left, mut asked) = (Left::new(), JoinSet::new());
+    let mut take = |answer: Result<_, tokio::task::JoinError>| -> Result<()> {
+        let (lease, answer): (i64, Result<_, crate::store::Error>) = answer?;
+        left.insert(lease, answer?);
+        Ok(())
+    };
+    for lease in leases {
+        if asked.len() >= ASKED_AT_ONCE
+            && let Some(answer) = asked.join_next().await
+        {
+            take(answer)?;
+        }
+        let store = store.clone();
+        asked.spawn(async move { (lease, store.time_left(LeaseId(lease)).await) });
     }
-    Ok(())
+    while let Some(answer) = asked.join_next().await {
+        take(answer)?;
+    }
+    Ok(left)
 }
 
 impl Listing {
+    /// The network config.
+    ///
+    /// # Errors
+    /// That there is none, or no usable one; names the key.
+    pub fn config(&self, store: &EtcdStore) -> Result<NetworkConfig> {
+        let key = store.config_key();
+        let Some(text) = &self.config else {
+            let example = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
+            bail!(
+                "there is no network config: the key {key} does not exist; a node waits for it, for instance {example}"
+            );
+        };
+        NetworkConfig::parse(text).with_context(|| format!("the network config {key} is not usable"))
+    }
+
     /// The records that no node takes for a peer, by key, and why. Without a usable network config only those that can't
     /// be read. A reservation that waits for its node is in order.
-    pub fn kept_out(&self) -> BTreeMap<String, BadRecord> {
+    pub fn kept_out(&self) -> BTreeMap<&str, BadRecord> {
         let config = self.config.as_ref().and_then(|text| NetworkConfig::parse(text).ok());
         // Of two records with one MAC the newer counts.
         let mut records: Vec<&RawRecord> = self.records.iter().collect();
@@ -57,7 +203,7 @@ impl Listing {
         let mut macs = BTreeMap::new();
         let bad = records.into_iter().filter_map(|raw| match judge(raw, config.as_ref(), &mut macs) {
             Ok(()) | Err(BadRecord::Reserved(_)) => None,
-            Err(bad) => Some((raw.key.clone(), bad)),
+            Err(bad) => Some((raw.key.as_str(), bad)),
         });
         bad.collect()
     }
@@ -70,6 +216,10 @@ fn judge(
     macs: &mut BTreeMap<(Family, MacAddr), IpNetwork>,
 ) -> Result<(), BadRecord> {
     let (key, record) = (raw.key.parse::<SubnetKey>()?, Record::parse(&raw.value)?);
+    if record.is_unused() && !record.has_address() && record.node.is_none() {
+        // A reservation for nobody.
+        return Err(BadRecord::Incomplete("PublicIP"));
+    }
     let Some(config) = config else { return Ok(()) };
     for net in config.families() {
         let family = Family::of(&net.network);
@@ -87,81 +237,15 @@ fn judge(
     Ok(())
 }
 
-/// The store that the flags name, and all that is in it.
-pub async fn open(etcd: &EtcdFlags) -> Result<(EtcdStore, Listing)> {
-    let store = etcd.store()?;
-    match tokio::time::timeout(ANSWER_WITHIN, read(&store)).await {
-        Ok(listing) => Ok((store, listing?)),
-        Err(_) => bail!("no answer from etcd ({}) within {ANSWER_WITHIN:?}", etcd.etcd_endpoints.join(", ")),
-    }
-}
-
-/// Reads everything once.
-pub async fn read(store: &impl Store) -> Result<Listing> {
-    let mut events = store.follow();
-    let mut listing = Listing::default();
-    while let Some(event) = events.recv().await {
-        match event {
-            Event::Listing => listing = Listing::default(),
-            Event::Config(config) => listing.config = config,
-            Event::Page(page) => listing.records.extend(page),
-            Event::Listed { .. } => return Ok(listing),
-            // Waiting mends no refusal.
-            Event::Down { reason } if is_refused(store).await => bail!("etcd refuses: {reason}"),
-            Event::Down { reason } => out::note(format_args!("twill: etcd does not answer: {reason}")),
-            Event::Up | Event::Changes(_) => {}
-        }
-    }
-    bail!("the reader of etcd has stopped")
-}
-
 /// Whether etcd is there and refuses what a complete read needs.
 async fn is_refused(store: &impl Store) -> bool {
     let refused = |error: Option<crate::store::Error>| error.is_some_and(|error| !error.is_transient());
     refused(store.config().await.err()) || refused(store.record("").await.err())
 }
 
-fn row(subnet: &str, ip: &str, mac: &str, lease: &str, node: &str) -> String {
-    format!("{subnet:<42} {ip:<16} {mac:<19} {lease:<16} {node}").trim_end().to_owned()
-}
-
-/// A line for each side of a record, with the reason if it is kept out.
-fn lines(raw: &RawRecord, bad: Option<&BadRecord>) -> Vec<String> {
-    let lease = if raw.lease == 0 { "reservation".to_owned() } else { format!("{:x}", raw.lease) };
-    let parsed = raw.key.parse::<SubnetKey>().map_err(|e| e.to_string());
-    let parsed = parsed.and_then(|key| Ok((key, Record::parse(&raw.value).map_err(|e| e.to_string())?)));
-    let (key, record) = match parsed {
-        Ok(parsed) => parsed,
-        Err(reason) => return vec![row(&raw.key, "-", "-", &lease, &format!("unusable: {reason}"))],
-    };
-    let node = record.node.as_deref().unwrap_or("-");
-    let address = |family| match family {
-        Family::V4 if record.public_ip.is_unspecified() => "-".to_owned(),
-        Family::V4 => record.public_ip.to_string(),
-        Family::V6 => record.public_ipv6.map_or("-".to_owned(), |ip| ip.to_string()),
-    };
-    let sides = [Family::V4, Family::V6].into_iter().filter_map(|family| {
-        let mac = match record.peer(&key, family) {
-            Some(peer) => peer.mac.to_string(),
-            None if record.is_unused() => "not used yet".to_owned(),
-            None => "-".to_owned(),
-        };
-        let line = row(&key.side(family)?.to_string(), &address(family), &mac, &lease, node);
-        Some(bad.map_or(line.clone(), |bad| format!("{line}  kept out: {bad}")))
-    });
-    sides.collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn lines(key: &str, value: &str, lease: i64) -> Vec<String> {
-        let raw = RawRecord { key: key.to_owned(), value: value.as_bytes().to_vec(), revision: 1, lease };
-        let squeezed = |line: String| line.split_whitespace().collect::<Vec<_>>().join(" ");
-        let listing = Listing { config: None, records: vec![raw.clone()] };
-        super::lines(&raw, listing.kept_out().get(key)).into_iter().map(squeezed).collect()
-    }
 
     #[test]
     fn what_every_node_keeps_out_is_told_by_reason() {
@@ -179,6 +263,7 @@ mod tests {
             ("10.5.6.0-24", value(6, 1, 6).replace("vxlan", "host-gw")),
             ("10.5.7.0-24", value(0, 1, 7).replace("10.99.0.0", "0.0.0.0")),
             ("10.5.8.0-24", "junk".to_owned()),
+            ("10.5.9.0-24", "{}".to_owned()),
             ("junk", value(9, 1, 9)),
         ];
         let raw = |(at, (key, value)): (usize, &(&str, String))| RawRecord {
@@ -191,38 +276,27 @@ mod tests {
         let config = Some(br#"{"Network":"10.5.0.0/16"}"#.to_vec());
         let listing = Listing { config, records };
         let kept_out = listing.kept_out();
-        let reasons: Vec<_> = kept_out.iter().map(|(key, bad)| (key.as_str(), bad.reason())).collect();
+        let reasons: Vec<_> = kept_out.iter().map(|(key, bad)| (*key, bad.reason())).collect();
         let expected = [
             ("10.5.1.0-24", "mac_of_another"),
             ("10.5.3.0-24", "wrong_vni"),
             ("10.5.6.0-24", "other_backend"),
             ("10.5.7.0-24", "remote_not_unicast"),
             ("10.5.8.0-24", "value"),
+            ("10.5.9.0-24", "incomplete"),
             ("10.6.4.0-24", "outside_network"),
             ("junk", "key_form"),
         ];
         assert_eq!(reasons, expected);
-        let line = &super::lines(&listing.records[0], kept_out.get("10.5.1.0-24"))[0];
-        assert!(line.ends_with("kept out: the VTEP's MAC 02:00:00:00:00:01 is also that of 10.5.2.0/24"), "{line}");
     }
 
-    #[test]
-    fn each_kind_of_record_has_its_line() {
-        let value = r#"{"PublicIP":"10.99.0.1","PublicIPv6":"fd99::1","BackendType":"vxlan",
-            "BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"BackendV6Data":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:45"},
-            "NodeID":"worker-1"}"#;
-        let expected = [
-            "10.5.1.0/24 10.99.0.1 c6:d2:32:6f:8f:44 1f worker-1",
-            "fc00:0:0:1::/64 fd99::1 c6:d2:32:6f:8f:45 1f worker-1",
-        ];
-        assert_eq!(lines("10.5.1.0-24&fc00:0:0:1::-64", value, 0x1f), expected);
-        let reserved = r#"{"PublicIP":"10.99.0.1","PublicIPv6":null}"#;
-        assert_eq!(lines("10.5.1.0-24", reserved, 0), ["10.5.1.0/24 10.99.0.1 not used yet reservation -"]);
-        let by_id = r#"{"PublicIP":"0.0.0.0","PublicIPv6":null,"NodeID":"worker-1"}"#;
-        assert_eq!(lines("10.5.1.0-24", by_id, 0), ["10.5.1.0/24 - not used yet reservation worker-1"]);
-        let other = r#"{"PublicIP":"10.99.0.1","BackendType":"host-gw"}"#;
-        assert_eq!(lines("10.5.1.0-24", other, 0x1f), ["10.5.1.0/24 10.99.0.1 - 1f -"]);
-        let [junk] = lines("junk", "{}", 0x1f).try_into().unwrap();
-        assert!(junk.starts_with("junk - - 1f unusable: \"junk\" is not a subnet"), "{junk}");
+    #[tokio::test(start_paused = true)]
+    async fn the_time_for_all_of_it_is_limited_and_the_reason_is_kept() {
+        let asked = Asked::new(&["http://a:1".to_owned(), "http://b:2".to_owned()], Duration::from_secs(10));
+        let store = crate::store::fake::FakeStore::new();
+        store.down();
+        let error = asked.within(asked.read(&store)).await.unwrap_err().to_string();
+        assert!(error.starts_with("no answer from etcd at http://a:1, http://b:2 within 10s"), "{error}");
+        assert_eq!(asked.within(async { Ok(7) }).await.unwrap(), 7);
     }
 }

@@ -10,8 +10,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnetwork::IpNetwork;
 
 use crate::lease::TTL;
-use crate::leases::Listing;
+use crate::leases::{Listing, cell, name};
 use crate::overlay::NetworkConfig;
+use crate::overlay::Shown;
 use crate::overlay::config::{ConfigError, FamilyConfig};
 use crate::overlay::record::{Family, Record, SubnetKey};
 use crate::store::{self, LeaseId, RawRecord, Store, Written};
@@ -32,16 +33,17 @@ pub enum Whom {
 #[expect(missing_docs, reason = "each says itself what it is")]
 pub enum Refusal {
     #[error(
-        "{0:?} is not a subnet: expected one as in 10.5.7.0/24, with two families as in 10.5.7.0/24,fc00:0:0:7::/64"
+        "\"{}\" is not a subnet: expected one as in 10.5.7.0/24, with two families as in 10.5.7.0/24,fc00:0:0:7::/64",
+        Shown::new(.0)
     )]
     NoSubnet(String),
     #[error("there is no network config")]
     NoConfig,
     #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("the network has no {0:?} side")]
+    #[error("the network has no {0} side")]
     OtherFamily(Family),
-    #[error("name the subnet's {0:?} side as well")]
+    #[error("name the subnet's {0} side as well")]
     MissingFamily(Family),
     #[error("{subnet} has the wrong length: the network's subnets are /{expected}")]
     WrongLength { subnet: IpNetwork, expected: u8 },
@@ -65,6 +67,10 @@ pub enum Refusal {
     NotReserved { key: String, holder: String },
     #[error("the record of {0} can't be read; --force deletes it all the same")]
     Unreadable(String),
+    #[error("the key {0} names no subnet, so no node uses its record; --force deletes it")]
+    NoSubnetKey(String),
+    #[error("{count} keys are shown as {text}: delete the right one with etcdctl del")]
+    SeveralKeys { text: String, count: usize },
     #[error("{0} changed in this very moment: look again")]
     Changed(String),
     #[error(transparent)]
@@ -83,28 +89,54 @@ pub async fn reserve(store: &impl Store, listing: &Listing, subnet: &str, whom: 
         return settle(store, raw, whom).await;
     }
     if let Some(raw) = listing.records.iter().find(|raw| overlaps(&raw.key, &key)) {
-        return Err(Refusal::Held { key: raw.key.clone(), holder: holder(raw) });
+        return Err(Refusal::Held { key: name(&raw.key), holder: holder(raw) });
     }
-    let Some(record) = reservation(&config, whom)? else { return Err(Refusal::NobodyHolds(text)) };
+    let subnet = key.slashed();
+    let Some(record) = reservation(&config, whom)? else { return Err(Refusal::NobodyHolds(subnet)) };
     let (mut note, theirs) = (String::new(), listing.records.iter().filter(|raw| is_for(raw, whom)));
     for raw in theirs {
         if raw.lease == 0 {
-            return Err(Refusal::HasReservation { key: raw.key.clone(), holder: holder(raw) });
+            return Err(Refusal::HasReservation { key: name(&raw.key), holder: holder(raw) });
         }
-        note = format!("; it goes on with {} until it starts without its subnet.env", raw.key);
+        note = format!("; it goes on with {} until it starts without its subnet.env", name(&raw.key));
     }
     match store.create(&text, &record.to_json(), None).await? {
-        Written::At(_) => Ok(format!("{text} is reserved for {}{note}", record.holder())),
-        Written::Conflict => Err(Refusal::Changed(text)),
+        Written::At(_) => Ok(format!("{subnet} is reserved for {}{note}", record.holder())),
+        Written::Conflict => Err(Refusal::Changed(subnet)),
     }
 }
 
 /// Ends a reservation; says what was done. One that a node uses becomes an ordinary lease, which that node renews if it is
-/// alive. `force` deletes whatever record the subnet has.
+/// alive. `force` deletes whatever record the subnet has, or the record of this very key, as etcd has it or as
+/// `twill leases` shows it.
 ///
 /// # Errors
 /// What is there instead of a reservation.
 pub async fn release(store: &impl Store, listing: &Listing, subnet: &str, force: bool) -> Result<String, Refusal> {
+    let raw = match junk(listing, subnet)? {
+        Some(junk) if force => return delete_junk(store, junk).await,
+        Some(junk) => return Err(Refusal::NoSubnetKey(name(&junk.key))),
+        None => of_subnet(listing, subnet)?,
+    };
+    let (key, holder) = (name(&raw.key), holder(raw));
+    let record = Record::parse(&raw.value);
+    let is_unused = record.as_ref().is_ok_and(Record::is_unused) && raw.lease == 0;
+    if !force && !is_unused {
+        return match record {
+            Err(_) => Err(Refusal::Unreadable(key)),
+            Ok(_) if raw.lease != 0 => Err(Refusal::NotReserved { key, holder }),
+            Ok(_) => hang_on_lease(store, raw, &holder).await,
+        };
+    }
+    match store.delete(&raw.key, raw.revision).await? {
+        Written::At(_) if is_unused => Ok(format!("{key} is free again; it was reserved for {holder}")),
+        Written::At(_) => Ok(format!("{key} is free again; {holder} makes its record anew if it is alive")),
+        Written::Conflict => Err(Refusal::Changed(key)),
+    }
+}
+
+/// The record of a subnet, by its key if that is given, else by any side of it.
+fn of_subnet<'a>(listing: &'a Listing, subnet: &str) -> Result<&'a RawRecord, Refusal> {
     let wanted = sides(subnet)?;
     let is_meant = |raw: &&RawRecord| {
         let key = raw.key.parse::<SubnetKey>().ok();
@@ -112,27 +144,35 @@ pub async fn release(store: &impl Store, listing: &Listing, subnet: &str, force:
             |family| wanted.side(family).is_none_or(|side| key.is_some_and(|key| key.side(family) == Some(side)));
         same(Family::V4) && same(Family::V6)
     };
-    let raw = listing.records.iter().find(is_meant).ok_or_else(|| Refusal::NothingThere(wanted.to_string()))?;
-    let (key, holder) = (&raw.key, holder(raw));
-    let record = Record::parse(&raw.value);
-    let is_unused = record.as_ref().is_ok_and(Record::is_unused) && raw.lease == 0;
-    if !force && !is_unused {
-        return match record {
-            Err(_) => Err(Refusal::Unreadable(key.clone())),
-            Ok(_) if raw.lease != 0 => Err(Refusal::NotReserved { key: key.clone(), holder }),
-            Ok(_) => hang_on_lease(store, raw, &holder).await,
-        };
+    let exact = listing.records.iter().find(|raw| raw.key == wanted.to_string());
+    exact.or_else(|| listing.records.iter().find(is_meant)).ok_or_else(|| Refusal::NothingThere(wanted.slashed()))
+}
+
+/// The record whose key names no subnet and is this text, as it is or as it is shown.
+fn junk<'a>(listing: &'a Listing, text: &str) -> Result<Option<&'a RawRecord>, Refusal> {
+    let junk = || listing.records.iter().filter(|raw| raw.key.parse::<SubnetKey>().is_err());
+    if let Some(exact) = junk().find(|raw| raw.key == text) {
+        return Ok(Some(exact));
     }
-    match store.delete(key, raw.revision).await? {
-        Written::At(_) if is_unused => Ok(format!("{key} is free again; it was reserved for {holder}")),
-        Written::At(_) => Ok(format!("{key} is free again; {holder} makes its record anew if it is alive")),
-        Written::Conflict => Err(Refusal::Changed(key.clone())),
+    let shown: Vec<&RawRecord> = junk().filter(|raw| cell(&raw.key) == text || name(&raw.key) == text).collect();
+    match shown[..] {
+        [] => Ok(None),
+        [one] => Ok(Some(one)),
+        _ => Err(Refusal::SeveralKeys { text: name(text), count: shown.len() }),
+    }
+}
+
+async fn delete_junk(store: &impl Store, raw: &RawRecord) -> Result<String, Refusal> {
+    let key = name(&raw.key);
+    match store.delete(&raw.key, raw.revision).await? {
+        Written::At(_) => Ok(format!("the key {key}, which named no subnet, is deleted")),
+        Written::Conflict => Err(Refusal::Changed(key)),
     }
 }
 
 /// The subnet has a record already.
 async fn settle(store: &impl Store, raw: &RawRecord, whom: &Whom) -> Result<String, Refusal> {
-    let (key, holder) = (raw.key.clone(), holder(raw));
+    let (key, holder) = (name(&raw.key), holder(raw));
     match (is_for(raw, whom), raw.lease) {
         (false, 0) => Err(Refusal::ReservedForAnother { key, holder }),
         (false, _) => Err(Refusal::Held { key, holder }),
@@ -152,8 +192,10 @@ async fn hang_on_lease(store: &impl Store, raw: &RawRecord, holder: &str) -> Res
         unless_used(store, raw, lease).await;
     }
     match written? {
-        Written::At(_) => Ok(format!("{} is no longer reserved; {holder} keeps it while it renews its lease", raw.key)),
-        Written::Conflict => Err(Refusal::Changed(raw.key.clone())),
+        Written::At(_) => {
+            Ok(format!("{} is no longer reserved; {holder} keeps it while it renews its lease", name(&raw.key)))
+        }
+        Written::Conflict => Err(Refusal::Changed(name(&raw.key))),
     }
 }
 

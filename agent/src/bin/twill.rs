@@ -6,25 +6,46 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use twill_agent::cli::{self, EtcdFlags};
+use twill_agent::leases::{self, Asked, Seen, complain};
 use twill_agent::reserve::{self, Whom};
-use twill_agent::{docker_opts, init_config, install, leases, log, nodeid, out, process};
+use twill_agent::{docker_opts, init_config, install, log, nodeid, out, process};
+
+/// Records that every node keeps out.
+const SOME_KEPT_OUT: u8 = 3;
+
+/// What stands below the flags.
+const AFTER_HELP: &str = "\
+Exit codes:
+  0  done; with `leases`: each record is a node's or a reservation
+  1  not done: no network config, no answer from etcd in time, another node holds the subnet, ...
+  2  the command line or a variable is wrong
+  3  `leases`: the table is complete, and every node keeps some of the records in it out";
 
 /// Looks at a Twill (or flannel) network.
 #[derive(Debug, Parser)]
-#[command(name = "twill", version = twill_agent::VERSION, args_override_self = true, max_term_width = 120)]
+#[command(name = "twill", version = twill_agent::VERSION, args_override_self = true, max_term_width = 120, after_help = AFTER_HELP)]
 struct Flags {
     #[command(subcommand)]
     command: Command,
     #[command(flatten)]
     etcd: EtcdFlags,
+    /// How long etcd may take over all that is asked of it, as in 10s, 1m.
+    #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = cli::duration, help_heading = "etcd")]
+    timeout: Duration,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// List the subnets that nodes hold, as etcd has them.
+    ///
+    /// A line for each subnet: SUBNET (as `release` takes it), PUBLIC-IP, VTEP-MAC, NODE, LEFT (what is left of its lease, or
+    /// `reservation`), STATE (`ok`, or why every node keeps the record out). Only STATE has spaces in it. Keys that name no
+    /// subnet follow in a table of their own. Ends with 3 if any record is kept out.
+    #[command(after_help = AFTER_HELP)]
     Leases,
     /// Set a subnet aside for a node, which needs not be there yet; without a flag, for the one that holds it now.
     ///
@@ -60,37 +81,54 @@ enum Command {
     DockerOpts(docker_opts::Options),
     /// End a reservation. One in use becomes an ordinary lease.
     Release {
-        /// As in 10.5.7.0/24.
+        /// As in 10.5.7.0/24; with --force also a key that names no subnet, as `twill leases` shows it.
+        #[arg(value_name = "SUBNET|KEY")]
         subnet: String,
-        /// Delete whatever record the subnet has, a lease too: for a node that is gone for good.
+        /// Delete whatever record the subnet or the key has, a lease too: for a node that is gone for good.
         #[arg(long)]
         force: bool,
     },
 }
 
 impl Command {
-    async fn run(self, etcd: &EtcdFlags) -> anyhow::Result<()> {
-        match self {
-            Command::Leases => leases::print(etcd).await,
+    async fn run(self, etcd: &EtcdFlags, timeout: Duration) -> anyhow::Result<ExitCode> {
+        let asked = Asked::new(&etcd.etcd_endpoints, timeout);
+        let said = match self {
+            Command::Leases => {
+                return Ok(match leases::print(&etcd.store()?, &asked).await? {
+                    Seen::AllGood => ExitCode::SUCCESS,
+                    Seen::SomeKeptOut => ExitCode::from(SOME_KEPT_OUT),
+                });
+            }
             Command::Reserve { subnet, public_ip, node } => {
                 let whom = match (public_ip, node) {
                     (Some(ip), _) => Whom::Address(ip),
                     (None, Some(node)) => Whom::Node(node),
                     (None, None) => Whom::Holder,
                 };
-                let (store, listing) = leases::open(etcd).await?;
-                Ok(out::print_done(&reserve::reserve(&store, &listing, &subnet, &whom).await?)?)
+                let store = etcd.store()?;
+                let asked = asked.for_change();
+                let work = async {
+                    let listing = asked.read(&store).await?;
+                    listing.config(&store)?;
+                    Ok(reserve::reserve(&store, &listing, &subnet, &whom).await?)
+                };
+                asked.within(work).await?
             }
-            Command::InstallCni { bin_dir, conf_dir } => {
-                Ok(out::print_done(&install::install_cni(&bin_dir, &conf_dir)?)?)
+            Command::InitConfig { file } => init_config::run(etcd, &file).await?,
+            Command::DockerOpts(options) => {
+                docker_opts::run(&options)?;
+                return Ok(ExitCode::SUCCESS);
             }
-            Command::InitConfig { file } => Ok(out::print_done(&init_config::run(etcd, &file).await?)?),
-            Command::DockerOpts(options) => docker_opts::run(&options),
             Command::Release { subnet, force } => {
-                let (store, listing) = leases::open(etcd).await?;
-                Ok(out::print_done(&reserve::release(&store, &listing, &subnet, force).await?)?)
+                let (store, asked) = (etcd.store()?, asked.for_change());
+                let work = async { Ok(reserve::release(&store, &asked.read(&store).await?, &subnet, force).await?) };
+                asked.within(work).await?
             }
-        }
+            Command::InstallCni { bin_dir, conf_dir } => install::install_cni(&bin_dir, &conf_dir)?.to_string(),
+        };
+        out::print_done(&said)?;
+        Ok(ExitCode::SUCCESS)
     }
 }
 
@@ -99,12 +137,8 @@ fn main() -> ExitCode {
     out::panics("twill");
     let flags: Flags = cli::read();
     let _last_lines = log::to_stderr(0, log::Format::Text);
-    let result = process::block_on(flags.command.run(&flags.etcd));
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            out::note(format_args!("twill: {failure:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    process::block_on(flags.command.run(&flags.etcd, flags.timeout)).unwrap_or_else(|failure| {
+        complain(&format!("{failure:#}"));
+        ExitCode::FAILURE
+    })
 }

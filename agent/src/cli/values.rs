@@ -54,7 +54,7 @@ pub(super) fn boolean(text: &str) -> Result<bool, String> {
 }
 
 /// Reads a time as Go writes it: `90s`, `10m`, `1h`, `1h30m`, `500ms`.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     let bad = || format!("expected a time such as 90s, 10m or 1h30m, got {text:?}");
     let mut total = Duration::ZERO;
     let mut rest = text;

@@ -113,8 +113,10 @@ impl fmt::Display for Quoted<'_> {
             return f.write_str(self.0);
         }
         f.write_char('"')?;
-        for c in self.0.chars() {
-            if matches!(c, '"' | '\\') {
+        let mut rest = self.0.chars().peekable();
+        while let Some(c) = rest.next() {
+            // A backslash elsewhere is itself, as in a pattern.
+            if c == '"' || c == '\\' && rest.peek().is_none_or(|next| *next == '"') {
                 f.write_char('\\')?;
             }
             f.write_char(c)?;
@@ -250,6 +252,21 @@ mod tests {
         assert_eq!((line.lines().count(), line.contains(['\u{1b}', '\u{202e}'])), (1, false), "{line}");
         let line = printed(Form::Text, || info!(a = %"y".repeat(1_400_000), "m"));
         assert!(line.len() < 2_000 && line.ends_with("yyy... (1,400,000 bytes)\"\n"), "{line}");
+    }
+
+    #[test]
+    fn a_quoted_value_ends_at_its_quote() {
+        for (value, expected) in [
+            ("", "\"\""),
+            ("a", "a"),
+            ("a b", "\"a b\""),
+            (r"^10\.98 x", r#""^10\.98 x""#),
+            (r#"a "b" c"#, r#""a \"b\" c""#),
+            (r"a b\", r#""a b\\""#),
+            (r#"a b\" c=1"#, r#""a b\\\" c=1""#),
+        ] {
+            assert_eq!(Quoted(value).to_string(), expected);
+        }
     }
 
     proptest! {

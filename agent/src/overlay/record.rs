@@ -7,6 +7,7 @@
 //! Twill adds one member after flannel's, `"NodeID"`, the machine's own id, which tells two nodes with one public IP
 //! apart. Flannel ignores members that it doesn't know.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
@@ -35,6 +36,15 @@ pub enum Family {
     V4,
     /// IPv6 inside the overlay.
     V6,
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
 }
 
 impl Family {

@@ -13,7 +13,7 @@ fn store() -> FakeStore {
 }
 
 async fn listing(store: &FakeStore) -> Listing {
-    crate::leases::read(store).await.unwrap()
+    crate::leases::Asked::new(&[], std::time::Duration::from_secs(10)).read(store).await.unwrap()
 }
 
 async fn reserve_for(store: &FakeStore, subnet: &str, whom: Whom) -> Result<String, String> {
@@ -37,22 +37,22 @@ fn value(store: &FakeStore, key: &str) -> (String, i64) {
 async fn made_ahead_it_says_whose_it_is_and_nothing_else() {
     let store = store();
     let said = reserve_for(&store, "10.5.7.0/24", ip("10.99.0.1")).await.unwrap();
-    assert_eq!(said, "10.5.7.0-24 is reserved for 10.99.0.1");
+    assert_eq!(said, "10.5.7.0/24 is reserved for 10.99.0.1");
     assert_eq!(value(&store, "10.5.7.0-24"), (r#"{"PublicIP":"10.99.0.1","PublicIPv6":null}"#.to_owned(), 0));
     let said = reserve_for(&store, "10.5.8.0-24", Whom::Node("worker-3".to_owned())).await.unwrap();
-    assert_eq!(said, "10.5.8.0-24 is reserved for node worker-3");
+    assert_eq!(said, "10.5.8.0/24 is reserved for node worker-3");
     let by_id = r#"{"PublicIP":"0.0.0.0","PublicIPv6":null,"NodeID":"worker-3"}"#;
     assert_eq!(value(&store, "10.5.8.0-24"), (by_id.to_owned(), 0));
 
     let again = reserve_for(&store, "10.5.7.0/24", ip("10.99.0.1")).await.unwrap();
-    assert_eq!(again, "10.5.7.0-24 is reserved for 10.99.0.1 already");
+    assert_eq!(again, "10.5.7.0/24 is reserved for 10.99.0.1 already");
     let other = reserve_for(&store, "10.5.7.0/24", ip("10.99.0.3")).await.unwrap_err();
-    assert_eq!(other, "10.5.7.0-24 is reserved for 10.99.0.1");
+    assert_eq!(other, "10.5.7.0/24 is reserved for 10.99.0.1");
     let second = reserve_for(&store, "10.5.9.0/24", ip("10.99.0.1")).await.unwrap_err();
-    assert_eq!(second, "10.99.0.1 has a reservation already: 10.5.7.0-24; release that one first");
+    assert_eq!(second, "10.99.0.1 has a reservation already: 10.5.7.0/24; release that one first");
     assert_eq!(
         release_it(&store, "10.5.7.0/24", false).await.unwrap(),
-        "10.5.7.0-24 is free again; it was reserved for 10.99.0.1"
+        "10.5.7.0/24 is free again; it was reserved for 10.99.0.1"
     );
     assert!(!store.records().contains_key("10.5.7.0-24"));
 }
@@ -64,12 +64,12 @@ async fn a_living_node_is_named_and_its_subnet_left_alone() {
     store.put("10.5.7.0-24", HELD.as_bytes(), lease.0);
     let before = store.records();
     let refused = reserve_for(&store, "10.5.7.0/24", ip("10.99.0.1")).await.unwrap_err();
-    assert_eq!(refused, "10.5.7.0-24 is held by 10.99.0.2 (node worker-2)");
+    assert_eq!(refused, "10.5.7.0/24 is held by 10.99.0.2 (node worker-2)");
     let refused = release_it(&store, "10.5.7.0/24", false).await.unwrap_err();
-    assert!(refused.starts_with("10.5.7.0-24 is not reserved: 10.99.0.2 (node worker-2) holds it"), "{refused}");
+    assert!(refused.starts_with("10.5.7.0/24 is not reserved: 10.99.0.2 (node worker-2) holds it"), "{refused}");
     assert_eq!(store.records(), before);
     let said = reserve_for(&store, "10.5.8.0/24", ip("10.99.0.2")).await.unwrap();
-    assert!(said.ends_with("; it goes on with 10.5.7.0-24 until it starts without its subnet.env"), "{said}");
+    assert!(said.ends_with("; it goes on with 10.5.7.0/24 until it starts without its subnet.env"), "{said}");
     release_it(&store, "10.5.7.0/24", true).await.unwrap();
     assert!(!store.records().contains_key("10.5.7.0-24"));
 }
@@ -81,17 +81,17 @@ async fn a_lease_becomes_a_reservation_and_a_lease_again() {
         let lease = store.grant(TTL).await.unwrap();
         store.put("10.5.7.0-24", HELD.as_bytes(), lease.0);
         let said = reserve_for(&store, "10.5.7.0/24", whom).await.unwrap();
-        assert_eq!(said, "10.5.7.0-24 is reserved for 10.99.0.2 (node worker-2), which holds it");
+        assert_eq!(said, "10.5.7.0/24 is reserved for 10.99.0.2 (node worker-2), which holds it");
         assert_eq!(value(&store, "10.5.7.0-24"), (HELD.to_owned(), 0));
         let said = release_it(&store, "10.5.7.0/24", false).await.unwrap();
         let expected =
-            "10.5.7.0-24 is no longer reserved; 10.99.0.2 (node worker-2) keeps it while it renews its lease";
+            "10.5.7.0/24 is no longer reserved; 10.99.0.2 (node worker-2) keeps it while it renews its lease";
         assert_eq!(said, expected);
         let (same, lease) = value(&store, "10.5.7.0-24");
         assert_eq!((same.as_str(), store.leases().contains(&LeaseId(lease))), (HELD, true));
     }
     let free = reserve_for(&store(), "10.5.7.0/24", Whom::Holder).await.unwrap_err();
-    assert_eq!(free, "nobody holds 10.5.7.0-24: say for whom it is, with --public-ip or --node");
+    assert_eq!(free, "nobody holds 10.5.7.0/24: say for whom it is, with --public-ip or --node");
 }
 
 #[tokio::test(start_paused = true)]
@@ -111,15 +111,15 @@ async fn a_subnet_that_does_not_fit_is_refused() {
             "10.5.100.0/24",
             "10.5.100.0/24 is not between SubnetMin 10.5.1.0 and SubnetMax 10.5.99.0: no node would take it",
         ),
-        ("10.5.7.0/24,fc00::/64", "the network has no V6 side"),
-        ("fc00::/64", "name the subnet's V4 side as well"),
+        ("10.5.7.0/24,fc00::/64", "the network has no IPv6 side"),
+        ("fc00::/64", "name the subnet's IPv4 side as well"),
     ] {
         assert_eq!(reserve_for(&store(), subnet, ip("10.99.0.1")).await.unwrap_err(), expected);
     }
     let none = reserve_for(&FakeStore::new(), "10.5.7.0/24", ip("10.99.0.1")).await.unwrap_err();
     assert_eq!(none, "there is no network config");
     let none = release_it(&store(), "10.5.7.0/24", false).await.unwrap_err();
-    assert_eq!(none, "nobody holds 10.5.7.0-24, and it is not reserved");
+    assert_eq!(none, "nobody holds 10.5.7.0/24, and it is not reserved");
 }
 
 #[tokio::test(start_paused = true)]
@@ -127,12 +127,12 @@ async fn what_overlaps_is_in_the_way() {
     let store = store();
     store.put("10.5.0.0-20", HELD.as_bytes(), 0);
     let refused = reserve_for(&store, "10.5.7.0/24", ip("10.99.0.1")).await.unwrap_err();
-    assert_eq!(refused, "10.5.0.0-20 is held by 10.99.0.2 (node worker-2)");
+    assert_eq!(refused, "10.5.0.0/20 is held by 10.99.0.2 (node worker-2)");
     store.put("10.5.50.0-24", b"junk", 0);
     let refused = reserve_for(&store, "10.5.50.0/24", ip("10.99.0.1")).await.unwrap_err();
-    assert_eq!(refused, "10.5.50.0-24 is reserved for a record that can't be read");
+    assert_eq!(refused, "10.5.50.0/24 is reserved for a record that can't be read");
     let refused = release_it(&store, "10.5.50.0/24", false).await.unwrap_err();
-    assert_eq!(refused, "the record of 10.5.50.0-24 can't be read; --force deletes it all the same");
+    assert_eq!(refused, "the record of 10.5.50.0/24 can't be read; --force deletes it all the same");
     release_it(&store, "10.5.50.0/24", true).await.unwrap();
 }
 
@@ -145,7 +145,7 @@ async fn both_families_are_one_reservation() {
     let keys: Vec<_> = store.records().into_keys().collect();
     assert_eq!(keys, ["10.5.7.0-24&fc00:0:0:7::-64", "10.5.8.0-24&fc00:0:0:99::-64"]);
     let refused = reserve_for(&store, "10.5.9.0/24,fc00:0:0:99::/64", ip("10.99.0.3")).await.unwrap_err();
-    assert_eq!(refused, "10.5.8.0-24&fc00:0:0:99::-64 is held by 10.99.0.2");
+    assert_eq!(refused, "10.5.8.0/24,fc00:0:0:99::/64 is held by 10.99.0.2");
     assert!(reserve_for(&store, "10.5.9.0/24", ip("fd99::1")).await.is_err());
     release_it(&store, "10.5.7.0/24", false).await.unwrap();
     release_it(&store, "fc00:0:0:99::/64", false).await.unwrap();
@@ -170,4 +170,52 @@ async fn what_changes_meanwhile_is_not_overwritten() {
     store.lose_answers(Op::Update, 1);
     assert!(matches!(release(&store, &listing(&store).await, "10.5.7.0/24", false).await, Err(Refusal::Store(_))));
     assert!(value(&store, "10.5.7.0-24").1 != 0, "the record did not go with a lease that was revoked too soon");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_names_no_subnet_is_deleted_by_itself_or_as_it_is_shown() {
+    let store = store();
+    let long = "x".repeat(400);
+    let keys = ["junk", "a\n\u{1b}[2J b", "10.5.7.0-024", "10.5.7.1-24", "config", &long, ""];
+    for key in keys {
+        store.put(key, b"{}", 0);
+    }
+    store.put("10.5.7.0-24", HELD.as_bytes(), 7);
+    for (given, shown) in [
+        ("junk", "junk"),
+        ("a\\n\\u{1b}[2J b", "a\\n\\u{1b}[2J b"),
+        ("10.5.7.0-024", "10.5.7.0-024"),
+        ("10.5.7.1-24", "10.5.7.1-24"),
+        ("\"\"", ""),
+        (&format!("{}...\\x20(400\\x20bytes)", "x".repeat(120)), &format!("{}... (400 bytes)", "x".repeat(120))),
+    ] {
+        let refused = release_it(&store, given, false).await.unwrap_err();
+        assert_eq!(refused, format!("the key {shown} names no subnet, so no node uses its record; --force deletes it"));
+        let said = release_it(&store, given, true).await.unwrap();
+        assert_eq!(said, format!("the key {shown}, which named no subnet, is deleted"));
+    }
+    assert_eq!(store.records().into_keys().collect::<Vec<_>>(), ["10.5.7.0-24", "config"]);
+    for twin in ["y", "z"] {
+        store.put(&format!("{}{}", "x".repeat(399), twin), b"{}", 0);
+    }
+    let shown = format!("{}... (400 bytes)", "x".repeat(120));
+    let refused = release_it(&store, &shown, true).await.unwrap_err();
+    assert_eq!(refused, format!("2 keys are shown as {shown}: delete the right one with etcdctl del"));
+
+    let before = listing(&store).await;
+    store.put("config", b"{1}", 0);
+    assert!(matches!(release(&store, &before, "config", true).await, Err(Refusal::Changed(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_records_of_one_subnet_the_key_tells_which() {
+    let store = store();
+    for key in ["10.5.7.0-24", "10.5.7.0-24&fc00:0:0:7::-64"] {
+        store.put(key, HELD.as_bytes(), 7);
+    }
+    release_it(&store, "10.5.7.0/24,fc00:0:0:7::/64", true).await.unwrap();
+    assert_eq!(store.records().into_keys().collect::<Vec<_>>(), ["10.5.7.0-24"]);
+    store.put("10.5.7.0-24&fc00:0:0:7::-64", HELD.as_bytes(), 7);
+    release_it(&store, "10.5.7.0-24", true).await.unwrap();
+    assert_eq!(store.records().into_keys().collect::<Vec<_>>(), ["10.5.7.0-24&fc00:0:0:7::-64"]);
 }

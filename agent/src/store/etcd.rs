@@ -19,6 +19,7 @@ use super::{Error, Event, LeaseId, RawRecord, Store, Written};
 mod connection;
 mod follow;
 mod history;
+mod key;
 mod tls;
 
 /// Events that may wait for a follower: few, so that a long listing waits for its reader rather than filling memory.
@@ -98,7 +99,7 @@ impl Keys {
     fn record(&self, kv: &KeyValue) -> Option<RawRecord> {
         let key = kv.key().strip_prefix(self.subnets.as_bytes())?;
         Some(RawRecord {
-            key: String::from_utf8_lossy(key).into_owned(),
+            key: key::text(key),
             value: kv.value().to_vec(),
             revision: kv.mod_revision(),
             lease: kv.lease(),
@@ -147,6 +148,18 @@ impl EtcdStore {
         let key = self.keys.config.as_str();
         let absent = vec![Compare::version(key, CompareOp::Equal, 0)];
         self.write("create", key, absent, TxnOp::put(key, value, None)).await
+    }
+
+    /// What is left of anybody's lease; `None` where it has ended. A request each: for people who ask, not for the daemon.
+    ///
+    /// # Errors
+    /// What etcd fails by.
+    pub async fn time_left(&self, lease: LeaseId) -> Result<Option<Duration>, Error> {
+        let access = Access { verb: "ask what is left of", key: "a lease", permission: "any" };
+        let call = |client: Client| async move { client.lease_client().time_to_live(lease.0, None).await };
+        let answer = self.connection.retried(access, call).await.map_err(|failure| failure.error)?;
+        // -1: there is no such lease.
+        Ok(u64::try_from(answer.ttl()).ok().map(Duration::from_secs))
     }
 
     fn leases(&self) -> std::sync::MutexGuard<'_, Leases> {
@@ -324,8 +337,9 @@ impl Store for EtcdStore {
 
     async fn delete(&self, key: &str, revision: i64) -> Result<Written, Error> {
         let full = self.keys.of(key);
-        let same = vec![Compare::mod_revision(full.clone(), CompareOp::Equal, revision)];
-        self.write("delete", &full, same, TxnOp::delete(full.clone(), None)).await
+        let bytes = key::bytes(&full);
+        let same = vec![Compare::mod_revision(bytes.clone(), CompareOp::Equal, revision)];
+        self.write("delete", &full, same, TxnOp::delete(bytes, None)).await
     }
 }
 

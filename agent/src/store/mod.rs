@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use crate::overlay::Shown;
+
 pub mod backoff;
 pub mod etcd;
 pub mod fake;
@@ -15,7 +17,7 @@ pub mod fake;
 /// A record as the store holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RawRecord {
-    /// The key below `<prefix>/subnets/`, as in `10.5.52.0-24`.
+    /// The key below `<prefix>/subnets/`, as in `10.5.52.0-24`. Anybody's: of any length and with any characters.
     pub key: String,
     /// The value, not yet parsed.
     pub value: Vec<u8>,
@@ -139,9 +141,12 @@ fn ipv4_side(key: &str) -> Option<&str> {
     (side != "0.0.0.0-0").then_some(side)
 }
 
+/// As much of the store's words, which may quote what somebody wrote, as an error shows, in characters.
+const LONGEST: usize = 400;
+
 /// Why the store did not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{step}: {reason}")]
+#[error("{}: {}", Shown::up_to(LONGEST, step), Shown::up_to(LONGEST, reason))]
 pub struct Error {
     /// What was being done, with the key, as in `read /coreos.com/network/config`.
     pub step: String,

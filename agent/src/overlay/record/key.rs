@@ -68,6 +68,12 @@ impl SubnetKey {
         }
     }
 
+    /// As people write it and `twill` takes it: `10.5.52.0/24` or `10.5.52.0/24,fc00:0:0:22::/64`.
+    pub fn slashed(&self) -> String {
+        let sides = [Family::V4, Family::V6].into_iter().filter_map(|family| self.side(family));
+        sides.map(|side| side.to_string()).collect::<Vec<_>>().join(",")
+    }
+
     /// What a key occupies, even one that no record may have (host bits, an odd spelling): allocation keeps away from
     /// it. `None` where it names no addresses at all.
     pub fn occupied(text: &str) -> Option<Self> {
