@@ -146,7 +146,7 @@ const LONGEST: usize = 400;
 
 /// Why the store did not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{}: {}", Shown::up_to(LONGEST, step), Shown::up_to(LONGEST, reason))]
+#[error("{}: {}", words(step), words(reason))]
 pub struct Error {
     /// What was being done, with the key, as in `read /coreos.com/network/config`.
     pub step: String,
@@ -154,6 +154,10 @@ pub struct Error {
     pub reason: String,
     /// Whether the same call may work later without anybody mending anything.
     pub transient: bool,
+}
+
+fn words(text: &str) -> Shown<'_> {
+    Shown::up_to(LONGEST, text)
 }
 
 impl Error {
