@@ -73,3 +73,25 @@ pub fn panics() {
         error!("a fault in the program: {}", panic.to_string().replace('\n', " "));
     }));
 }
+
+/// Whether standard error goes to the journal: systemd names the device and the inode of the socket that it made for it
+/// (<https://www.freedesktop.org/software/systemd/man/systemd.exec.html#%24JOURNAL_STREAM>).
+fn is_journal(stream: Option<&str>) -> bool {
+    let Ok(stat) = nix::sys::stat::fstat(std::io::stderr()) else { return false };
+    stream.is_some_and(|stream| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_journal_is_known_by_the_socket_that_it_names() {
+        let stat = nix::sys::stat::fstat(std::io::stderr()).unwrap();
+        assert!(is_journal(Some(&format!("{}:{}", stat.st_dev, stat.st_ino))));
+        assert!(!is_journal(Some(&format!("{}:{}", stat.st_dev, stat.st_ino + 1))));
+        for no in [None, Some(""), Some("8"), Some("8:x")] {
+            assert!(!is_journal(no), "{no:?}");
+        }
+    }
+}
