@@ -24,6 +24,7 @@
 #![warn(missing_docs)]
 
 mod etcd;
+mod gateway;
 mod kernel;
 mod lab;
 mod names;
