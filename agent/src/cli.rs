@@ -33,9 +33,15 @@ const OWN: &str = "Twill's own";
 
 /// What stands below the flags.
 const AFTER_HELP: &str = "\
+Signals:
+  SIGTERM, SIGINT, SIGQUIT  a clean stop; a second one changes nothing
+  SIGHUP                    compares the kernel with the records at once; no flag and no file is read again
+  SIGUSR1, SIGUSR2          write the state to the log
+All others that would end a process do nothing, but SIGKILL and those of a fault (SIGABRT, SIGSEGV, ...).
+
 Exit codes:
-  0  a clean stop (SIGTERM or SIGINT); device, routes and record stay
-  1  it cannot go on: no such interface, no CAP_NET_ADMIN, another node with our public IP, ...
+  0  a clean stop; device, routes and record stay
+  1  it cannot go on: no such interface, no CAP_NET_ADMIN, another node with our public IP, another twilld on this device, ...
   2  the command line or a variable is wrong
   3  our subnet is lost for good: another node holds it; subnet.env is removed";
 
@@ -97,8 +103,9 @@ pub struct Flags {
     #[arg(value_parser = clap::value_parser!(u64).range(1..=86400))]
     pub iptables_resync: u64,
 
-    /// The address of /healthz and /readyz.
-    #[arg(long, default_value = "0.0.0.0", value_name = "IP", value_parser = values::ip, help_heading = HEALTH)]
+    /// The address of /healthz and /readyz. Flannel's default is 0.0.0.0, which every pod and every host may ask; with this one a
+    /// probe of the kubelet names `host: 127.0.0.1`.
+    #[arg(long, default_value = "127.0.0.1", value_name = "IP", value_parser = values::ip, help_heading = HEALTH)]
     pub healthz_ip: IpAddr,
     /// Their port; 0 switches them off.
     #[arg(long, default_value = "0", value_name = "PORT", help_heading = HEALTH)]
@@ -123,6 +130,10 @@ pub struct Flags {
     #[arg(long, num_args = 0..=1, require_equals = true, value_name = "BOOL", default_value = "true")]
     #[arg(default_missing_value = "true", action = ArgAction::Set, value_parser = values::boolean, help_heading = OWN)]
     pub program_all_on_exit: bool,
+    /// How long to wait for another twilld that keeps the same device on this node to stop, before giving up with exit
+    /// code 1.
+    #[arg(long, default_value = "45s", value_name = "TIME", value_parser = values::duration, help_heading = OWN)]
+    pub takeover_timeout: Duration,
     /// What tells this node from another one with the same public IP, as in a host name. Default: the machine-id, if there
     /// is one.
     #[arg(long, value_name = "ID", value_parser = nodeid::parse, help_heading = OWN)]

@@ -18,6 +18,7 @@ pub mod init_config;
 pub mod install;
 pub mod lease;
 pub mod leases;
+mod lock;
 pub mod log;
 pub mod masquerade;
 pub mod nodeid;

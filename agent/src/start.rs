@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tokio::sync::watch;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::cli::Flags;
 use crate::dataplane::kernel::Kernel;
@@ -19,6 +19,7 @@ use crate::eventloop::{self, Ended, EventLoop, Feeds, Half, Order, Own, Signals}
 use crate::handoff;
 use crate::http::{self, Readiness};
 use crate::lease::{self, AcquireError, Census, Held, Keeper, Known};
+use crate::lock::{self, Lock};
 use crate::masquerade::{self, Side, Wanted as WantedRules};
 use crate::nodeid;
 use crate::overlay::MacAddr;
@@ -28,6 +29,7 @@ use crate::overlay::plane::{PeerMode, Plane, Setup};
 use crate::overlay::record::{Family, Record};
 use crate::overlay::records::Records;
 use crate::passing::Passing;
+use crate::process;
 use crate::reader::{Intake, REMIND, Reader};
 use crate::site::{self, End, Site};
 use crate::store::Store;
@@ -56,7 +58,11 @@ pub async fn run(flags: Flags) -> Result<Ended> {
             }
         }
     };
-    let (turn, feeds) = prepared.inspect_err(|why| handoff::explain(&subnet_file, Some(&format!("{why:#}"))))?;
+    let (turn, feeds) = prepared.inspect_err(|why| match why.downcast_ref::<lock::Error>() {
+        // The other one's word counts.
+        Some(_) => handoff::explain(&subnet_file, None),
+        None => handoff::explain(&subnet_file, Some(&format!("{why:#}"))),
+    })?;
     let ended = turn.run(signals, feeds).await;
     if let Ended::LeaseLost { holder } = &ended {
         // A pod that is added now would have an address of the other node's.
@@ -73,11 +79,10 @@ async fn prepare(
 ) -> Result<(EventLoop<Kernel>, Feeds)> {
     info!(version = crate::VERSION, mode = ?flags.peer_mode, "twilld");
     privileged()?;
-    hurry();
+    process::raise_priority();
+    let descriptors = process::raise_descriptor_limit();
     if let Some(address) = flags.healthz() {
-        let listener = http::listen(address).await.with_context(|| format!("--healthz-port: listen on {address}"))?;
-        info!(%address, "health: /healthz and /readyz");
-        tokio::spawn(http::serve(listener, asked));
+        tokio::spawn(http::serve(address, asked, descriptors));
     }
     let passing = Passing::new(&readiness, &flags.subnet_file);
     let mut kernel = passing.wait("open the netlink sockets", Kernel::open).await?;
@@ -95,12 +100,16 @@ async fn prepare(
     let node = nodeid::id(flags.node_id.as_deref());
     let config_at = format!("a usable network config: the key {prefix}/config of etcd at {endpoints}");
     let on_demand = PeerMode::from(flags.peer_mode) == PeerMode::OnDemand;
+    let mut lock: Option<Lock> = None;
     let (site, ends, intake, held) = loop {
         readiness.send_replace(Readiness::waiting(&config_at));
         let (config, config_text) = reader.config(prefix).await?;
         let (wish, subnet_file, ip_masq) = (wish.clone(), flags.subnet_file.clone(), flags.ip_masq);
         let site = Site { config, config_text, wish, subnet_file, ip_masq, on_demand };
-        // The wait for a config may have been long.
+        // Nothing is written to etcd or to the kernel before. One lock for both families' devices: they have one VNI.
+        let waits = |what: &str| drop(readiness.send_replace(Readiness::waiting(what)));
+        Lock::hold(&mut lock, &site.device_name(Family::V4), flags.takeover_timeout, waits).await?;
+        // The waits may have been long.
         let interfaces = interfaces::settled(&site, &mut kernel, &passing).await?;
         let ends = site.ends(&interfaces)?;
         unhindered(&site, &ends, &mut kernel, &passing).await?;
@@ -117,6 +126,9 @@ async fn prepare(
             None => warn!("the network config was changed on the way to a subnet: beginning again with what it is now"),
         }
     };
+    if let Some(lock) = lock {
+        lock.keep_until_exit();
+    }
 
     let Intake { planes, mut records, .. } = intake;
     records.we_are(&held.key.to_string(), ends.iter().map(|end| site::own(&held.key, end)).collect::<Result<_, _>>()?);
@@ -279,16 +291,6 @@ struct Etcd<'a> {
     store: &'a EtcdStore,
     reader: &'a mut Reader<EtcdStore>,
     readiness: &'a watch::Sender<Readiness>,
-}
-
-/// Asks to be run before what merely computes: packets wait for each answer, which takes some microseconds, and a pod that goes
-/// through addresses fills the neighbour table while we wait for a core.
-fn hurry() {
-    const NICE: i32 = -10;
-    match rustix::process::nice(NICE) {
-        Ok(nice) => debug!(nice, "priority"),
-        Err(error) => debug!(%error, "no higher priority: without CAP_SYS_NICE the kernel gives none"),
-    }
 }
 
 /// Leases a subnet; waits where none is free. `None`: the network config was changed meanwhile.

@@ -26,7 +26,7 @@ struct Case {
 /// Certificates are for https; the last of repeated endpoints counts.
 const HTTPS: &str = "--etcd-endpoints=https://10.99.0.1:2379";
 
-const CASES: [Case; 29] = [
+const CASES: [Case; 30] = [
     Case { value: "ETCD", shows: ready, ..case("etcd-endpoints") },
     Case { value: "/other", prepare: other_prefix, shows: serves_other_prefix, ..case("etcd-prefix") },
     Case {
@@ -131,6 +131,8 @@ const CASES: [Case; 29] = [
         },
         ..case("program-all-on-exit")
     },
+    // What it does takes another daemon (takeover.rs); that it is read shows by what it refuses.
+    Case { value: "soon", shows: |_, daemon| refused(daemon, "expected a time"), ..case("takeover-timeout") },
     Case { value: "rack7-host3", shows: |lab, _| recorded(lab, "rack7-host3"), ..case("node-id") },
     // Of flannel's that are not ours: one that is refused, one that changes nothing.
     Case { value: "true", shows: |_, daemon| refused(daemon, "makes no sense here"), ..case("kube-subnet-mgr") },

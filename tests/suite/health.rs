@@ -1,12 +1,12 @@
 //! `/healthz`, `/readyz` and what systemd is told.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
-use twill_lab::{Lab, NODE_CONFIG, Node, wait_until};
+use twill_lab::{Lab, NODE_CONFIG, Namespace, Node, wait_until};
 
 use crate::PATIENCE;
 
@@ -82,14 +82,158 @@ fn not_ready_while_the_kernel_refuses() {
 }
 
 #[test]
-fn a_port_that_is_taken_ends_it() {
+fn a_port_that_is_taken_is_said_and_waited_for() {
     let lab = Lab::with_nodes(1);
     lab.put_config(NODE_CONFIG);
-    let _first = lab.node(1).twilld(&[PORT]);
-    wait_until("the first one answers", PATIENCE, || get(&lab.node(1), "/healthz"));
-    let mut second = lab.node(1).twilld(&[PORT]);
-    assert_eq!(second.wait_exit(PATIENCE).status.code(), Some(1));
-    assert!(second.log().contains("--healthz-port"), "{}", second.log());
+    let node = lab.node(1);
+    let other = node.netns().enter(|| TcpListener::bind("127.0.0.1:10250")).unwrap().unwrap();
+    let mut daemon = node.twilld(&[PORT]);
+    daemon.wait_ready();
+    daemon.wait_log(&["health", "127.0.0.1:10250", "--healthz-port", "in use"], PATIENCE);
+    drop(other);
+    await_ready(&node, 200, "ready");
+}
+
+#[test]
+fn it_listens_on_loopback_unless_told_otherwise() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(NODE_CONFIG);
+    let node = lab.node(1);
+    let from_afar = || {
+        let address = (node.addr(), 10250).into();
+        lab.fabric().enter(|| TcpStream::connect_timeout(&address, PATIENCE).map(drop)).unwrap()
+    };
+    let mut daemon = node.twilld(&[PORT]);
+    await_ready(&node, 200, "ready");
+    assert_eq!(from_afar().unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    assert!(daemon.terminate().status.success());
+    let _daemon = node.twilld(&[PORT, "--healthz-ip=0.0.0.0"]);
+    await_ready(&node, 200, "ready");
+    from_afar().unwrap();
+}
+
+/// How many descriptors a process has, and its resident memory in KiB.
+fn costs(pid: u32) -> (usize, usize) {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    (descriptors, resident.trim().trim_end_matches(" kB").parse().unwrap())
+}
+
+/// Opens so many connections from a namespace, each with the beginning of a request.
+fn begin(from: &Namespace, to: SocketAddr, count: usize, beginning: &[u8]) -> Vec<TcpStream> {
+    from.enter(|| {
+        let mut open = Vec::new();
+        for _ in 0..count {
+            // One that was closed in the meantime is as good.
+            let Ok(mut stream) = TcpStream::connect_timeout(&to, PATIENCE) else { continue };
+            let _ = stream.write_all(beginning);
+            open.push(stream);
+        }
+        open
+    })
+    .unwrap()
+}
+
+#[test]
+fn whoever_takes_all_connections_takes_nothing_else() {
+    let lab = Lab::with_nodes(2);
+    lab.put_config(NODE_CONFIG);
+    let (node, elsewhere) = (lab.node(1), lab.node(2));
+    // The lowest limit that a supervisor may set; without one more for its own work the daemon would need all of it.
+    let mut daemon = node.twilld_under(&["prlimit", "--nofile=100:100"], &[PORT, "--healthz-ip=0.0.0.0"]);
+    await_ready(&node, 200, "ready");
+    let pid = daemon.pid();
+    let before = costs(pid);
+    let far = SocketAddr::from((node.addr(), 10250));
+    let near = SocketAddr::from(([127, 0, 0, 1], 10250));
+    let half: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: ";
+    // Idle ones, half requests and endless ones, from another node and from this one.
+    let long = [half, &[b'x'; 20_000]].concat();
+    let mut open = Vec::new();
+    for (from, to) in [(elsewhere.netns(), far), (node.netns(), near), (node.netns(), far)] {
+        for beginning in [&b""[..], half, &long] {
+            open.extend(begin(from, to, 300, beginning));
+            assert_eq!(get(&node, "/healthz").unwrap(), (200, "ok\n".to_owned()), "a probe from the node");
+        }
+    }
+    let during = costs(pid);
+    assert!(during.0 < before.0 + 40, "descriptors: {before:?}, {during:?}");
+    assert!(during.1 < before.1 + 4096, "memory: {before:?}, {during:?}");
+    // The daemon's own work goes on: device, file and etcd are all to be had.
+    node.exec("ip link del flannel.1").unwrap();
+    wait_until("the device is back with its address", PATIENCE, || {
+        node.exec("ip -4 addr show dev flannel.1").is_ok_and(|shown| shown.contains("inet "))
+    });
+    fs::remove_file(node.subnet_file()).unwrap();
+    wait_until("subnet.env is back", PATIENCE, || node.subnet_file().exists());
+    lab.etcd().kill();
+    await_ready(&node, 503, "etcd: ");
+    lab.etcd().start();
+    await_ready(&node, 200, "ready");
+    drop(open);
+    assert!(daemon.terminate().status.success());
+}
+
+#[test]
+fn a_connection_is_closed_after_some_seconds() {
+    let lab = Lab::with_nodes(1);
+    let node = lab.node(1);
+    let _daemon = node.twilld(&[PORT]);
+    wait_until("it answers", PATIENCE, || get(&node, "/healthz"));
+    for beginning in ["", "GET /healthz HT", "GET /healthz HTTP/1.1\r\nHost: x\r\n", "\r\n"] {
+        let [mut stream] =
+            begin(node.netns(), ([127, 0, 0, 1], 10250).into(), 1, beginning.as_bytes()).try_into().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        // Its end, or a reset.
+        let end = stream.read(&mut [0; 1024]);
+        assert!(!end.as_ref().is_err_and(|e| e.kind() == ErrorKind::WouldBlock), "{beginning:?}: {end:?}");
+    }
+}
+
+#[test]
+fn other_requests_have_their_answers() {
+    let lab = Lab::with_nodes(1);
+    let node = lab.node(1);
+    let _daemon = node.twilld(&[PORT]);
+    wait_until("it answers", PATIENCE, || get(&node, "/healthz"));
+    let ask = |request: &str| {
+        let [mut stream] =
+            begin(node.netns(), ([127, 0, 0, 1], 10250).into(), 1, request.as_bytes()).try_into().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    for (request, status) in [
+        ("GET /healthz HTTP/1.0\r\n\r\n", "200"),
+        ("HEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\n", "200"),
+        ("GET /healthz?verbose HTTP/1.1\r\nHost: x\r\n\r\n", "200"),
+        ("GET / HTTP/1.1\r\nHost: x\r\n\r\n", "404"),
+        ("POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nxx", "405"),
+        ("GET /healthz HTTP/1.1\r\nHost: x\r\nno header\r\n\r\n", "400"),
+        (&format!("GET /healthz HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(9000)), "431"),
+    ] {
+        let answer = ask(request);
+        assert!(answer.split(' ').nth(1) == Some(status), "{request:.60}: {answer}");
+        let body = answer.split_once("\r\n\r\n").unwrap().1;
+        assert_eq!(
+            body.is_empty(),
+            request.starts_with("HEAD") || status.starts_with("43") || status == "400",
+            "{answer}"
+        );
+    }
+}
+
+#[test]
+fn the_limit_of_descriptors_is_raised() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(NODE_CONFIG);
+    let mut daemon = lab.node(1).twilld_under(&["prlimit", "--nofile=256:700"], &[]);
+    daemon.wait_ready();
+    let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.pid())).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(files.split_whitespace().skip(3).take(2).collect::<Vec<_>>(), ["700", "700"], "{files}");
 }
 
 #[test]

@@ -10,6 +10,8 @@ mod commands;
 mod log;
 #[path = "signals.rs"]
 mod signals;
+#[path = "takeover.rs"]
+mod takeover;
 
 /// For states that take milliseconds on an idle machine, and for retries with a backoff of some seconds.
 const PATIENCE: Duration = Duration::from_secs(30);
