@@ -200,3 +200,40 @@ fn without_a_lease_a_container_fails_with_the_reason_and_leaves_nothing() {
     podman.once(&[BUSYBOX, "true"]).unwrap();
     assert_eq!((podman.held(), podman.stored()), (vec![], vec![]));
 }
+
+#[test]
+fn the_daemon_writes_through_no_link_and_waits_for_no_fifo() {
+    let lab = Lab::with_nodes(1);
+    let file = lab.node(1).subnet_file();
+    let status = file.with_file_name("subnet.env.status");
+    let theirs = lab.node(1).run_dir().join("theirs");
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    fs::write(&theirs, "theirs").unwrap();
+    // As somebody leaves them who may write in this folder.
+    symlink(&theirs, &status).unwrap();
+    nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut daemon = lab.node(1).twilld(&[]);
+    let is_file = |path: &Path| fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file());
+    wait_until("the daemon's word for the plugin", PATIENCE, || {
+        let said = is_file(&status) && fs::read_to_string(&status).unwrap().contains("no network config yet");
+        said.then_some(()).ok_or_else(|| daemon.log())
+    });
+    lab.put_config(NODE_CONFIG);
+    daemon.wait_ready();
+    assert!(is_file(&file) && !status.exists());
+    assert_eq!(fs::read_to_string(&theirs).unwrap(), "theirs");
+
+    // The same for a subnet.env that is a link while the daemon starts.
+    daemon.terminate();
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&theirs, text.replace("1450", "9999")).unwrap();
+    fs::remove_file(&file).unwrap();
+    symlink(&theirs, &file).unwrap();
+    let mut daemon = lab.node(1).twilld(&[]);
+    daemon.wait_ready();
+    assert!(
+        is_file(&file) && fs::read_to_string(&file).unwrap() == text,
+        "the subnet that it had is taken from the link"
+    );
+    assert!(fs::read_to_string(&theirs).unwrap().contains("9999"));
+}

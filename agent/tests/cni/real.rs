@@ -115,6 +115,21 @@ fn two_pods_talk_and_give_back_what_they_had() {
     wait_for("the end of both ports", || (cluster.ports_of_the_bridge() == 0).then_some(()));
 }
 
+/// Flannel's plugin hands the delegate the file `<dataDir>/<container id>` as it is, and removes that file.
+#[test]
+fn flannels_own_del_takes_our_pod_down_and_leaves_nothing() {
+    let cluster = Cluster::new(1);
+    cluster.add(1, json!({}));
+    let stored = fs::read_to_string(cluster.node.path("data/pod1")).unwrap();
+    let enter = cluster.netns.enter(NODE);
+    let call = cluster.node.call("DEL").stdin(&stored).id("pod1");
+    let call = call.env("CNI_PATH", PLUGINS).env("CNI_NETNS", cluster.netns.path(1));
+    call.program(&format!("{PLUGINS}/bridge")).under(&[&enter[0], &enter[1]]).ok();
+    fs::remove_file(cluster.node.path("data/pod1")).unwrap();
+    assert!(cluster.held().is_empty() && cluster.node.stored().is_empty());
+    assert_eq!(cluster.links(1).lines().count(), 1, "{}", cluster.links(1));
+}
+
 #[test]
 fn every_version_that_the_plugins_speak() {
     let cluster = Cluster::new(1);
