@@ -1,9 +1,9 @@
 //! The CNI plugin `flannel`: reads its network configuration and `subnet.env`, renders a configuration for a delegate
 //! (`bridge` unless told otherwise) and calls that one.
 //!
-//! Runs once per pod, in milliseconds: no tokio, no netlink, no etcd in here. [`call`], [`conf`], [`render`],
-//! [`result`] and [`subnet`]'s parser are pure; [`stored`] owns the data directory, [`delegate`] the other program, [`verbs`] the order of
-//! things. Facts: the CNI specification 0.1.0 to 1.1.0 and flannel's plugin 1.7
+//! Runs once per pod, in milliseconds: no tokio, no netlink, no etcd in here. [`call`], [`conf`], [`render`] and
+//! [`result`] are pure; [`subnet`] reads the lease, [`stored`] owns the data directory, [`delegate`] the other program,
+//! [`verbs`] the order of things. Facts: the CNI specification 0.1.0 to 1.1.0 and flannel's plugin 1.7
 //! (<https://github.com/flannel-io/cni-plugin/blob/v1.7.1-flannel1/flannel.go>).
 //!
 //! Twill's own decisions:
@@ -12,7 +12,8 @@
 //!   runtime that kills us calls DEL next, and nothing may go on adding after that.
 //! - A failed ADD keeps its stored configuration, with the delegate's error: the runtime calls DEL next, and that needs
 //!   both. Only when the delegate could not even be started there is nothing to undo, and the file goes.
-//! - DEL never makes up a configuration when nothing is stored; it does when the stored one is unreadable.
+//! - DEL never makes up a configuration when nothing is stored; it does when the stored one is unreadable. It succeeds for
+//!   an ADD that the delegate has refused and refuses again: `verbs/undo` has when.
 //! - CHECK compares the pod's subnet with the node's: a pod of an earlier subnet is one that no other node reaches.
 //! - GC drops nothing unless the runtime says which attachments are valid, and unless the delegate's GC succeeded.
 

@@ -48,6 +48,7 @@ mod tests {
             std::fs::write(files[0], not_one).unwrap();
             assert_eq!(machine_id(&files), None, "{not_one:?}");
         }
+        nix::unistd::mkfifo(files[1], nix::sys::stat::Mode::S_IRWXU).unwrap();
         std::fs::write(files[2], "d8a2e05ac1b94a5c8a3a3f0d0c1b2a39\n").unwrap();
         assert_eq!(machine_id(&files).as_deref(), Some("d8a2e05ac1b94a5c8a3a3f0d0c1b2a39"));
         assert_eq!(id(Some("worker-1")).as_deref(), Some("worker-1"));

@@ -221,8 +221,8 @@ impl Store {
     /// The file of flannel's name; not if it is the second name of another one.
     fn read_flannels(&self, container_id: &str) -> io::Result<Option<Stored>> {
         let path = self.dir.join(container_id);
-        let Some(metadata) = found(fs::symlink_metadata(&path))? else { return Ok(None) };
-        if metadata.nlink() > 1 { Ok(None) } else { self.read(path) }
+        let is_second_name = fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.nlink() > 1);
+        Ok(self.read(path)?.filter(|stored| stored.ifname.is_some() || !is_second_name))
     }
 
     /// A file of the store. What is no regular file (a directory, a link) is nobody's.

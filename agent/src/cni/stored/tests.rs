@@ -57,6 +57,8 @@ fn keeps_it_private_and_under_flannels_name_alone() {
     assert_eq!(dir.names(), ["c1"]);
     assert_eq!(fs::metadata(&dir.store.dir).unwrap().permissions().mode() & 0o7777, 0o700);
     assert_eq!(fs::metadata(dir.store.dir.join("c1")).unwrap().permissions().mode() & 0o7777, 0o600);
+    // Also where a backup has a name for it.
+    fs::hard_link(dir.store.dir.join("c1"), dir.store.dir.join("../backup")).unwrap();
     assert_eq!(dir.text(ETH0).unwrap(), r#"{"if":"eth0","name":"net"}"#);
     dir.store.remove(ETH0).unwrap();
     assert!(dir.names().is_empty());
