@@ -77,6 +77,25 @@ fn links_in_their_places_are_replaced_and_what_they_lead_to_stays() {
     assert!(fs::symlink_metadata(root.path().join("net.d").join(CONFLIST)).unwrap().is_file());
 }
 
+#[test]
+fn without_a_umask_nobody_else_can_write_what_it_makes() {
+    let root = tempfile::tempdir().unwrap();
+    let mut command = Command::new("sh");
+    command.args(["-c", "umask 0; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_twill"), "install-cni"]);
+    let dir = |flag: &str, name: &str| format!("--{flag}={}", root.path().join(name).display());
+    assert!(command.args([dir("bin-dir", "a/bin"), dir("conf-dir", "a/net.d")]).status().unwrap().success());
+    for (made, wanted) in [
+        ("a", 0o755),
+        ("a/bin", 0o755),
+        ("a/net.d", 0o755),
+        ("a/bin/flannel", 0o755),
+        ("a/net.d/10-flannel.conflist", 0o644),
+    ] {
+        let mode = fs::metadata(root.path().join(made)).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode, wanted, "{made} has {mode:o}");
+    }
+}
+
 /// A plugin with all that a debugger reads has 47 MB, and one of a release build is what people install.
 #[test]
 fn a_release_build_leaves_out_what_a_debugger_reads() {
