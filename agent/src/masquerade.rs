@@ -1,6 +1,7 @@
-//! Masquerade and forwarding: one nftables table of our own per family, kept as it should be.
+//! Masquerade, forwarding and what keeps the tunnel's frames from changing this host: one nftables table of our own per
+//! family, kept as it should be.
 //!
-//! Owns the tables `ip twill.<VNI>` and `ip6 twill.<VNI>`: by that name a restarted daemon knows its own. They stay when
+//! Owns the tables `ip twill.<VNI>`, `ip6 twill.<VNI>` and `arp twill.<VNI>`: by that name a restarted daemon knows its own. They stay when
 //! the daemon stops, as the routes do. A change is one transaction that replaces the whole table, so no packet meets half
 //! of it; the kernel's notifications and a timer tell when somebody else has been at it.
 //!
@@ -29,6 +30,8 @@ use chains::Ours;
 use rules::Table;
 use socket::{Nft, Notices};
 
+/// The first pause after sockets that failed; each further one is twice as long, up to [`RETRY`].
+const REOPEN: Duration = Duration::from_millis(100);
 /// After a notification, how long to wait for more before looking: others write in many small transactions.
 const CALM: Duration = Duration::from_millis(50);
 /// How often what failed is tried again, however rarely the rules are looked at otherwise.
@@ -37,12 +40,14 @@ const RETRY: Duration = Duration::from_secs(5);
 const OTHERS_EVERY: Duration = Duration::from_secs(10);
 
 /// One family's network, and the part of it that is ours.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Side {
     /// The whole network.
     pub network: IpNetwork,
     /// Our own subnet.
     pub subnet: IpNetwork,
+    /// The VXLAN device: what comes through it may reach pods and change nothing of this host.
+    pub device: String,
 }
 
 /// What the flags and the config ask for.
@@ -106,7 +111,7 @@ impl Error {
     }
 }
 
-/// Keeps the rules as they should be, until nobody listens any more; those of an earlier run go where none are wanted.
+/// Keeps the rules as they should be, until nobody listens any more; those of an earlier run that are not wanted go.
 /// What comes back is `None` while they are, else why not.
 ///
 /// The work is done on a thread of its own, in this thread's network namespace: big rule sets of others take their time,
@@ -131,15 +136,31 @@ pub fn keep(wanted: Wanted, resync: Duration) -> io::Result<watch::Receiver<Opti
 
 /// Opens the sockets anew after each failure of one.
 async fn keep_for_ever(wanted: &Wanted, resync: Duration, state: &watch::Sender<Option<String>>) {
-    let nothing_wanted = rules::tables(wanted).iter().all(|table| table.chains.is_empty());
+    let guard_only = rules::tables(wanted).iter().all(Table::is_guard_only);
+    let (mut pause, mut said) = (REOPEN, false);
     loop {
+        let opened = Instant::now();
         match Masquerade::open(wanted) {
             Ok(masquerade) => masquerade.keep(resync, state).await,
-            Err(error) => tell(state, (!nothing_wanted || !error.unsupported()).then(|| error.to_string())),
+            Err(error) if guard_only && error.unsupported() => {
+                if !std::mem::replace(&mut said, true) {
+                    warn!(%error, "{UNGUARDED}");
+                }
+                tell(state, None);
+            }
+            Err(error) => tell(state, Some(error.to_string())),
         }
-        tokio::time::sleep(RETRY).await;
+        if opened.elapsed() >= RETRY {
+            pause = REOPEN;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY);
     }
 }
+
+/// What is said where there can be no guard.
+const UNGUARDED: &str = "the kernel lacks the part of nf_tables that keeps what comes through the tunnel from changing this host: \
+    router advertisements, redirects and ARP are kept out by the parameters of the device alone, as far as they are set";
 
 /// Says how the rules are, in the log too where that is bad news.
 fn tell(state: &watch::Sender<Option<String>>, problem: Option<String>) {
@@ -198,17 +219,25 @@ impl Masquerade {
     /// Brings each table to what is wanted, whatever became of the others; what was to be done, and the first error.
     fn mend(&mut self) -> (Mended, Option<Error>) {
         let (mut mended, mut first) = (Mended::default(), None);
+        let mut unguarded = Vec::new();
         for entry in &mut self.tables {
             match entry.mend(&mut self.nft) {
                 Ok(false) => {}
                 Ok(true) if entry.known => mended.again.push(entry.table.to_string()),
                 Ok(true) => mended.new.push(entry.table.to_string()),
+                Err(error) if entry.table.is_guard_only() && error.unsupported() => {
+                    unguarded.push(format!("{}: {error}", entry.table));
+                }
                 Err(error) => {
                     first.get_or_insert(error);
                     continue;
                 }
             }
             entry.known = true;
+        }
+        let unguarded = unguarded.join("; ");
+        if self.news("unguarded", &unguarded) {
+            warn!(tables = %unguarded, "{UNGUARDED}");
         }
         (mended, first)
     }
@@ -301,6 +330,10 @@ impl Masquerade {
                     changed = true;
                     if let Err(error) = told {
                         debug!(%error, "nftables notifications were lost");
+                        // Any other error is of the socket, which is opened anew with the other one.
+                        if error.raw_os_error() != Some(libc::ENOBUFS) {
+                            return;
+                        }
                     }
                     tokio::time::sleep(CALM).await;
                     self.notices.drain().await;
@@ -311,14 +344,10 @@ impl Masquerade {
 }
 
 impl Entry {
-    /// Writes the table if it is not as it was written, or removes it if it is not wanted; whether rules were written.
+    /// Writes the table if it is not as it was written; whether it was not.
     fn mend(&mut self, nft: &mut Nft) -> Result<bool, Error> {
-        let unwanted = self.table.chains.is_empty();
-        let now = match nft.show(&self.table) {
-            Err(error) if unwanted && error.unsupported() => Vec::new(),
-            now => now?,
-        };
-        if self.shown.as_ref() == Some(&now) || (unwanted && now.is_empty()) {
+        let now = nft.show(&self.table)?;
+        if self.shown.as_ref() == Some(&now) {
             return Ok(false);
         }
         self.shown = None;
@@ -329,7 +358,7 @@ impl Entry {
             return Err(Error::Differs { table: self.table.to_string(), written, shown: count });
         }
         self.shown = Some(shown);
-        Ok(written > 0)
+        Ok(true)
     }
 }
 

@@ -186,7 +186,10 @@ async fn rules(
     held: &Held,
     passing: &Passing<'_>,
 ) -> Result<watch::Receiver<Option<String>>> {
-    let side = |end: &End| Ok(Side { network: end.net.network, subnet: site::own_subnet(&held.key, end)? });
+    let side = |end: &End| {
+        let (network, device) = (end.net.network, site.device_name(end.family));
+        Ok(Side { network, subnet: site::own_subnet(&held.key, end)?, device })
+    };
     let wanted = WantedRules {
         vni: site.config.backend.vni,
         sides: ends.iter().map(side).collect::<Result<_>>()?,

@@ -1,1 +1,288 @@
-//! x
+//! Frames that come through the tunnel: they may reach a pod, and change nothing of the host.
+//!
+//! The sender is another node, known from its record, which sends bare UDP datagrams to the VXLAN port.
+
+#![expect(clippy::unwrap_used, reason = "a test that meets an error has failed; so has its helper")]
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::time::Duration;
+
+use twill_lab::{Lab, Node, Twilld, wait_until};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const V4: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
+const BOTH: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48"}"#;
+/// A container's: the parameters below it can't be written.
+const READ_ONLY: [&str; 4] = ["unshare", "-m", "sh", "-c"];
+const REMOUNT: &str = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec \"$0\" \"$@\"";
+
+type Mac = [u8; 6];
+const SENDER: Mac = [2, 0, 0, 0, 0, 0x66];
+const EVERYBODY: Mac = [0xff; 6];
+/// The router that the frames speak of, and where they want to lead.
+const ROUTER: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x66);
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+
+/// A node whose daemon runs, and a second one that sends.
+struct Victim {
+    lab: Lab,
+    daemon: Twilld,
+    device: &'static str,
+}
+
+/// How the daemon may write parameters.
+#[derive(Clone, Copy)]
+enum Proc {
+    Writable,
+    ReadOnly,
+}
+
+impl Victim {
+    fn new(config: &str, device: &'static str, proc: Proc) -> Self {
+        let lab = Lab::with_nodes(2);
+        lab.put_config(config);
+        let node = lab.node(1);
+        // Not a router for IPv6: such a host is what takes router advertisements.
+        node.netns().sysctl("ipv6/conf/all/forwarding", "0").unwrap();
+        let mut daemon = match proc {
+            Proc::Writable => node.twilld(&[]),
+            Proc::ReadOnly => node.twilld_under(&[&READ_ONLY[..], &[REMOUNT]].concat(), &[]),
+        };
+        daemon.wait_ready();
+        daemon.wait_log(&["nftables rules are in", "arp twill.1"], PATIENCE);
+        Self { lab, daemon, device }
+    }
+
+    fn node(&self) -> Node {
+        self.lab.node(1)
+    }
+
+    fn mac(&self) -> Mac {
+        let text = self.node().link(self.device).unwrap().mac;
+        let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+        bytes.try_into().unwrap()
+    }
+
+    /// The addresses of its device and of its underlay.
+    fn addresses(&self) -> (IpAddr, IpAddr) {
+        let env = self.node().subnet_env().unwrap();
+        match self.device {
+            "flannel.1" => (env.subnet.unwrap().network().into(), self.node().addr().into()),
+            _ => (env.ipv6_subnet.unwrap().network().into(), self.node().addr6().into()),
+        }
+    }
+
+    /// Sends a frame in a VXLAN datagram.
+    fn send(&self, frame: &[u8]) {
+        let to = self.addresses().1;
+        let datagram = [&[8, 0, 0, 0, 0, 0, 1, 0], frame].concat();
+        let sent = self.lab.node(2).netns().enter(|| {
+            let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+            UdpSocket::bind((any, 0)).and_then(|socket| socket.send_to(&datagram, (to, 8472)))
+        });
+        sent.unwrap().unwrap();
+    }
+
+    /// Sends the frames, and waits until the last one has been through the kernel: it is followed by an echo request to the
+    /// device's address, whose answer the kernel routes back.
+    fn sends_all(&self, frames: &[Vec<u8>]) {
+        let before = self.received();
+        for frame in frames {
+            self.send(frame);
+        }
+        wait_until("the kernel has taken all frames in", PATIENCE, || self.received() >= before + frames.len() as u64);
+        // They are handled on the way in, by the same softirq that counts them.
+        std::thread::sleep(Duration::from_millis(50));
+    }
+
+    /// How many frames have come out of the tunnel.
+    fn received(&self) -> u64 {
+        let stats = self.node().ip_json(&format!("-s link show {}", self.device)).unwrap();
+        stats[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
+    }
+
+    /// All that such a frame could change.
+    fn state(&self) -> String {
+        let node = self.node();
+        let shown = |line: &str| node.exec(line).unwrap();
+        let device = self.device;
+        [
+            shown("ip -6 route show"),
+            shown("ip route show"),
+            shown("ip -6 route show cache"),
+            shown("ip -o addr show")
+                .lines()
+                .map(|line| line.split("valid_lft").next().unwrap().to_owned() + "\n")
+                .collect(),
+            shown(&format!("ip neigh show dev {device}")),
+            shown(&format!("ip -o link show {device}")),
+            ["hop_limit", "mtu"].map(|name| read(&node, &format!("ipv6/conf/{device}/{name}"))).concat(),
+            read(&node, &format!("ipv6/neigh/{device}/base_reachable_time_ms")),
+        ]
+        .join("--\n")
+    }
+
+    /// Sends the frames twice; nothing is changed by them.
+    #[track_caller]
+    fn is_unmoved_by(&self, frames: &[Vec<u8>]) {
+        let before = self.state();
+        self.sends_all(frames);
+        self.sends_all(frames);
+        assert_eq!(self.state(), before, "{}", self.daemon.log());
+    }
+}
+
+fn read(node: &Node, key: &str) -> String {
+    node.netns().enter(|| std::fs::read_to_string(format!("/proc/sys/net/{key}"))).unwrap().unwrap()
+}
+
+fn ethernet(to: Mac, kind: u16, payload: &[u8]) -> Vec<u8> {
+    [&to[..], &SENDER, &kind.to_be_bytes(), payload].concat()
+}
+
+/// The checksum of RFC 1071.
+fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
+    let mut sum: u32 = words.sum();
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    (!(sum as u16)).to_be_bytes()
+}
+
+fn icmpv6(to: Mac, from: Ipv6Addr, destination: Ipv6Addr, message: &[u8]) -> Vec<u8> {
+    let length = (message.len() as u16).to_be_bytes();
+    let mut message = message.to_vec();
+    let pseudo = [&from.octets()[..], &destination.octets(), &[0, 0], &length, &[0, 0, 0, 58], &message].concat();
+    message[2..4].copy_from_slice(&checksum(&pseudo));
+    let header = [&[0x60, 0, 0, 0], &length[..], &[58, 255], &from.octets(), &destination.octets()].concat();
+    ethernet(to, 0x86dd, &[header, message].concat())
+}
+
+fn ipv4(to: Mac, protocol: u8, from: Ipv4Addr, destination: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
+    let length = (20 + payload.len() as u16).to_be_bytes();
+    let mut header =
+        [&[0x45, 0], &length[..], &[0, 1, 0, 0, 64, protocol, 0, 0], &from.octets(), &destination.octets()].concat();
+    let sum = checksum(&header);
+    header[10..12].copy_from_slice(&sum);
+    ethernet(to, 0x0800, &[&header[..], payload].concat())
+}
+
+/// A router that lasts half an hour, with a prefix for addresses, a link MTU, a hop limit and a DNS server.
+fn router_advertisement(to: Mac, destination: Ipv6Addr) -> Vec<u8> {
+    let prefix: Ipv6Addr = "2001:db8:66::".parse().unwrap();
+    let head = [134, 0, 0, 0, 33, 0, 0x07, 0x08, 0, 0, 0x27, 0x10, 0, 0, 0, 0];
+    let lladdr = [&[1, 1][..], &SENDER].concat();
+    let mtu = [5, 1, 0, 0, 0, 0, 5, 0x14];
+    let info = [&[3, 4, 64, 0xc0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], &prefix.octets()].concat();
+    icmpv6(to, ROUTER, destination, &[&head[..], &lladdr, &mtu, &info].concat())
+}
+
+/// Neighbour solicitations for our address and advertisements, of an address that is another node's or nobody's.
+fn neighbour_discovery(to: Mac, ours: Ipv6Addr, claimed: Ipv6Addr) -> Vec<Vec<u8>> {
+    let ask = [&[135, 0, 0, 0, 0, 0, 0, 0][..], &ours.octets(), &[1, 1], &SENDER].concat();
+    let tell = |flags: u8| [&[136, 0, 0, 0, flags, 0, 0, 0][..], &claimed.octets(), &[2, 1], &SENDER].concat();
+    vec![
+        icmpv6(to, claimed, ours, &ask),
+        icmpv6(to, ROUTER, ours, &ask),
+        icmpv6(to, claimed, ours, &tell(0x60)),
+        icmpv6(EVERYBODY, claimed, ALL_NODES, &tell(0x20)),
+    ]
+}
+
+fn redirect_v6(to: Mac, ours: Ipv6Addr, gateway: Ipv6Addr, of: Ipv6Addr, towards: Ipv6Addr) -> Vec<u8> {
+    let echo = icmpv6([0; 6], ours, of, &[128, 0, 0, 0, 0, 1, 0, 1]);
+    let packet = &echo[14..];
+    let option = [&[4, ((8 + packet.len()) / 8) as u8, 0, 0, 0, 0, 0, 0][..], packet].concat();
+    let message = [&[137, 0, 0, 0, 0, 0, 0, 0][..], &towards.octets(), &of.octets(), &option].concat();
+    icmpv6(to, gateway, ours, &message)
+}
+
+fn redirect_v4(to: Mac, ours: Ipv4Addr, gateway: Ipv4Addr, of: Ipv4Addr, towards: Ipv4Addr) -> Vec<u8> {
+    let echo = ipv4([0; 6], 1, ours, of, &[8, 0, 0xf7, 0xfd, 0, 1, 0, 1]);
+    let mut message = [&[5, 1, 0, 0][..], &towards.octets(), &echo[14..]].concat();
+    let sum = checksum(&message);
+    message[2..4].copy_from_slice(&sum);
+    ipv4(to, 1, gateway, ours, &message)
+}
+
+/// Requests for our address and for another, replies, and gratuitous ones of both kinds: of this sender's address.
+fn arp(to: Mac, ours: Ipv4Addr, claimed: Ipv4Addr) -> Vec<Vec<u8>> {
+    let packet = |to: Mac, operation: u8, target: Ipv4Addr| {
+        let head = [0, 1, 8, 0, 6, 4, 0, operation];
+        ethernet(to, 0x0806, &[&head[..], &SENDER, &claimed.octets(), &to, &target.octets()].concat())
+    };
+    vec![
+        packet(EVERYBODY, 1, ours),
+        packet(to, 1, ours),
+        packet(to, 2, ours),
+        packet(EVERYBODY, 1, claimed),
+        packet(EVERYBODY, 2, claimed),
+    ]
+}
+
+fn v4(address: IpAddr) -> Ipv4Addr {
+    match address {
+        IpAddr::V4(address) => address,
+        IpAddr::V6(_) => panic!("{address} is no IPv4 address"),
+    }
+}
+
+fn v6(address: IpAddr) -> Ipv6Addr {
+    match address {
+        IpAddr::V6(address) => address,
+        IpAddr::V4(_) => panic!("{address} is no IPv6 address"),
+    }
+}
+
+/// Everything of IPv6 that a host listens to, towards all and towards one of its addresses.
+fn all_of_v6(to: Mac, ours: Ipv6Addr, peer: Ipv6Addr) -> Vec<Vec<u8>> {
+    let pod = Ipv6Addr::from(u128::from(peer) + 5);
+    let mut frames = vec![
+        router_advertisement(EVERYBODY, ALL_NODES),
+        router_advertisement(to, ours),
+        redirect_v6(to, ours, peer, pod, ROUTER),
+        redirect_v6(to, ours, ROUTER, pod, ROUTER),
+        icmpv6(
+            EVERYBODY,
+            ROUTER,
+            ALL_NODES,
+            &[130, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        ),
+    ];
+    frames.extend(neighbour_discovery(to, ours, pod));
+    frames
+}
+
+#[test]
+fn a_router_advertisement_reaches_nobody_through_the_ipv4_device() {
+    for proc in [Proc::Writable, Proc::ReadOnly] {
+        let victim = Victim::new(V4, "flannel.1", proc);
+        let ours = victim.node().addr6();
+        victim.is_unmoved_by(&all_of_v6(victim.mac(), ours, "fd99::66".parse().unwrap()));
+    }
+}
+
+#[test]
+fn nothing_of_ipv6_changes_a_host_through_the_ipv6_device() {
+    for proc in [Proc::Writable, Proc::ReadOnly] {
+        let victim = Victim::new(BOTH, "flannel-v6.1", proc);
+        let (ours, _) = victim.addresses();
+        victim.is_unmoved_by(&all_of_v6(victim.mac(), v6(ours), "fc00:0:0:77::".parse().unwrap()));
+    }
+}
+
+#[test]
+fn arp_redirects_and_igmp_change_nothing() {
+    for proc in [Proc::Writable, Proc::ReadOnly] {
+        let victim = Victim::new(V4, "flannel.1", proc);
+        let (mac, ours) = (victim.mac(), v4(victim.addresses().0));
+        let (gateway, pod): (Ipv4Addr, Ipv4Addr) = ("10.5.77.0".parse().unwrap(), "10.5.77.5".parse().unwrap());
+        let mut frames = arp(mac, ours, pod);
+        frames.extend(arp(mac, ours, gateway));
+        frames.extend(arp(mac, victim.node().addr(), "10.99.0.1".parse().unwrap()));
+        frames.push(redirect_v4(mac, ours, gateway, pod, "10.5.66.0".parse().unwrap()));
+        frames.push(ipv4(EVERYBODY, 2, gateway, "224.0.0.1".parse().unwrap(), &[0x11, 1, 0xee, 0xfe, 0, 0, 0, 0]));
+        victim.is_unmoved_by(&frames);
+    }
+}

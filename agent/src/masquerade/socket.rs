@@ -33,6 +33,8 @@ const NLM_F_DUMP_INTR: u16 = 0x10;
 const OPEN: &str = "open a socket to nf_tables";
 /// For an answer of the kernel, in milliseconds: it is there at once unless something is very wrong.
 const ANSWER_WITHIN_MS: u16 = 5_000;
+/// So often in a row may a system call be interrupted (`EINTR`) before that is a failure.
+const INTERRUPTIONS: u32 = 64;
 
 /// A message as the kernel showed it.
 pub(super) struct Shown {
@@ -98,7 +100,7 @@ impl Nft {
     /// What the kernel has of a table: the bytes of all it shows of table, chains and rules, equal as long as nobody
     /// changes anything. Empty if it is not there.
     pub(super) fn show(&mut self, table: &Table) -> Result<Vec<u8>, Error> {
-        let family = wire::family(table.v6);
+        let family = wire::family(table.family);
         let mut shown = Vec::new();
         let name = table.name.clone();
         let of_table = TableMessage { attributes: vec![TableAttribute::Name(name.clone())] };
@@ -189,26 +191,37 @@ impl Nft {
     }
 
     fn send(&self, step: &'static str, datagram: &[u8]) -> Result<(), Error> {
-        let sent = self.socket.send_to(datagram, &SocketAddr::new(0, 0), 0);
+        let sent = uninterrupted(|| self.socket.send_to(datagram, &SocketAddr::new(0, 0), 0));
         sent.map(drop).map_err(|source| Error::Socket { step, source })
     }
 
     fn receive(&mut self, step: &'static str) -> Result<usize, Error> {
         let failed = |source| Error::Socket { step, source };
         loop {
-            match self.socket.recv_from(&mut &mut self.buffer[..], libc::MSG_DONTWAIT) {
+            match uninterrupted(|| self.socket.recv_from(&mut &mut self.buffer[..], libc::MSG_DONTWAIT)) {
                 Ok((length, _)) => return Ok(length),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let mut wait = [PollFd::new(fd(&self.socket), PollFlags::POLLIN)];
-                    if poll(&mut wait, PollTimeout::from(ANSWER_WITHIN_MS)).map_err(|e| failed(e.into()))? == 0 {
+                    let timeout = PollTimeout::from(ANSWER_WITHIN_MS);
+                    if uninterrupted(|| poll(&mut wait, timeout).map_err(io::Error::from)).map_err(failed)? == 0 {
                         return Err(failed(io::ErrorKind::TimedOut.into()));
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(source) => return Err(failed(source)),
             }
         }
     }
+}
+
+/// Makes a system call again while a signal interrupts it, but not for ever.
+fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 1..INTERRUPTIONS {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+    call()
 }
 
 fn fd(socket: &Socket) -> std::os::fd::BorrowedFd<'_> {
@@ -285,6 +298,6 @@ impl Notices {
 
     /// Forgets what has arrived.
     pub(super) async fn drain(&mut self) {
-        while tokio::time::timeout(Duration::ZERO, self.changed()).await.is_ok() {}
+        while let Ok(Ok(())) = tokio::time::timeout(Duration::ZERO, self.changed()).await {}
     }
 }

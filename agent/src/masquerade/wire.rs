@@ -14,10 +14,13 @@ use netlink_packet_netfilter::nftables::{
     TableAttribute, TableMessage, Verdict as NftVerdict, VerdictAttribute,
 };
 
-use super::rules::{Chain, Hook, Match, Rule, Table, Verdict};
+use super::rules::{Chain, Family, Hook, Match, Rule, Table, Verdict};
 
-/// `NF_ACCEPT`, include/uapi/linux/netfilter.h.
+/// `NF_DROP` and `NF_ACCEPT`, include/uapi/linux/netfilter.h.
+const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
+/// `NFT_PAYLOAD_TRANSPORT_HEADER`, include/uapi/linux/netfilter/nf_tables.h.
+const TRANSPORT_HEADER: u32 = 2;
 /// `NFT_PAYLOAD_NETWORK_HEADER`, include/uapi/linux/netfilter/nf_tables.h.
 pub(super) const NETWORK_HEADER: u32 = 1;
 /// `NFTA_MASQ_FLAGS`, and the flag `NF_NAT_RANGE_PROTO_RANDOM_FULLY` (include/uapi/linux/netfilter/nf_nat.h).
@@ -37,24 +40,25 @@ pub(super) struct Step {
     pub flags: u16,
 }
 
-/// The number of a family of ours.
-pub(super) fn family(v6: bool) -> NetfilterProtoFamily {
-    if v6 { NetfilterProtoFamily::IPv6 } else { NetfilterProtoFamily::IPv4 }
+/// The number of a family.
+pub(super) fn family(family: Family) -> NetfilterProtoFamily {
+    match family {
+        Family::Ip => NetfilterProtoFamily::IPv4,
+        Family::Ip6 => NetfilterProtoFamily::IPv6,
+        Family::Arp => NetfilterProtoFamily::ARP,
+    }
 }
 
-/// A transaction that replaces the table, whatever it holds; or only removes it where it has no chains.
+/// A transaction that replaces the table, whatever it holds.
 ///
 /// The kernel refuses to delete what is not there, so it is put first: that is no error where it is there.
 pub(super) fn replace(table: &Table) -> Vec<Step> {
-    let family = family(table.v6);
+    let family = family(table.family);
     let name = || TableMessage { attributes: vec![TableAttribute::Name(table.name.clone())] };
     let create = libc::NLM_F_CREATE as u16;
     let step = |message, flags| Step { family, message, flags };
     let mut steps =
         vec![step(NfTablesMessage::NewTable(name()), create), step(NfTablesMessage::DeleteTable(name()), 0)];
-    if table.chains.is_empty() {
-        return steps;
-    }
     steps.push(step(NfTablesMessage::NewTable(name()), create));
     for chain in &table.chains {
         steps.push(step(NfTablesMessage::NewChain(self::chain(table, chain)), create));
@@ -70,6 +74,9 @@ fn chain(table: &Table, chain: &Chain) -> ChainMessage {
     let (kind, number, priority) = match chain.hook {
         Hook::Postrouting => ("nat", InetHookNumber::PostRouting, PRIORITY_SRCNAT),
         Hook::Forward => ("filter", InetHookNumber::Forward, PRIORITY_FILTER),
+        // `NF_ARP_IN` has IP's number of prerouting (include/uapi/linux/netfilter_arp.h).
+        Hook::Input if table.family == Family::Arp => ("filter", InetHookNumber::PreRouting, PRIORITY_FILTER),
+        Hook::Input => ("filter", InetHookNumber::LocalIn, PRIORITY_FILTER),
     };
     let hook = vec![HookAttribute::Number(number.into()), HookAttribute::Priority(priority)];
     ChainMessage {
@@ -110,12 +117,17 @@ fn matching(condition: &Match) -> Vec<Expressions> {
         Match::Mark(mark) => {
             // Marks are numbers in the order of this machine.
             let bits = mark.to_ne_bytes().to_vec();
-            let load = Meta::DestinationRegister(Register::Reg1);
-            vec![
-                Expressions::Meta(vec![load, Meta::Key(MetaKey::Mark)]),
-                mask(bits.clone()),
-                compare(Operator::Equal, bits),
-            ]
+            vec![meta(MetaKey::Mark), mask(bits.clone()), compare(Operator::Equal, bits)]
+        }
+        Match::In(device) => vec![meta(MetaKey::Iifname), compare(Operator::Equal, device.to_vec())],
+        Match::Protocol(protocol) => vec![meta(MetaKey::L4Proto), compare(Operator::Equal, vec![protocol])],
+        Match::Type(first, last) => {
+            let load = payload(TRANSPORT_HEADER, 0, 1);
+            if first == last {
+                return vec![load, compare(Operator::Equal, vec![first])];
+            }
+            let (from, to) = (Operator::GreatherThanEqual, Operator::LessThanEqual);
+            vec![load, compare(from, vec![first]), compare(to, vec![last])]
         }
         Match::From(net) => address(net, Place::Source, Operator::Equal),
         Match::NotFrom(net) => address(net, Place::Source, Operator::NotEqual),
@@ -140,18 +152,22 @@ fn address(net: IpNetwork, place: Place, operator: Operator) -> Vec<Expressions>
     let prefix = usize::from(net.prefix());
     let whole = prefix % 8 == 0 && prefix > 0;
     let length = if whole { prefix / 8 } else { bytes.len() };
-    let mut expressions = vec![Expressions::Payload(vec![
-        Payload::DestinationRegister(Register::Reg1),
-        Payload::Base(NETWORK_HEADER),
-        Payload::Offset(offset),
-        Payload::Len(length as u32),
-    ])];
+    let mut expressions = vec![payload(NETWORK_HEADER, offset, length as u32)];
     if !whole {
         let bits = |at: usize| prefix.saturating_sub(at * 8).min(8);
         expressions.push(mask((0..bytes.len()).map(|at| !(0xff_u16 >> bits(at)) as u8).collect()));
     }
     expressions.push(compare(operator, bytes[..length].to_vec()));
     expressions
+}
+
+fn meta(key: MetaKey) -> Expressions {
+    Expressions::Meta(vec![Meta::DestinationRegister(Register::Reg1), Meta::Key(key)])
+}
+
+fn payload(base: u32, offset: u32, length: u32) -> Expressions {
+    let from = [Payload::Base(base), Payload::Offset(offset), Payload::Len(length)];
+    Expressions::Payload([Payload::DestinationRegister(Register::Reg1)].into_iter().chain(from).collect())
 }
 
 fn mask(bits: Vec<u8>) -> Expressions {
@@ -173,6 +189,7 @@ fn compare(operator: Operator, value: Vec<u8>) -> Expressions {
 fn verdict(verdict: Verdict) -> Expressions {
     let code = match verdict {
         Verdict::Accept => NftVerdict::Other(NF_ACCEPT),
+        Verdict::Drop => NftVerdict::Other(NF_DROP),
         Verdict::Return => NftVerdict::Return,
         Verdict::Masquerade { fully_random } => {
             let flags = DefaultNla::new(NFTA_MASQ_FLAGS, RANDOM_FULLY.to_be_bytes().to_vec());
