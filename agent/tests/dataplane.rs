@@ -8,6 +8,7 @@ use nix::sched::{CloneFlags, unshare};
 use twill_agent::dataplane::kernel::Kernel;
 use twill_agent::dataplane::{Dataplane, Device, Event, Made};
 use twill_agent::overlay::MacAddr;
+use twill_agent::overlay::config::Backend;
 use twill_agent::overlay::kernel::{Fdb, Neigh, Observed, Op, Route, Row, Via};
 use twill_agent::overlay::reconcile::Seen;
 
@@ -201,5 +202,89 @@ fn a_changed_mac_mtu_address_and_state_are_mended_on_the_living_device() {
         assert!(link.contains("mtu 1450") && link.contains("02:00:00:00:00:01"), "{link}");
         assert!(ip("addr show flannel.1").contains("10.5.1.0/32"));
         assert_eq!(observe(&mut kernel).fdb.len(), 1);
+    });
+}
+
+/// A parameter below /proc/sys/net, in the namespace of this thread.
+fn parameter(key: &str) -> String {
+    std::fs::read_to_string(format!("/proc/sys/net/{key}")).unwrap().trim().to_owned()
+}
+
+#[test]
+fn a_device_takes_nothing_in_from_its_link_also_when_it_is_made_anew_or_somebody_changes_it() {
+    const WANTED: [(&str, &str); 11] = [
+        ("ipv4/conf/flannel.1/accept_redirects", "0"),
+        ("ipv4/conf/flannel.1/accept_source_route", "0"),
+        ("ipv4/conf/flannel.1/arp_ignore", "8"),
+        ("ipv4/conf/flannel.1/arp_accept", "0"),
+        ("ipv4/conf/flannel.1/drop_gratuitous_arp", "1"),
+        ("ipv4/conf/flannel.1/route_localnet", "0"),
+        ("ipv6/conf/flannel.1/addr_gen_mode", "1"),
+        ("ipv6/conf/flannel.1/accept_ra", "0"),
+        ("ipv6/conf/flannel.1/accept_redirects", "0"),
+        ("ipv6/conf/flannel.1/drop_unsolicited_na", "1"),
+        ("ipv6/conf/flannel.1/disable_ipv6", "1"),
+    ];
+    let is_shut = || WANTED.iter().for_each(|(key, value)| assert_eq!(parameter(key), *value, "{key}"));
+    in_namespace(async move |mut kernel, device| {
+        kernel.make(&device).await.unwrap();
+        is_shut();
+        ip("link del flannel.1");
+        kernel.make(&device).await.unwrap();
+        is_shut();
+        for (key, value) in WANTED {
+            let other = if value == "0" { "1" } else { "0" };
+            std::fs::write(format!("/proc/sys/net/{key}"), other).unwrap();
+        }
+        assert_eq!(kernel.make(&device).await.unwrap(), Made::AsWanted);
+        is_shut();
+    });
+}
+
+#[test]
+fn the_ipv6_device_keeps_ipv6_and_has_no_address_but_ours() {
+    in_namespace(async |mut kernel, device| {
+        ip("addr add fd99::1/64 dev eth0 nodad");
+        let (name, local) = ("flannel-v6.1".into(), "fd99::1".parse().unwrap());
+        let device = Device { name, local, address: "fc00:0:0:1::/128".parse().unwrap(), mtu: 1430, ..device };
+        kernel.make(&device).await.unwrap();
+        for (name, value) in
+            [("accept_ra", "0"), ("accept_redirects", "0"), ("disable_ipv6", "0"), ("addr_gen_mode", "1")]
+        {
+            assert_eq!(parameter(&format!("ipv6/conf/flannel-v6.1/{name}")), value, "{name}");
+        }
+        let addresses = || ip("-o addr show dev flannel-v6.1");
+        assert!(addresses().contains("fc00:0:0:1::/128") && !addresses().contains("fe80"), "{}", addresses());
+        // One that flannel made has a link-local address.
+        ip("addr add fe80::1/64 dev flannel-v6.1 nodad");
+        assert_eq!(kernel.make(&device).await.unwrap(), Made::AsWanted);
+        assert!(!addresses().contains("fe80"), "{}", addresses());
+    });
+}
+
+#[test]
+fn a_device_in_external_mode_on_our_port_is_an_obstacle_and_a_start_that_fails_takes_its_device_back() {
+    in_namespace(async |mut kernel, device| {
+        let backend = Backend::default();
+        assert!(kernel.obstacle("flannel.1", &backend, device.local).unwrap().is_none());
+        let holder = std::net::UdpSocket::bind("0.0.0.0:8472").unwrap();
+        let error = kernel.make(&device).await.unwrap_err().to_string();
+        let words = "cannot set up flannel.1: UDP port 8472 is held by a UDP socket on 0.0.0.0:8472 (pid ";
+        assert!(error.starts_with(words), "{error}");
+        kernel.undo(&device).unwrap();
+        assert!(!ip("-o link show").contains("flannel.1"), "it was left behind");
+        // One that was there before stays.
+        ip("link add flannel.1 type vxlan id 1 local 10.99.0.1 dstport 8472 dev eth0 nolearning");
+        kernel.make(&device).await.unwrap_err();
+        kernel.undo(&device).unwrap();
+        assert!(ip("-o link show").contains("flannel.1"));
+        ip("link del flannel.1");
+        drop(holder);
+        ip("link add vx0 type vxlan external dstport 8472");
+        ip("link set vx0 up");
+        let obstacle = kernel.obstacle("flannel.1", &backend, device.local).unwrap().unwrap().to_string();
+        assert!(obstacle.contains("is held by vx0, a VXLAN device in external mode"), "{obstacle}");
+        let error = kernel.make(&device).await.unwrap_err().to_string();
+        assert_eq!(error, obstacle);
     });
 }

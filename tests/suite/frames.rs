@@ -7,9 +7,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::time::Duration;
 
-use twill_lab::{Lab, Node, Twilld, wait_until};
+use nix::sys::signal::Signal;
+use twill_lab::{Lab, Node, PREFIX, Twilld, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
+const ALL: &[&str] = &["--peer-mode=all"];
 const V4: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
 const BOTH: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48"}"#;
 /// A container's: the parameters below it can't be written.
@@ -41,15 +43,22 @@ impl Victim {
     fn new(config: &str, device: &'static str, proc: Proc) -> Self {
         let lab = Lab::with_nodes(2);
         lab.put_config(config);
+        // A peer whose route a redirect could lead astray.
+        let peer = r#"{"PublicIP":"10.99.0.12","PublicIPv6":"fd99::12","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:77"},"BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:06:77"}}"#;
+        let key = if config == BOTH { "10.5.77.0-24&fc00:0:0:77::-64" } else { "10.5.77.0-24" };
+        lab.put(&format!("{PREFIX}/subnets/{key}"), peer);
         let node = lab.node(1);
         // Not a router for IPv6: such a host is what takes router advertisements.
         node.netns().sysctl("ipv6/conf/all/forwarding", "0").unwrap();
         let mut daemon = match proc {
-            Proc::Writable => node.twilld(&[]),
-            Proc::ReadOnly => node.twilld_under(&[&READ_ONLY[..], &[REMOUNT]].concat(), &[]),
+            Proc::Writable => node.twilld(ALL),
+            Proc::ReadOnly => node.twilld_under(&[&READ_ONLY[..], &[REMOUNT]].concat(), ALL),
         };
         daemon.wait_ready();
         daemon.wait_log(&["nftables rules are in", "arp twill.1"], PATIENCE);
+        // The kernel is still at its own addresses after a start.
+        let tentative = || node.exec("ip -o addr show tentative").map(|shown| shown.is_empty());
+        wait_until("no address is tentative", PATIENCE, || tentative().unwrap());
         Self { lab, daemon, device }
     }
 
@@ -83,22 +92,28 @@ impl Victim {
         sent.unwrap().unwrap();
     }
 
-    /// Sends the frames, and waits until the last one has been through the kernel: it is followed by an echo request to the
-    /// device's address, whose answer the kernel routes back.
+    /// Sends the frames, and behind them an echo request to the device's address, until the kernel has seen that one.
     fn sends_all(&self, frames: &[Vec<u8>]) {
-        let before = self.received();
-        for frame in frames {
-            self.send(frame);
-        }
-        wait_until("the kernel has taken all frames in", PATIENCE, || self.received() >= before + frames.len() as u64);
-        // They are handled on the way in, by the same softirq that counts them.
-        std::thread::sleep(Duration::from_millis(50));
+        let (mac, before) = (self.mac(), self.echoes());
+        frames.iter().for_each(|frame| self.send(frame));
+        let echo = match self.addresses().0 {
+            IpAddr::V4(ours) => ipv4(mac, 1, Ipv4Addr::new(10, 5, 77, 9), ours, &[8, 0, 0xf7, 0xfd, 0, 1, 0, 1]),
+            IpAddr::V6(ours) => icmpv6(mac, "fc00:0:0:77::9".parse().unwrap(), ours, &[128, 0, 0, 0, 0, 1, 0, 1]),
+        };
+        self.send(&echo);
+        wait_until("the echo request has come through the tunnel", PATIENCE, || self.echoes() > before);
     }
 
-    /// How many frames have come out of the tunnel.
-    fn received(&self) -> u64 {
-        let stats = self.node().ip_json(&format!("-s link show {}", self.device)).unwrap();
-        stats[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
+    /// How many echo requests the kernel has seen.
+    fn echoes(&self) -> u64 {
+        let read =
+            |file: &str| self.node().netns().enter(|| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")));
+        let (snmp, snmp6) = (read("snmp").unwrap().unwrap(), read("snmp6").unwrap().unwrap());
+        let mut icmp = snmp.lines().filter_map(|line| line.strip_prefix("Icmp: "));
+        let at = icmp.next().unwrap().split(' ').position(|name| name == "InEchos").unwrap();
+        let v4: u64 = icmp.next().unwrap().split(' ').nth(at).unwrap().parse().unwrap();
+        let v6 = snmp6.lines().find_map(|line| line.strip_prefix("Icmp6InEchos")).unwrap();
+        v4 + v6.trim().parse::<u64>().unwrap()
     }
 
     /// All that such a frame could change.
@@ -109,6 +124,7 @@ impl Victim {
         [
             shown("ip -6 route show"),
             shown("ip route show"),
+            shown("ip route show cache"),
             shown("ip -6 route show cache"),
             shown("ip -o addr show")
                 .lines()
@@ -285,4 +301,36 @@ fn arp_redirects_and_igmp_change_nothing() {
         frames.push(ipv4(EVERYBODY, 2, gateway, "224.0.0.1".parse().unwrap(), &[0x11, 1, 0xee, 0xfe, 0, 0, 0, 0]));
         victim.is_unmoved_by(&frames);
     }
+}
+
+/// While the daemon is away a question of the kernel waits, and nobody else answers it.
+#[test]
+fn the_kernel_s_question_is_answered_by_the_daemon_only() {
+    let lab_and = |config, device| {
+        let mut victim = Victim::new(config, device, Proc::ReadOnly);
+        // On demand the kernel asks for each address of the network.
+        victim.daemon.terminate();
+        victim.daemon = victim.node().twilld(&[]);
+        victim.daemon.wait_ready();
+        victim.daemon.signal(Signal::SIGSTOP);
+        victim
+    };
+    let victim = lab_and(V4, "flannel.1");
+    let pod = "10.5.78.5".parse().unwrap();
+    stays_unanswered(&victim, pod, &arp(victim.mac(), v4(victim.addresses().0), v4(pod)));
+    let victim = lab_and(BOTH, "flannel-v6.1");
+    let pod = "fc00:0:0:78::5".parse().unwrap();
+    stays_unanswered(&victim, pod, &neighbour_discovery(victim.mac(), v6(victim.addresses().0), v6(pod)));
+}
+
+#[track_caller]
+fn stays_unanswered(victim: &Victim, pod: IpAddr, frames: &[Vec<u8>]) {
+    let node = victim.node();
+    let seen = || node.exec(&format!("ip neigh show {pod} dev {}", victim.device)).unwrap();
+    wait_until("the kernel asks", PATIENCE, || {
+        node.exec(&format!("ping -n -c1 -W0.05 {pod}")).ok();
+        seen().contains("INCOMPLETE")
+    });
+    victim.sends_all(frames);
+    assert!(!seen().contains("02:00:00:00:00:66"), "{}", seen());
 }
