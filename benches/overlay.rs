@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use ipnetwork::IpNetwork;
 use twill_agent::overlay::kernel::{Miss, NeighState, Observed, PROTOCOL, Route, Row, SeenFdb, SeenNeigh};
-use twill_agent::overlay::peers::{Source, Vtep};
+use twill_agent::overlay::peers::{Claim, Source, Standing, Vtep};
 use twill_agent::overlay::plane::{PeerMode, Plane, Setup};
 use twill_agent::overlay::reconcile::Seen;
 use twill_agent::overlay::{MacAddr, NetworkConfig};
@@ -30,6 +30,11 @@ fn vtep(number: u32) -> Vtep {
     Vtep { mac: MacAddr([2, 0, 0, b, c, d]), remote: Ipv4Addr::new(10, b, c, d).into() }
 }
 
+/// What a record says that was created at the first revision.
+fn claim(vtep: Vtep, revision: i64) -> Claim {
+    Claim { vtep, standing: Standing::new(1, revision, true, None) }
+}
+
 /// A pod of this subnet.
 fn pod(number: u32) -> Miss {
     Miss::Address(IpAddr::V4(Ipv4Addr::from_bits(NETWORK + (number << 6) + 5)))
@@ -41,7 +46,7 @@ fn plane(mode: PeerMode, peers: u32) -> Plane {
     let net = *config.families().next().expect("IPv4");
     let mut plane = Plane::new(Setup { net, subnet: subnet(0), mode, idle: Duration::from_secs(600) });
     for number in 1..=peers {
-        plane.put(subnet(number), vtep(number), number.into(), Source(0));
+        plane.put(subnet(number), Source(0), claim(vtep(number), number.into()));
     }
     plane
 }
@@ -111,7 +116,7 @@ fn records(criterion: &mut Criterion) {
                 revision += 1;
                 let number = revision as u32 % size + 1;
                 let remote = Ipv4Addr::from_bits(revision as u32).into();
-                plane.put(subnet(number), Vtep { remote, ..vtep(number) }, revision, Source(0))
+                plane.put(subnet(number), Source(0), claim(Vtep { remote, ..vtep(number) }, revision))
             });
         });
     }

@@ -19,7 +19,7 @@ use crate::overlay::SubnetKey;
 use crate::overlay::peers::Delta;
 use crate::overlay::plane::Plane;
 use crate::overlay::record::Record;
-use crate::overlay::records::Records;
+use crate::overlay::records::{Raw, Records};
 use crate::site::Site;
 use crate::store::{self, Change, RawRecord};
 
@@ -216,9 +216,9 @@ impl<D: Dataplane> EventLoop<D> {
     /// Works out whether we are ready. Asked between two pieces of work only, so that it does not flicker with each.
     fn note_ready(&mut self) {
         let behind = self.halves.iter().filter(|half| !half.in_sync());
-        let missing =
-            behind.map(|half| format!("kernel: {} is not as the records want it", half.device.name)).collect();
-        self.health.update(missing, peers_of(&self.halves), || programmed_of(&self.halves));
+        let behind = behind.map(|half| format!("kernel: {} is not as the records want it", half.device.name));
+        let displaced = self.records.displaced(self.halves.iter().map(|half| &half.plane));
+        self.health.update(behind.chain(displaced).collect(), peers_of(&self.halves), || programmed_of(&self.halves));
     }
 
     /// Says in the log what has waited for a pause.
@@ -293,13 +293,14 @@ impl<D: Dataplane> EventLoop<D> {
     }
 
     fn put(&mut self, record: RawRecord, deltas: &mut Vec<Delta>) {
+        let mut planes: Vec<&mut Plane> = self.halves.iter_mut().map(|half| &mut half.plane).collect();
         if record.key == self.own.text {
             self.own.listed = true;
+            deltas.extend(self.records.put_own(&mut planes, Raw::from(&record)));
             self.own.keeper.seen(Change::Put(record));
             return;
         }
-        let mut planes: Vec<&mut Plane> = self.halves.iter_mut().map(|half| &mut half.plane).collect();
-        let taken = self.records.put(&mut planes, &record.key, &record.value, record.revision);
+        let taken = self.records.put(&mut planes, Raw::from(&record));
         deltas.extend(taken.deltas);
         if let Some(bad) = taken.bad {
             self.told.kept_out(&record.key, &bad, half::now());

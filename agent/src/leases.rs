@@ -3,17 +3,15 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use ipnetwork::IpNetwork;
 use tokio::task::JoinSet;
 
 use crate::out;
-use crate::overlay::record::{BadRecord, Family, Own, Record, SubnetKey, check};
-use crate::overlay::{MacAddr, NetworkConfig, Shown};
-use crate::site;
+use crate::overlay::peers::{Claim, Peers, Place, Source, Standing, Vtep};
+use crate::overlay::record::{BadRecord, Family, PeerRecord, Record, SubnetKey, fits};
+use crate::overlay::{NetworkConfig, Shown};
 use crate::store::etcd::EtcdStore;
 use crate::store::{Event, LeaseId, RawRecord, Store};
 
@@ -197,44 +195,41 @@ impl Listing {
     /// be read. A reservation that waits for its node is in order.
     pub fn kept_out(&self) -> BTreeMap<&str, BadRecord> {
         let config = self.config.as_ref().and_then(|text| NetworkConfig::parse(text).ok());
-        // Of two records with one MAC the newer counts.
-        let mut records: Vec<&RawRecord> = self.records.iter().collect();
-        records.sort_by_key(|raw| std::cmp::Reverse(raw.revision));
-        let mut macs = BTreeMap::new();
-        let bad = records.into_iter().filter_map(|raw| match judge(raw, config.as_ref(), &mut macs) {
-            Ok(()) | Err(BadRecord::Reserved(_)) => None,
+        let mut peers = BTreeMap::new();
+        let judged: Vec<_> = self.records.iter().map(|raw| (raw, judge(raw, config.as_ref(), &mut peers))).collect();
+        let bad = judged.into_iter().filter_map(|(raw, judged)| match judged {
+            Ok(sides) => {
+                let mut asides = sides.iter().filter_map(|(family, place)| peers.get(family)?.shadow_of(*place));
+                Some((raw.key.as_str(), asides.next()?))
+            }
+            Err(BadRecord::Reserved(_)) => None,
             Err(bad) => Some((raw.key.as_str(), bad)),
         });
         bad.collect()
     }
 }
 
-/// As every node but the record's own judges it; `macs` are those of the records before, each with its subnet.
+/// As every node but the record's own judges it: gives it to the peers of each family, and returns its place there.
 fn judge(
     raw: &RawRecord,
     config: Option<&NetworkConfig>,
-    macs: &mut BTreeMap<(Family, MacAddr), IpNetwork>,
-) -> Result<(), BadRecord> {
+    peers: &mut BTreeMap<Family, Peers>,
+) -> Result<Vec<(Family, Place)>, BadRecord> {
     let (key, record) = (raw.key.parse::<SubnetKey>()?, Record::parse(&raw.value)?);
     if record.is_unused() && !record.has_address() && record.node.is_none() {
         // A reservation for nobody.
         return Err(BadRecord::Incomplete("PublicIP"));
     }
-    let Some(config) = config else { return Ok(()) };
-    for net in config.families() {
+    let standing = Standing::new(raw.created, raw.revision, raw.lease != 0, record.node.as_deref());
+    let mut sides = Vec::new();
+    for net in config.into_iter().flat_map(NetworkConfig::families) {
         let family = Family::of(&net.network);
-        let nobody: IpAddr = match family {
-            Family::V4 => Ipv4Addr::BROADCAST.into(),
-            Family::V6 => Ipv6Addr::from(u128::MAX).into(),
-        };
-        let nobody = Own { subnet: site::no_subnet(family), public_ip: nobody };
-        let peer = check(&record, &key, net, config.backend.vni, &nobody)?;
-        let other = *macs.entry((family, peer.mac)).or_insert(peer.subnet);
-        if other != peer.subnet {
-            return Err(BadRecord::MacOfAnother { mac: peer.mac, other });
-        }
+        let PeerRecord { subnet, mac, remote, .. } = fits(&record, &key, net, config.map_or(0, |c| c.backend.vni))?;
+        let source = Source::of(&raw.key);
+        peers.entry(family).or_default().put(subnet, source, Claim { vtep: Vtep { mac, remote }, standing });
+        sides.push((family, (subnet, source)));
     }
-    Ok(())
+    Ok(sides)
 }
 
 /// Whether etcd is there and refuses what a complete read needs.
@@ -269,6 +264,7 @@ mod tests {
         let raw = |(at, (key, value)): (usize, &(&str, String))| RawRecord {
             key: (*key).to_owned(),
             value: value.clone().into_bytes(),
+            created: at as i64,
             revision: at as i64,
             lease: 0,
         };
@@ -278,7 +274,7 @@ mod tests {
         let kept_out = listing.kept_out();
         let reasons: Vec<_> = kept_out.iter().map(|(key, bad)| (*key, bad.reason())).collect();
         let expected = [
-            ("10.5.1.0-24", "mac_of_another"),
+            ("10.5.2.0-24", "mac_of_another"),
             ("10.5.3.0-24", "wrong_vni"),
             ("10.5.6.0-24", "other_backend"),
             ("10.5.7.0-24", "remote_not_unicast"),
@@ -288,6 +284,8 @@ mod tests {
             ("junk", "key_form"),
         ];
         assert_eq!(reasons, expected);
+        let why = "the VTEP's MAC 02:00:00:00:00:01 is also that of 10.5.1.0/24, whose record comes first";
+        assert_eq!(kept_out.get("10.5.2.0-24").unwrap().to_string(), why);
     }
 
     #[tokio::test(start_paused = true)]

@@ -14,7 +14,7 @@ use crate::lease::Known;
 use crate::overlay::NetworkConfig;
 use crate::overlay::alloc::Wanted;
 use crate::overlay::plane::Plane;
-use crate::overlay::records::Records;
+use crate::overlay::records::{Raw, Records};
 use crate::store::{Change, Event, RawRecord, Store};
 
 /// How often a wait that goes on is spoken of.
@@ -188,7 +188,7 @@ impl Intake {
 
     fn put(&mut self, record: &RawRecord, wanted: &Wanted<'_>) {
         let mut planes: Vec<&mut Plane> = self.planes.iter_mut().collect();
-        let taken = self.records.put(&mut planes, &record.key, &record.value, record.revision);
+        let taken = self.records.put(&mut planes, Raw::from(record));
         if taken.is_peer {
             // The planes have it now.
             self.known.remove(&record.key);

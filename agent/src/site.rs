@@ -255,7 +255,7 @@ impl Site {
 impl End {
     /// Ourselves at this end while we have no subnet.
     pub fn without_subnet(&self) -> Own {
-        Own { subnet: no_subnet(self.family), public_ip: self.chosen.public }
+        Own { subnet: no_subnet(self.family), public_ip: self.chosen.public, mac: None }
     }
 }
 
@@ -279,9 +279,9 @@ pub fn own_subnet(key: &SubnetKey, end: &End) -> Result<IpNetwork, Unfit> {
     key.side(end.family).ok_or(Unfit::NoSide { key: *key, family: end.family })
 }
 
-/// Ourselves at an end.
-pub fn own(key: &SubnetKey, end: &End) -> Result<Own, Unfit> {
-    Ok(Own { subnet: own_subnet(key, end)?, public_ip: end.chosen.public })
+/// Ourselves at an end, with what our record says.
+pub fn own(key: &SubnetKey, record: &Record, end: &End) -> Result<Own, Unfit> {
+    Ok(Own { subnet: own_subnet(key, end)?, public_ip: end.chosen.public, mac: record.mac(end.family) })
 }
 
 /// An interface on which some addresses are barred, where they are not yet.

@@ -27,7 +27,7 @@ use crate::overlay::alloc::Wanted;
 use crate::overlay::iface;
 use crate::overlay::plane::{PeerMode, Plane, Setup};
 use crate::overlay::record::{Family, Record};
-use crate::overlay::records::Records;
+use crate::overlay::records::{Raw, Records};
 use crate::passing::Passing;
 use crate::process;
 use crate::reader::{Intake, REMIND, Reader};
@@ -130,8 +130,8 @@ async fn prepare(
         lock.keep_until_exit();
     }
 
-    let Intake { planes, mut records, .. } = intake;
-    records.we_are(&held.key.to_string(), ends.iter().map(|end| site::own(&held.key, end)).collect::<Result<_, _>>()?);
+    let Intake { mut planes, mut records, .. } = intake;
+    hold(&mut records, &mut planes, &ends, &held)?;
     eventloop::kept_out_at_start(&records);
     let halves = halves(&site, &ends, &held, planes, kernel, &passing).await?;
     let rules = rules(&flags, &site, &ends, &held, &passing).await?;
@@ -175,6 +175,15 @@ fn intake(flags: &Flags, site: &Site, ends: &[End]) -> Intake {
     };
     let own = ends.iter().map(End::without_subnet).collect();
     Intake::new(ends.iter().map(plane).collect(), Records::new(site.config.backend.vni, own))
+}
+
+/// Tells the planes which record is ours.
+fn hold(records: &mut Records, planes: &mut [Plane], ends: &[End], held: &Held) -> Result<()> {
+    let own = ends.iter().map(|end| site::own(&held.key, &held.record, end)).collect::<Result<_, _>>()?;
+    let (key, value, revision) = (held.key.to_string(), held.record.to_json(), held.revision);
+    let raw = Raw { key: &key, value: &value, created: revision, revision, is_leased: held.lease.is_some() };
+    records.hold(&mut planes.iter_mut().collect::<Vec<_>>(), own, raw);
+    Ok(())
 }
 
 /// Starts what keeps the nftables rules, also where none are wanted: those of an earlier run go then. Returns what is
@@ -236,11 +245,11 @@ async fn half(
     site: &Site,
     end: &End,
     held: &Held,
-    mut plane: Plane,
+    plane: Plane,
     mut kernel: Kernel,
     passing: &Passing<'_>,
 ) -> Result<Half<Kernel>> {
-    let device = site.device(end, &held.key, mac(&held.record, end.family).unwrap_or(MacAddr([0; 6])))?;
+    let device = site.device(end, &held.key, held.record.mac(end.family).unwrap_or(MacAddr([0; 6])))?;
     let what = format!("make the device {}", device.name);
     let made = match passing.wait(&what, || kernel.make_sync(&device)).await {
         Ok(made) => made,
@@ -250,7 +259,6 @@ async fn half(
         }
     };
     info!(device = %device.name, mac = %device.mac, mtu = device.mtu, address = %device.address, ?made, "device");
-    plane.settle_in(site::own_subnet(&held.key, end)?);
     kernel.elsewhere = plane.routes_elsewhere();
     Ok(Half::new(plane, kernel, device, Instant::now()))
 }
@@ -355,19 +363,10 @@ fn macs(
     let mut macs = BTreeMap::new();
     for end in ends {
         let there = kernel.mac_of(&site.device_name(end.family))?;
-        let recorded = last.and_then(|last| mac(last, end.family)).filter(|mac| mac.is_unicast());
+        let recorded = last.and_then(|last| last.mac(end.family)).filter(|mac| mac.is_unicast());
         macs.insert(end.family, there.or(recorded).unwrap_or_else(|| MacAddr::local(rand::random())));
     }
     Ok(macs)
-}
-
-/// The MAC that a record names for a family.
-fn mac(record: &Record, family: Family) -> Option<MacAddr> {
-    let side = match family {
-        Family::V4 => record.ipv4,
-        Family::V6 => record.ipv6,
-    };
-    side.map(|side| side.mac)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use twill_agent::overlay::NetworkConfig;
 use twill_agent::overlay::kernel::{Observed, Op, Route, Row, Via};
-use twill_agent::overlay::peers::{Source, Vtep};
+use twill_agent::overlay::peers::{Claim, Source, Standing, Vtep};
 use twill_agent::overlay::plane::{PeerMode, Plane, Setup};
 use twill_agent::overlay::reconcile::Seen;
 
@@ -29,7 +29,8 @@ fn plane() -> Plane {
 
 fn joined(plane: &mut Plane, direct: bool) -> Vec<Op> {
     let vtep = Vtep { mac: "02:00:00:00:00:07".parse().unwrap(), remote: HOST.parse().unwrap() };
-    plane.put(PEER.parse().unwrap(), vtep, 1, Source(0));
+    let standing = Standing::new(1, 1, true, None);
+    plane.put(PEER.parse().unwrap(), Source(0), Claim { vtep, standing });
     decide(plane, direct)
 }
 

@@ -137,7 +137,7 @@ impl Node {
         let subnet = site::own_subnet(&held.key, &ends[0]).unwrap();
         let setup = Setup { net: ends[0].net, subnet, mode, idle: Duration::from_secs(600) };
         let half = Half::new(Plane::new(setup), dataplane, device, tokio::time::Instant::now().into_std());
-        let of_peers = Records::new(1, vec![site::own(&held.key, &ends[0]).unwrap()]);
+        let of_peers = Records::new(1, vec![site::own(&held.key, &held.record, &ends[0]).unwrap()]);
         let key = held.key.to_string();
         let margin = Duration::from_secs(3600);
         let (own_key, own_record) = (held.key, held.record.clone());

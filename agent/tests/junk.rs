@@ -11,7 +11,7 @@ use twill_agent::overlay::alloc::{Seen, Wanted, decide};
 use twill_agent::overlay::peers::Vtep;
 use twill_agent::overlay::plane::{PeerMode, Plane, Setup};
 use twill_agent::overlay::record::{Own, Record, SubnetKey};
-use twill_agent::overlay::records::Records;
+use twill_agent::overlay::records::{Raw, Records};
 
 const CONFIG: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","SubnetLen":24,"SubnetMin":"10.5.1.0","Backend":{"Type":"vxlan","VNI":1,"Port":8472,"MTU":1500}}"#;
 const VALUE: &str = r#"{"PublicIP":"10.99.0.77","PublicIPv6":"fd99::77","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:77"},"BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:01:77"},"NodeID":"n"}"#;
@@ -87,7 +87,7 @@ impl World {
         let own = [("10.5.1.0/24", "10.99.0.1"), ("fc00:0:0:1::/64", "fd99::1")];
         let own: Vec<_> = own
             .iter()
-            .map(|(subnet, ip)| Own { subnet: subnet.parse().unwrap(), public_ip: ip.parse().unwrap() })
+            .map(|(subnet, ip)| Own { subnet: subnet.parse().unwrap(), public_ip: ip.parse().unwrap(), mac: None })
             .collect();
         let plane = |(net, own): (_, &Own)| {
             let (mode, idle) = (PeerMode::All, std::time::Duration::from_secs(600));
@@ -105,7 +105,7 @@ impl World {
 
     fn put(&mut self, key: &str, value: &[u8]) {
         let mut planes: Vec<&mut Plane> = self.planes.iter_mut().collect();
-        self.records.put(&mut planes, key, value, 7);
+        self.records.put(&mut planes, Raw { key, value, created: 7, revision: 7, is_leased: true });
     }
 
     fn remove(&mut self, key: &str) {

@@ -189,7 +189,7 @@ fn say_delta(delta: &Delta) {
         Delta::Joined(subnet) => info!(%subnet, "peer joined"),
         Delta::Changed { subnet, old } => info!(%subnet, old_mac = %old.mac, old_remote = %old.remote, "peer changed"),
         Delta::Left { subnet, displaced_by: Some(by), peer } => {
-            warn!(%subnet, mac = %peer.vtep.mac, %by, "peer kept out: a newer record has its MAC");
+            warn!(%subnet, mac = %peer.vtep.mac, %by, "peer kept out: the record of another subnet comes first and has its MAC");
         }
         Delta::Left { subnet, .. } => info!(%subnet, "peer left"),
     }

@@ -8,6 +8,7 @@ use super::EventLoop;
 use crate::dataplane::{Dataplane, Device};
 use crate::overlay::MacAddr;
 use crate::overlay::iface;
+use crate::overlay::plane::Plane;
 use crate::overlay::record::Record;
 use crate::site::{self, End, Unfit};
 
@@ -82,8 +83,10 @@ impl<D: Dataplane> EventLoop<D> {
         let record = Record { node: self.own.record.node.clone(), extra: self.own.record.extra.clone(), ..addressed };
         if record != self.own.record {
             info!(record = %String::from_utf8_lossy(&record.to_json()), "our record follows");
-            let own = ends.iter().map(|end| site::own(&self.own.key, end)).collect::<Result<_, _>>()?;
-            self.records.we_are(&self.own.text, own);
+            let own = ends.iter().map(|end| site::own(&self.own.key, &record, end)).collect::<Result<_, _>>()?;
+            let mut planes: Vec<&mut Plane> = self.halves.iter_mut().map(|half| &mut half.plane).collect();
+            let deltas = self.records.move_to(&mut planes, own);
+            self.told.deltas(&deltas, now);
             self.own.keeper.publish(record.clone());
             self.own.record = record;
             // Records are judged by who we are: one that had our new address, or our old one, has to be looked at again.

@@ -135,6 +135,7 @@ mod tests {
         let raw = |(key, value, lease): &(&str, &str, i64)| RawRecord {
             key: (*key).to_owned(),
             value: value.as_bytes().to_vec(),
+            created: 1,
             revision: 1,
             lease: *lease,
         };

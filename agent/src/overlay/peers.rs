@@ -1,44 +1,29 @@
 //! The peers of one network, by subnet and by MAC: what the records say, and what of it is in the kernel.
 //!
 //! Two records may not share a MAC, since an FDB row leads to one host, nor a subnet, as the keys `10.5.52.0-24` and
-//! `10.5.52.0-24&fc00::-64` of a node that went dual-stack do: the one written last counts, the other is kept aside
-//! ("shadowed") until that is gone.
+//! `10.5.52.0-24&fc00::-64` of a node that went dual-stack do: one counts, the others are kept aside until it is gone.
+//! `claim` says which, `contest` sees to it. Our own record is one of the rivals, though no peer.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::collections::HashMap;
 
 use ipnetwork::IpNetwork;
 
 use super::MacAddr;
-use super::kernel::Fdb;
+use super::record::BadRecord;
 
-/// A peer's VXLAN endpoint: where its frames go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Vtep {
-    /// The MAC of its `flannel.1`.
-    pub mac: MacAddr,
-    /// The underlay address of its host.
-    pub remote: IpAddr,
-}
+mod claim;
+mod contest;
 
-impl Vtep {
-    /// The FDB row that leads to it.
-    pub fn fdb(self) -> Fdb {
-        Fdb { mac: self.mac, remote: self.remote }
-    }
-}
-
-/// Which key a record stands under: a number that no other key of the same subnet has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Source(pub u64);
+pub use claim::{Claim, Place, Source, Standing, Vtep};
+use contest::Aside;
 
 /// One peer.
 #[derive(Debug, Clone)]
 pub struct Peer {
     /// What its record says.
     pub vtep: Vtep,
-    /// The revision of that record.
-    pub revision: i64,
+    /// How that record stands against others.
+    pub standing: Standing,
     /// The key of that record.
     pub source: Source,
     /// All that its record says is in the kernel, as far as is known.
@@ -47,12 +32,36 @@ pub struct Peer {
     pub active: bool,
     /// Its host is reached without a gateway, and DirectRouting is on: no tunnel.
     pub direct: bool,
-    /// The log has that it is in the kernel.
-    pub(super) told: bool,
     /// Which of its rows the dump under way has shown.
     pub(super) seen: u8,
-    /// Named by the complete read under way.
-    listed: bool,
+    /// [`LISTED`] and [`TOLD`] in one byte, since there is one for each of many peers.
+    marks: u8,
+}
+
+/// Named by the complete read under way.
+const LISTED: u8 = 1;
+/// The log has that it is in the kernel.
+const TOLD: u8 = 2;
+
+impl Peer {
+    fn claim(&self) -> Claim {
+        Claim { vtep: self.vtep, standing: self.standing }
+    }
+
+    fn is_listed(&self) -> bool {
+        self.marks & LISTED != 0
+    }
+
+    /// The log has that it is in the kernel, or has to say so when it is. Returns whether it had.
+    pub(super) fn set_told(&mut self, told: bool) -> bool {
+        self.mark(TOLD, told)
+    }
+
+    fn mark(&mut self, mark: u8, on: bool) -> bool {
+        let before = self.marks & mark != 0;
+        self.marks = if on { self.marks | mark } else { self.marks & !mark };
+        before
+    }
 }
 
 /// What a record changed for one peer.
@@ -73,7 +82,7 @@ pub enum Delta {
         subnet: IpNetwork,
         /// What was known of it.
         peer: Peer,
-        /// The subnet whose newer record has its MAC, if that is why.
+        /// The subnet whose record has its MAC now, if that is why.
         displaced_by: Option<IpNetwork>,
     },
 }
@@ -84,7 +93,11 @@ pub struct Peers {
     // Hashed, not ordered: a miss finds its peer in one step.
     by_subnet: HashMap<IpNetwork, Peer>,
     by_mac: HashMap<MacAddr, IpNetwork>,
-    shadowed: BTreeMap<(IpNetwork, Source), (Vtep, i64)>,
+    aside: Aside,
+    /// Our own record.
+    own: Option<(Place, Claim)>,
+    /// The record that the other nodes follow instead of ours.
+    displaced_by: Option<Place>,
 }
 
 impl Peers {
@@ -115,13 +128,35 @@ impl Peers {
 
     /// The subnets of records that are kept aside.
     pub fn aside(&self) -> impl Iterator<Item = IpNetwork> + Clone {
-        self.shadowed.keys().map(|(subnet, _)| *subnet)
+        self.aside.places().map(|(subnet, _)| subnet)
     }
 
-    /// Why the record of this key is kept aside, if it is: the subnet whose peer has its MAC, or its own.
-    pub fn shadow_of(&self, subnet: IpNetwork, source: Source) -> Option<(MacAddr, IpNetwork)> {
-        let (vtep, _) = self.shadowed.get(&(subnet, source))?;
-        Some((vtep.mac, self.of_mac(vtep.mac).unwrap_or(subnet)))
+    /// The keys of these records.
+    pub fn places_aside(&self) -> impl Iterator<Item = Place> {
+        self.aside.places()
+    }
+
+    /// What the record of this key claims, if it is kept aside.
+    pub fn claim_aside(&self, place: Place) -> Option<Claim> {
+        self.aside.get(place).copied()
+    }
+
+    /// Why the record of this key is kept aside, if another one is why.
+    pub fn shadow_of(&self, place: Place) -> Option<BadRecord> {
+        let mac = self.aside.get(place)?.vtep.mac;
+        let (subnet, _) = place;
+        match self.of_mac(mac) {
+            Some(other) if other != subnet => Some(BadRecord::MacOfAnother { mac, other }),
+            _ => {
+                let other = self.by_subnet.get(&subnet)?.vtep.remote;
+                Some(BadRecord::SubnetOfAnother { subnet, other })
+            }
+        }
+    }
+
+    /// The record of another key that the other nodes follow instead of ours, since it comes first ([`Claim`]).
+    pub fn displaced_by(&self) -> Option<Place> {
+        self.displaced_by
     }
 
     /// How many there are.
@@ -134,118 +169,67 @@ impl Peers {
         self.by_subnet.is_empty()
     }
 
-    /// Takes in a record. The newer of two with one MAC or one subnet counts.
-    pub fn put(&mut self, subnet: IpNetwork, vtep: Vtep, revision: i64, source: Source) -> Vec<Delta> {
-        self.shadowed.remove(&(subnet, source));
-        let mut deltas = Vec::new();
-        if self.has_newer_rival(subnet, source, vtep.mac, revision) {
-            self.shadowed.insert((subnet, source), (vtep, revision));
-            self.take(subnet, Some(source), &mut deltas);
-        } else {
-            self.place(subnet, source, (vtep, revision), &mut deltas);
-        }
-        self.promote(&mut deltas);
-        deltas
+    /// Takes in a record.
+    pub fn put(&mut self, subnet: IpNetwork, source: Source, claim: Claim) -> Vec<Delta> {
+        self.update((subnet, source), Some(claim))
     }
 
     /// Drops the record of a key.
     pub fn remove(&mut self, subnet: IpNetwork, source: Source) -> Vec<Delta> {
-        self.shadowed.remove(&(subnet, source));
-        let mut deltas = Vec::new();
-        self.take(subnet, Some(source), &mut deltas);
-        self.promote(&mut deltas);
-        deltas
+        self.update((subnet, source), None)
     }
 
-    /// Drops the peer of a subnet, and what is kept aside for it.
-    pub fn evict(&mut self, subnet: IpNetwork) -> Vec<Delta> {
-        self.shadowed.retain(|(shadowed, _), _| *shadowed != subnet);
-        let mut deltas = Vec::new();
-        self.take(subnet, None, &mut deltas);
-        self.promote(&mut deltas);
-        deltas
-    }
-
-    fn has_newer_rival(&self, subnet: IpNetwork, source: Source, mac: MacAddr, revision: i64) -> bool {
-        let newer = |peer: &Peer| peer.revision > revision;
-        let holder = self.of_mac(mac).filter(|holder| *holder != subnet).and_then(|holder| self.by_subnet.get(&holder));
-        let same = self.by_subnet.get(&subnet).filter(|peer| peer.source != source);
-        holder.is_some_and(newer) || same.is_some_and(newer)
-    }
-
-    /// Makes a record the one that counts for its subnet and its MAC; older rivals are kept aside.
-    fn place(&mut self, subnet: IpNetwork, source: Source, record: (Vtep, i64), deltas: &mut Vec<Delta>) {
-        let (vtep, revision) = record;
-        let holder = self.of_mac(vtep.mac).filter(|holder| *holder != subnet);
-        if let Some((holder, peer)) = holder.and_then(|holder| Some((holder, self.by_subnet.remove(&holder)?))) {
-            self.shadowed.insert((holder, peer.source), (peer.vtep, peer.revision));
-            deltas.push(Delta::Left { subnet: holder, peer, displaced_by: Some(subnet) });
-        }
+    /// Makes a record the one that counts for its subnet and its MAC, which nobody else has.
+    fn place(&mut self, (subnet, source): Place, claim: Claim, deltas: &mut Vec<Delta>) {
+        let Claim { vtep, standing } = claim;
         match self.by_subnet.get_mut(&subnet) {
             Some(peer) => {
-                if peer.source != source {
-                    self.shadowed.insert((subnet, peer.source), (peer.vtep, peer.revision));
-                }
                 let old = std::mem::replace(&mut peer.vtep, vtep);
-                (peer.revision, peer.source, peer.listed) = (revision, source, true);
+                peer.mark(LISTED, peer.is_listed() || peer.source != source);
+                (peer.standing, peer.source) = (standing, source);
                 if old != vtep {
                     deltas.push(Delta::Changed { subnet, old });
-                    self.by_mac.remove(&old.mac);
+                    if self.by_mac.get(&old.mac) == Some(&subnet) {
+                        self.by_mac.remove(&old.mac);
+                    }
                 }
             }
             None => {
-                let peer = Peer {
-                    vtep,
-                    revision,
-                    source,
-                    installed: false,
-                    active: false,
-                    direct: false,
-                    told: false,
-                    seen: 0,
-                    listed: true,
-                };
-                self.by_subnet.insert(subnet, peer);
+                let (installed, active, direct, seen, marks) = (false, false, false, 0, LISTED);
+                self.by_subnet.insert(subnet, Peer { vtep, standing, source, installed, active, direct, seen, marks });
                 deltas.push(Delta::Joined(subnet));
             }
         }
         self.by_mac.insert(vtep.mac, subnet);
     }
 
-    fn take(&mut self, subnet: IpNetwork, source: Option<Source>, deltas: &mut Vec<Delta>) {
-        let counts = |peer: &Peer| source.is_none_or(|source| source == peer.source);
-        if self.by_subnet.get(&subnet).is_some_and(counts)
+    /// Takes out the record of a key, if it counts.
+    fn take(&mut self, (subnet, source): Place, displaced_by: Option<IpNetwork>, deltas: &mut Vec<Delta>) {
+        if self.by_subnet.get(&subnet).is_some_and(|peer| peer.source == source)
             && let Some(peer) = self.by_subnet.remove(&subnet)
         {
             self.by_mac.remove(&peer.vtep.mac);
-            deltas.push(Delta::Left { subnet, peer, displaced_by: None });
-        }
-    }
-
-    /// Records kept aside come into their own, the newest first, once no newer rival counts. There are few.
-    fn promote(&mut self, deltas: &mut Vec<Delta>) {
-        while !self.shadowed.is_empty() {
-            let free = |((subnet, source), (vtep, revision)): &(&(IpNetwork, Source), &(Vtep, i64))| {
-                !self.has_newer_rival(*subnet, *source, vtep.mac, *revision)
-            };
-            let heir = self.shadowed.iter().filter(free).max_by_key(|(_, (_, revision))| *revision);
-            let Some((key, record)) = heir.map(|(key, record)| (*key, *record)) else { return };
-            self.shadowed.remove(&key);
-            self.place(key.0, key.1, record, deltas);
+            deltas.push(Delta::Left { subnet, peer, displaced_by });
         }
     }
 
     /// A complete read begins: what it does not name is gone.
     pub fn listing(&mut self) {
-        self.shadowed.clear();
-        self.by_subnet.values_mut().for_each(|peer| peer.listed = false);
+        self.aside.listing();
+        self.by_subnet.values_mut().for_each(|peer| {
+            peer.mark(LISTED, false);
+        });
     }
 
-    /// The complete read is done: the peers that it did not name, in order.
-    pub fn unlisted(&self) -> Vec<(IpNetwork, Source)> {
-        let unlisted = self.by_subnet.iter().filter(|(_, peer)| !peer.listed);
-        let mut unlisted: Vec<_> = unlisted.map(|(subnet, peer)| (*subnet, peer.source)).collect();
+    /// The complete read is done: the records that it did not name, in order.
+    pub fn unlisted(&self) -> Vec<Place> {
+        let unlisted = self.by_subnet.iter().filter(|(_, peer)| !peer.is_listed());
+        let unlisted = unlisted.map(|(subnet, peer)| (*subnet, peer.source)).chain(self.aside.unlisted());
+        let mut unlisted: Vec<_> = unlisted.collect();
         unlisted.sort_unstable();
         unlisted
     }
 }
+
+#[cfg(test)]
+mod tests;

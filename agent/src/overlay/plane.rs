@@ -14,7 +14,7 @@ use ipnetwork::IpNetwork;
 use super::config::FamilyConfig;
 use super::kernel::{Fdb, Neigh, Op, Route, Row};
 use super::miss::Refusals;
-use super::peers::{Delta, Peer, Peers, Source, Vtep};
+use super::peers::{Claim, Delta, Peer, Peers, Source, Vtep};
 use super::programmed::{Cause, Programmed};
 use super::reconcile::Comparison;
 
@@ -32,7 +32,7 @@ pub enum PeerMode {
 pub struct Setup {
     /// The network and how it is cut into subnets.
     pub net: FamilyConfig,
-    /// Our own subnet; see [`Plane::settle_in`].
+    /// Our own subnet; see [`Plane::hold`].
     pub subnet: IpNetwork,
     /// When peers are programmed.
     pub mode: PeerMode,
@@ -156,11 +156,13 @@ impl Plane {
         &self.setup
     }
 
-    /// We hold this subnet now. To be called before the first chunk is taken.
-    pub fn settle_in(&mut self, subnet: IpNetwork) {
+    /// We hold this subnet, under this key, with this claim. To be called before the first chunk is taken, and whenever our
+    /// record changes. Says what that changed: a record that claims what is ours is no peer's.
+    pub fn hold(&mut self, subnet: IpNetwork, source: Source, claim: Claim) -> Vec<Delta> {
         self.setup.subnet = subnet;
-        let deltas = self.peers.evict(subnet);
+        let deltas = self.peers.set_own((subnet, source), claim);
         deltas.iter().for_each(|delta| self.take_in(delta));
+        deltas
     }
 
     /// What nothing else of our own subnet takes is dropped (`--ip-blackhole-route`).
@@ -194,8 +196,8 @@ impl Plane {
     }
 
     /// Takes in a checked record. Says what it changed.
-    pub fn put(&mut self, subnet: IpNetwork, vtep: Vtep, revision: i64, source: Source) -> Vec<Delta> {
-        let deltas = self.peers.put(subnet, vtep, revision, source);
+    pub fn put(&mut self, subnet: IpNetwork, source: Source, claim: Claim) -> Vec<Delta> {
+        let deltas = self.peers.put(subnet, source, claim);
         deltas.iter().for_each(|delta| self.take_in(delta));
         deltas
     }
@@ -442,7 +444,7 @@ impl Plane {
             // Whatever the dump under way has shown of it.
             peer.seen = 0;
         } else {
-            if !std::mem::replace(&mut peer.told, true) {
+            if !peer.set_told(true) {
                 let cause = if peer.direct { Cause::Direct } else { Cause::of(peer.active) };
                 self.programmed.add(subnet, cause);
             }

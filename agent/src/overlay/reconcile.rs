@@ -292,11 +292,13 @@ impl Plane {
                 if seen != 0 {
                     strays.push((*subnet, peer.vtep));
                 }
-                (peer.installed, peer.told) = (false, false);
+                peer.installed = false;
+                peer.set_told(false);
             } else if seen == complete && (adopt || !self.due.contains(subnet)) {
                 // What became due while the dump ran is not as the dump shows it.
                 found.right += 1;
-                (peer.installed, peer.told) = (true, true);
+                peer.installed = true;
+                peer.set_told(true);
             } else {
                 found.due += 1;
                 peer.installed = false;

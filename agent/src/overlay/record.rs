@@ -20,7 +20,7 @@ use super::shown::{Shown, shown};
 mod check;
 mod key;
 
-pub use check::{BadRecord, Own, PeerRecord, check, is_host};
+pub use check::{BadRecord, Own, PeerRecord, check, fits, is_host, overlap};
 pub use key::{KeyError, SubnetKey};
 
 /// The `BackendType` of the records that Twill writes and follows.
@@ -175,6 +175,15 @@ impl Record {
             Family::V6 => (self.ipv6?, IpAddr::V6(self.public_ipv6?)),
         };
         Some(PeerRecord { subnet: key.side(family)?, remote, mac: vtep.mac, vni: vtep.vni })
+    }
+
+    /// The MAC that it names for a family.
+    pub fn mac(&self, family: Family) -> Option<MacAddr> {
+        let side = match family {
+            Family::V4 => self.ipv4,
+            Family::V6 => self.ipv6,
+        };
+        side.map(|side| side.mac)
     }
 
     /// Whether it says where its node is. A reservation for a node id doesn't until that node fills it in.

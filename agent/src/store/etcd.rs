@@ -101,6 +101,7 @@ impl Keys {
         Some(RawRecord {
             key: key::text(key),
             value: kv.value().to_vec(),
+            created: kv.create_revision(),
             revision: kv.mod_revision(),
             lease: kv.lease(),
         })

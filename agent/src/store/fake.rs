@@ -249,10 +249,11 @@ impl Model {
 
     fn put(&mut self, key: &str, value: &[u8], lease: i64) -> i64 {
         self.revision += 1;
-        let record = RawRecord { key: key.to_owned(), value: value.to_vec(), revision: self.revision, lease };
-        if self.records.insert(key.to_owned(), record.clone()).is_none() {
-            self.created.insert(key.to_owned(), self.revision);
-        }
+        let revision = self.revision;
+        let created = self.records.get(key).map_or(revision, |record| record.created);
+        let record = RawRecord { key: key.to_owned(), value: value.to_vec(), created, revision, lease };
+        self.records.insert(key.to_owned(), record.clone());
+        self.created.insert(key.to_owned(), created);
         self.publish(Event::Changes(vec![Change::Put(record)]));
         self.revision
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::overlay::Shown;
+use crate::overlay::records::Raw;
 
 pub mod backoff;
 pub mod etcd;
@@ -21,10 +22,19 @@ pub struct RawRecord {
     pub key: String,
     /// The value, not yet parsed.
     pub value: Vec<u8>,
+    /// etcd's `create_revision` of the key.
+    pub created: i64,
     /// etcd's `mod_revision` of the key: what a conditional write compares.
     pub revision: i64,
     /// The etcd lease that the key hangs on; 0 where there is none (a reservation).
     pub lease: i64,
+}
+
+impl<'a> From<&'a RawRecord> for Raw<'a> {
+    fn from(record: &'a RawRecord) -> Self {
+        let RawRecord { key, value, created, revision, lease } = record;
+        Self { key, value, created: *created, revision: *revision, is_leased: *lease != 0 }
+    }
 }
 
 /// One thing that happened to the records.

@@ -13,7 +13,7 @@ use twill_agent::overlay::MacAddr;
 use twill_agent::overlay::config::FamilyConfig;
 use twill_agent::overlay::kernel::{Fdb, Miss, NeighState, Observed, Op, PROTOCOL, Route, Row, Via};
 use twill_agent::overlay::miss::{Answer, REFUSAL_TIME, REFUSALS};
-use twill_agent::overlay::peers::{Source, Vtep};
+use twill_agent::overlay::peers::{Claim, Source, Standing, Vtep};
 use twill_agent::overlay::plane::{PeerMode, Plane, Setup};
 use twill_agent::overlay::reconcile::{Found, Seen};
 
@@ -26,7 +26,9 @@ struct World {
     kernel: FakeKernel,
     now: Instant,
     /// What all keys say, where the test keeps book of it.
-    records: BTreeMap<(IpNetwork, u64), (Vtep, i64)>,
+    records: BTreeMap<(IpNetwork, u32), Claim>,
+    /// When each of them was created.
+    created: BTreeMap<(IpNetwork, u32), i64>,
     /// After each operation, no route may lead to a neighbour that is not there, no neighbour to a missing FDB row.
     ordered: bool,
     /// A dump under way: its next part, and whether it is the first one of a daemon's life.
@@ -49,6 +51,10 @@ fn vtep(mac: u8, remote: u8) -> Vtep {
     Vtep { mac: MacAddr([2, 0, 0, 0, 0, mac]), remote: format!("10.99.0.{remote}").parse().unwrap() }
 }
 
+fn claim(vtep: Vtep, revision: i64) -> Claim {
+    Claim { vtep, standing: Standing::new(revision, revision, false, None) }
+}
+
 impl World {
     fn new(mode: PeerMode) -> Self {
         let net = FamilyConfig {
@@ -63,6 +69,7 @@ impl World {
             kernel: FakeKernel::default(),
             now: Instant::now(),
             records: BTreeMap::new(),
+            created: BTreeMap::new(),
             ordered: true,
             dump: None,
         }
@@ -77,13 +84,19 @@ impl World {
 
     /// The same, before its first dump.
     fn restarting(self) -> Self {
-        let peers = self.plane.peers().iter().map(|(s, p)| ((*s, p.source.0), (p.vtep, p.revision)));
+        let peers = self.plane.peers().iter();
+        let peers = peers.map(|(s, p)| ((*s, p.source.0), Claim { vtep: p.vtep, standing: p.standing }));
         let records: BTreeMap<_, _> = peers.chain(self.records.clone()).collect();
         let mut world = Self { plane: Plane::new(self.plane.setup().clone()), dump: Some((0, true)), ..self };
-        records.into_iter().for_each(|((subnet, key), (vtep, revision))| {
-            world.plane.put(subnet, vtep, revision, Source(key));
+        records.into_iter().for_each(|((subnet, key), claim)| {
+            world.plane.put(subnet, Source(key), claim);
         });
         world
+    }
+
+    /// A record without a lease, created and written at this revision.
+    fn put(&mut self, subnet: IpNetwork, vtep: Vtep, revision: i64, source: Source) {
+        self.plane.put(subnet, source, claim(vtep, revision));
     }
 
     /// The next part of a dump, as the real kernel shows it: a table after the other.

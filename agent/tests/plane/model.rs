@@ -2,13 +2,15 @@
 
 use proptest::prelude::*;
 
+use twill_agent::overlay::peers::Peers;
+
 use super::*;
 
 /// One thing that happens to a plane.
 #[derive(Debug, Clone)]
 enum Step {
-    Put(u8, u8, u8, u64),
-    Remove(u8, u64),
+    Put(u8, u8, u8, u32, bool),
+    Remove(u8, u32),
     Miss(u8, u8),
     MacMiss(u8),
     LoseFdb(u8),
@@ -25,8 +27,9 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let (peer, mac) = (2..8_u8, 2..8_u8);
     prop_oneof![
-        4 => (peer.clone(), mac.clone(), 2..8_u8, 0..2_u64).prop_map(|(p, m, r, k)| Step::Put(p, m, r, k)),
-        2 => (peer.clone(), 0..2_u64).prop_map(|(p, k)| Step::Remove(p, k)),
+        4 => (peer.clone(), mac.clone(), 2..8_u8, 0..2_u32, any::<bool>())
+            .prop_map(|(p, m, r, k, l)| Step::Put(p, m, r, k, l)),
+        2 => (peer.clone(), 0..2_u32).prop_map(|(p, k)| Step::Remove(p, k)),
         4 => (peer.clone(), 0..4_u8).prop_map(|(p, h)| Step::Miss(p, h)),
         1 => mac.clone().prop_map(Step::MacMiss),
         1 => mac.clone().prop_map(Step::LoseFdb),
@@ -44,12 +47,17 @@ fn step() -> impl Strategy<Value = Step> {
 impl World {
     fn step(mut self, step: &Step, revision: i64) -> Self {
         match *step {
-            Step::Put(peer, mac, remote, key) => {
-                self.records.insert((subnet(peer), key), (vtep(mac, remote), revision));
-                self.plane.put(subnet(peer), vtep(mac, remote), revision, Source(key));
+            Step::Put(peer, mac, remote, key, is_leased) => {
+                let at = (subnet(peer), key);
+                let created = *self.created.entry(at).or_insert(revision);
+                let standing = Standing::new(created, revision, is_leased, None);
+                let claim = Claim { vtep: vtep(mac, remote), standing };
+                self.records.insert(at, claim);
+                self.plane.put(at.0, Source(key), claim);
             }
             Step::Remove(peer, key) => {
                 self.records.remove(&(subnet(peer), key));
+                self.created.remove(&(subnet(peer), key));
                 self.plane.remove(subnet(peer), Source(key));
             }
             Step::Miss(peer, host) => {
@@ -92,18 +100,13 @@ impl World {
         self
     }
 
-    /// The records that count: the newest first, as long as neither their subnet nor their MAC is taken.
+    /// The records that count, as a table of peers has them that hears of them in one go. What counts is tested there.
     fn that_count(&self) -> BTreeMap<IpNetwork, Vtep> {
-        let mut records: Vec<_> =
-            self.records.iter().map(|((subnet, _), (vtep, rev))| (*rev, *subnet, *vtep)).collect();
-        records.sort_by_key(|(revision, _, _)| std::cmp::Reverse(*revision));
-        let mut count: BTreeMap<IpNetwork, Vtep> = BTreeMap::new();
-        for (_, subnet, vtep) in records {
-            if !count.contains_key(&subnet) && !count.values().any(|other| other.mac == vtep.mac) {
-                count.insert(subnet, vtep);
-            }
+        let mut peers = Peers::default();
+        for ((subnet, key), claim) in self.records.iter().rev() {
+            peers.put(*subnet, Source(*key), *claim);
         }
-        count
+        peers.iter().map(|(subnet, peer)| (*subnet, peer.vtep)).collect()
     }
 
     /// What holds whenever nothing is due: the kernel has exactly what is wanted, and a second comparison finds nothing.
@@ -157,12 +160,12 @@ proptest! {
 #[test]
 fn each_operation_may_fail_once_in_a_full_life() {
     let life = [
-        Step::Put(2, 2, 2, 0),
-        Step::Put(3, 3, 3, 0),
+        Step::Put(2, 2, 2, 0, true),
+        Step::Put(3, 3, 3, 0, true),
         Step::Miss(2, 9),
         Step::Miss(6, 1),
-        Step::Put(2, 4, 4, 0),
-        Step::Put(6, 6, 6, 0),
+        Step::Put(2, 4, 4, 0, true),
+        Step::Put(6, 6, 6, 0, true),
         Step::Miss(6, 1),
         Step::LoseRoute(2),
         Step::Remove(3, 0),

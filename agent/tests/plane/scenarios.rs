@@ -6,7 +6,7 @@ use super::*;
 fn on_demand_programs_exactly_the_used_peers() {
     let mut world = World::new(PeerMode::OnDemand);
     for index in 2..10 {
-        world.plane.put(subnet(index), vtep(index, index), 1, KEY);
+        world.put(subnet(index), vtep(index, index), 1, KEY);
     }
     world.settle();
     world.assert_exactly(&[]);
@@ -21,7 +21,7 @@ fn on_demand_programs_exactly_the_used_peers() {
 #[test]
 fn the_waiting_packet_is_answered_before_the_rest_of_the_peer() {
     let mut world = World::new(PeerMode::OnDemand);
-    world.plane.put(subnet(2), vtep(2, 2), 1, KEY);
+    world.put(subnet(2), vtep(2, 2), 1, KEY);
     world.settle();
     world.plane.miss(Miss::Address(pod(2, 9)), world.now);
     let chunk = world.plane.urgent_chunk();
@@ -40,7 +40,7 @@ fn the_waiting_packet_is_answered_before_the_rest_of_the_peer() {
 #[test]
 fn an_l2_miss_brings_the_fdb_row_back() {
     let mut world = World::new(PeerMode::OnDemand);
-    world.plane.put(subnet(2), vtep(2, 2), 1, KEY);
+    world.put(subnet(2), vtep(2, 2), 1, KEY);
     world.miss(pod(2, 9));
     world.kernel.fdb.clear();
     world.ordered = false;
@@ -57,7 +57,7 @@ fn an_unleased_block_is_refused_until_its_record_arrives_or_a_minute_is_over() {
     assert!(!world.kernel.neighbours.contains_key(&pod(7, 1)), "the waiting entry is gone");
     let refused = |world: &World| world.kernel.routes.values().filter(|(via, _)| *via == Via::Unreachable).count();
     assert_eq!(refused(&world), 1);
-    world.plane.put(subnet(7), vtep(7, 7), 1, KEY);
+    world.put(subnet(7), vtep(7, 7), 1, KEY);
     world.settle();
     assert_eq!(refused(&world), 0);
     assert_eq!(world.miss(pod(7, 1)), Answer::Peer(subnet(7)));
@@ -91,14 +91,14 @@ fn refusals_are_bounded() {
 fn a_changed_record_replaces_the_rows_and_leaves_none_of_the_old() {
     for mode in [PeerMode::OnDemand, PeerMode::All] {
         let mut world = World::new(mode);
-        world.plane.put(subnet(2), vtep(2, 2), 1, KEY);
+        world.put(subnet(2), vtep(2, 2), 1, KEY);
         world.settle();
         world.miss(pod(2, 9));
-        world.plane.put(subnet(2), vtep(22, 2), 2, KEY);
-        world.plane.put(subnet(2), vtep(23, 4), 3, KEY);
+        world.put(subnet(2), vtep(22, 2), 2, KEY);
+        world.put(subnet(2), vtep(23, 4), 3, KEY);
         world.settle();
         world.assert_exactly(&[subnet(2)]);
-        world.plane.put(subnet(2), vtep(23, 5), 4, KEY);
+        world.put(subnet(2), vtep(23, 5), 4, KEY);
         world.settle();
         world.assert_exactly(&[subnet(2)]);
         world.plane.remove(subnet(2), KEY);
@@ -111,12 +111,12 @@ fn a_changed_record_replaces_the_rows_and_leaves_none_of_the_old() {
 fn a_mac_that_moves_to_another_subnet_is_never_deleted_from_under_it() {
     for removed_first in [true, false] {
         let mut world = World::new(PeerMode::All);
-        world.plane.put(subnet(2), vtep(2, 2), 1, KEY);
+        world.put(subnet(2), vtep(2, 2), 1, KEY);
         world.settle();
         if removed_first {
             world.plane.remove(subnet(2), KEY);
         }
-        world.plane.put(subnet(3), vtep(2, 2), 2, KEY);
+        world.put(subnet(3), vtep(2, 2), 2, KEY);
         if !removed_first {
             assert_eq!(world.plane.peers().aside().count(), 1);
             world.plane.remove(subnet(2), KEY);
@@ -127,30 +127,45 @@ fn a_mac_that_moves_to_another_subnet_is_never_deleted_from_under_it() {
 }
 
 #[test]
-fn of_two_records_with_one_mac_the_newer_holds_it_whatever_comes_first() {
-    for newer_first in [true, false] {
+fn of_two_nodes_with_one_mac_the_one_that_was_there_first_holds_it_and_then_the_other() {
+    for first_comes_last in [true, false] {
         let mut world = World::new(PeerMode::All);
         let mut records = vec![(subnet(2), vtep(2, 2), 5), (subnet(3), vtep(2, 3), 9)];
-        if newer_first {
+        if first_comes_last {
             records.reverse();
         }
-        records.into_iter().for_each(|(subnet, vtep, revision)| {
-            world.plane.put(subnet, vtep, revision, KEY);
-        });
-        world.settle();
-        world.assert_exactly(&[subnet(3)]);
-        world.plane.remove(subnet(3), KEY);
+        records.into_iter().for_each(|(subnet, vtep, revision)| world.put(subnet, vtep, revision, KEY));
         world.settle();
         world.assert_exactly(&[subnet(2)]);
+        world.plane.remove(subnet(2), KEY);
+        world.settle();
+        world.assert_exactly(&[subnet(3)]);
+    }
+}
+
+#[test]
+fn a_record_with_our_mac_is_never_programmed() {
+    for ours_first in [true, false] {
+        let mut world = World::new(PeerMode::All);
+        let hold = |world: &mut World| drop(world.plane.hold(subnet(1), Source(9), claim(vtep(1, 1), 1)));
+        if ours_first {
+            hold(&mut world);
+        }
+        world.put(subnet(2), vtep(1, 2), 5, KEY);
+        world.settle();
+        hold(&mut world);
+        world.settle();
+        world.assert_exactly(&[]);
+        assert_eq!(world.miss(pod(2, 7)), Answer::Refused(subnet(2)));
     }
 }
 
 #[test]
 fn an_old_key_that_goes_leaves_the_subnet_to_the_new_one() {
     let mut world = World::new(PeerMode::All);
-    world.plane.put(subnet(2), vtep(2, 2), 1, Source(1));
-    world.plane.put(subnet(2), vtep(22, 2), 5, Source(2));
-    world.plane.put(subnet(2), vtep(23, 3), 3, Source(1));
+    world.put(subnet(2), vtep(2, 2), 1, Source(1));
+    world.put(subnet(2), vtep(22, 2), 5, Source(2));
+    world.put(subnet(2), vtep(23, 2), 3, Source(1));
     world.settle();
     world.assert_exactly(&[subnet(2)]);
     assert_eq!(world.plane.peers().get(&subnet(2)).unwrap().vtep, vtep(22, 2));
@@ -163,7 +178,7 @@ fn an_old_key_that_goes_leaves_the_subnet_to_the_new_one() {
 #[test]
 fn flannels_route_beside_ours_is_deleted_and_ours_stays() {
     let mut world = World::new(PeerMode::All);
-    world.plane.put(subnet(2), vtep(2, 2), 1, KEY);
+    world.put(subnet(2), vtep(2, 2), 1, KEY);
     let flannels = (subnet(2), 0);
     world.kernel.routes.insert(flannels, (Via::Gateway(pod(2, 0)), 3));
     world.resync(true);
@@ -175,7 +190,7 @@ fn flannels_route_beside_ours_is_deleted_and_ours_stays() {
 fn a_route_that_somebody_replaced_is_put_again() {
     for mode in [PeerMode::OnDemand, PeerMode::All] {
         let mut world = World::new(mode);
-        world.plane.put(subnet(2), vtep(2, 2), 1, KEY);
+        world.put(subnet(2), vtep(2, 2), 1, KEY);
         world.settle();
         world.miss(pod(2, 9));
         let mut wanted = vec![Route::peer(subnet(2), 2)];
@@ -198,7 +213,7 @@ fn a_route_that_somebody_replaced_is_put_again() {
 #[test]
 fn what_is_lost_while_a_dump_runs_is_not_taken_for_there() {
     let mut world = World::new(PeerMode::All);
-    world.plane.put(subnet(2), vtep(2, 2), 1, KEY);
+    world.put(subnet(2), vtep(2, 2), 1, KEY);
     world.settle();
     let dump = world.kernel.dump();
     world.ordered = false;
@@ -213,8 +228,8 @@ fn what_is_lost_while_a_dump_runs_is_not_taken_for_there() {
 #[test]
 fn idle_peers_are_taken_out_and_come_back_with_the_next_packet() {
     let mut world = World::new(PeerMode::OnDemand);
-    world.plane.put(subnet(2), vtep(2, 2), 1, KEY);
-    world.plane.put(subnet(3), vtep(3, 3), 1, KEY);
+    world.put(subnet(2), vtep(2, 2), 1, KEY);
+    world.put(subnet(3), vtep(3, 3), 1, KEY);
     world.miss(pod(2, 9));
     world.miss(pod(3, 9));
     world.kernel.fdb.get_mut(&vtep(2, 2).mac).unwrap().1 = IDLE;
@@ -229,18 +244,18 @@ fn a_restart_rewrites_nothing_and_sweeps_what_went_away_meanwhile() {
     for mode in [PeerMode::OnDemand, PeerMode::All] {
         let mut world = World::new(mode);
         for index in 2..6 {
-            world.plane.put(subnet(index), vtep(index, index), 1, KEY);
+            world.put(subnet(index), vtep(index, index), 1, KEY);
             world.miss(pod(index, 3));
         }
         world.settle();
-        world.plane.put(subnet(9), vtep(9, 9), 1, KEY);
+        world.put(subnet(9), vtep(9, 9), 1, KEY);
         let before = world.kernel.applied;
         let world = world.restarted();
         let written = if mode == PeerMode::OnDemand { 0 } else { 3 };
         assert_eq!(world.kernel.applied - before, written, "the new peer, where all are wanted, and nothing else");
         let mut world = World { plane: Plane::new(world.plane.setup().clone()), ..world };
-        world.plane.put(subnet(3), vtep(3, 3), 1, KEY);
-        world.plane.put(subnet(4), vtep(44, 4), 2, KEY);
+        world.put(subnet(3), vtep(3, 3), 1, KEY);
+        world.put(subnet(4), vtep(44, 4), 2, KEY);
         world.resync(true);
         world.assert_exactly(&[subnet(3), subnet(4)]);
     }
@@ -249,7 +264,7 @@ fn a_restart_rewrites_nothing_and_sweeps_what_went_away_meanwhile() {
 #[test]
 fn rows_of_others_survive_and_flannels_own_shape_is_taken_over() {
     let mut world = World::new(PeerMode::All);
-    world.plane.put(subnet(2), vtep(2, 2), 1, KEY);
+    world.put(subnet(2), vtep(2, 2), 1, KEY);
     let foreign_route = ("10.5.7.0/24".parse().unwrap(), 5);
     world.kernel.routes.insert(foreign_route, (Via::Gateway("10.5.9.9".parse().unwrap()), 3));
     world.kernel.neighbours.insert(pod(9, 9), (Some(vtep(77, 0).mac), NeighState::Permanent, 0));
@@ -267,7 +282,7 @@ fn rows_of_others_survive_and_flannels_own_shape_is_taken_over() {
 #[test]
 fn rows_that_somebody_takes_or_changes_come_back_at_the_notification() {
     let mut world = World::new(PeerMode::All);
-    world.plane.put(subnet(2), vtep(2, 2), 1, KEY);
+    world.put(subnet(2), vtep(2, 2), 1, KEY);
     world.settle();
     let rows = [Row::Fdb(vtep(2, 2).fdb()), Row::Neigh(pod(2, 0)), Row::Route(Route::peer(subnet(2), 2))];
     world.ordered = false;
@@ -290,7 +305,7 @@ fn a_clean_stop_wants_everyone() {
     let mut world = World::new(PeerMode::OnDemand);
     let all: Vec<_> = (2..40).map(subnet).collect();
     for index in 2..40 {
-        world.plane.put(subnet(index), vtep(index, index), 1, KEY);
+        world.put(subnet(index), vtep(index, index), 1, KEY);
     }
     world.miss(pod(5, 1));
     world.plane.want_everyone();
@@ -301,11 +316,11 @@ fn a_clean_stop_wants_everyone() {
 #[test]
 fn a_complete_read_drops_what_it_does_not_name() {
     let mut world = World::new(PeerMode::All);
-    world.plane.put(subnet(2), vtep(2, 2), 1, KEY);
-    world.plane.put(subnet(3), vtep(3, 3), 1, KEY);
+    world.put(subnet(2), vtep(2, 2), 1, KEY);
+    world.put(subnet(3), vtep(3, 3), 1, KEY);
     world.settle();
     world.plane.listing();
-    world.plane.put(subnet(3), vtep(3, 3), 1, KEY);
+    world.put(subnet(3), vtep(3, 3), 1, KEY);
     world.plane.listed();
     world.settle();
     world.assert_exactly(&[subnet(3)]);

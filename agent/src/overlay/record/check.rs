@@ -29,6 +29,8 @@ pub struct Own {
     pub subnet: IpNetwork,
     /// The address that peers send to.
     pub public_ip: IpAddr,
+    /// The MAC of our device, once we have one.
+    pub mac: Option<MacAddr>,
 }
 
 /// Why a record is kept out. [`BadRecord::reason`] is for metrics, `Display` for people.
@@ -66,16 +68,21 @@ pub enum BadRecord {
         network: IpNetwork,
     },
     /// The subnet overlaps the one that we hold.
-    #[error("{subnet} overlaps our own subnet {own}")]
+    #[error("{subnet} of {holder} overlaps our own subnet {own}{}", if subnet.prefix() == own.prefix() { "" } else { FLANNEL_FOLLOWS })]
     OverlapsOurs {
         /// The record's subnet.
         subnet: IpNetwork,
         /// Ours.
         own: IpNetwork,
+        /// Who wrote it.
+        holder: String,
     },
     /// The peer's public IP is our own.
-    #[error("the public IP {0} is our own")]
-    RemoteIsOurs(IpAddr),
+    #[error("the public IP of {holder} is our own")]
+    RemoteIsOurs {
+        /// Who wrote it.
+        holder: String,
+    },
     /// The peer's public IP names no single host.
     #[error("the public IP {0} is not a host's address")]
     RemoteNotUnicast(IpAddr),
@@ -90,15 +97,34 @@ pub enum BadRecord {
         /// The network's VNI.
         expected: u32,
     },
-    /// Another peer has this MAC already. Found by whoever keeps the table of peers, not by [`check`].
-    #[error("the VTEP's MAC {mac} is also that of {other}")]
+    /// The peer's MAC is our own.
+    #[error("the VTEP's MAC {mac} of {holder} is our own")]
+    MacIsOurs {
+        /// The MAC.
+        mac: MacAddr,
+        /// Who wrote it.
+        holder: String,
+    },
+    /// Another peer has this MAC. Found by whoever keeps the table of peers, not by [`check`].
+    #[error("the VTEP's MAC {mac} is also that of {other}, whose record comes first")]
     MacOfAnother {
         /// The MAC.
         mac: MacAddr,
-        /// The subnet of the peer that had it first.
+        /// The subnet of the peer whose record counts.
         other: IpNetwork,
     },
+    /// Another key is for the same subnet. Found like [`BadRecord::MacOfAnother`].
+    #[error("{subnet} is also the subnet of another key, of {other}, whose record comes first")]
+    SubnetOfAnother {
+        /// The subnet.
+        subnet: IpNetwork,
+        /// The host whose record counts.
+        other: IpAddr,
+    },
 }
+
+/// Said of a subnet that is a part of ours, or that ours is a part of.
+const FLANNEL_FOLLOWS: &str = ", and is of another length: Twill's nodes pass over it, flannel's send there";
 
 impl BadRecord {
     /// What is wrong, in words that stand behind a number of records.
@@ -112,11 +138,13 @@ impl BadRecord {
             Self::WrongLength { .. } => "with a subnet of the wrong length",
             Self::OutsideNetwork { .. } => "with a subnet outside the network",
             Self::OverlapsOurs { .. } => "that overlap this node's subnet",
-            Self::RemoteIsOurs(_) => "with this node's public IP",
+            Self::RemoteIsOurs { .. } => "with this node's public IP",
             Self::RemoteNotUnicast(_) => "whose public IP is no host's",
             Self::MacNotUnicast(_) => "whose MAC is no station's",
             Self::WrongVni { .. } => "with another VNI",
+            Self::MacIsOurs { .. } => "with this node's MAC",
             Self::MacOfAnother { .. } => "with the MAC of another peer",
+            Self::SubnetOfAnother { .. } => "with the subnet of another peer",
         }
     }
 
@@ -131,11 +159,13 @@ impl BadRecord {
             Self::WrongLength { .. } => "wrong_length",
             Self::OutsideNetwork { .. } => "outside_network",
             Self::OverlapsOurs { .. } => "overlaps_ours",
-            Self::RemoteIsOurs(_) => "remote_is_ours",
+            Self::RemoteIsOurs { .. } => "remote_is_ours",
             Self::RemoteNotUnicast(_) => "remote_not_unicast",
             Self::MacNotUnicast(_) => "mac_not_unicast",
             Self::WrongVni { .. } => "wrong_vni",
+            Self::MacIsOurs { .. } => "mac_is_ours",
             Self::MacOfAnother { .. } => "mac_of_another",
+            Self::SubnetOfAnother { .. } => "subnet_of_another",
         }
     }
 }
@@ -143,7 +173,7 @@ impl BadRecord {
 /// Whether a peer may be programmed from this record, and what of it in this family. Not for our own record.
 ///
 /// # Errors
-/// The first objection, those that concern the whole record before those that concern a side of it.
+/// The first objection, those that each node has before ours.
 pub fn check(
     record: &Record,
     key: &SubnetKey,
@@ -151,6 +181,35 @@ pub fn check(
     vni: u32,
     own: &Own,
 ) -> Result<PeerRecord, BadRecord> {
+    let peer = fits(record, key, family, vni).map_err(|bad| match bad {
+        // Its node may be one of flannel's, which look at no length.
+        BadRecord::WrongLength { subnet, .. } if overlap(subnet, own.subnet) => {
+            BadRecord::OverlapsOurs { subnet, own: own.subnet, holder: record.holder() }
+        }
+        bad => bad,
+    })?;
+    own.objection(&peer, || record.holder()).map_or(Ok(peer), Err)
+}
+
+impl Own {
+    /// Why a record that fits the network cannot be a peer's for us: it claims what is ours.
+    pub fn objection(&self, peer: &PeerRecord, holder: impl FnOnce() -> String) -> Option<BadRecord> {
+        let PeerRecord { subnet, remote, mac, .. } = *peer;
+        if overlap(subnet, self.subnet) {
+            Some(BadRecord::OverlapsOurs { subnet, own: self.subnet, holder: holder() })
+        } else if remote == self.public_ip {
+            Some(BadRecord::RemoteIsOurs { holder: holder() })
+        } else {
+            (self.mac == Some(mac)).then(|| BadRecord::MacIsOurs { mac, holder: holder() })
+        }
+    }
+}
+
+/// Whether a record fits the network, as every node judges it that is not the record's own: what it says for this family.
+///
+/// # Errors
+/// The first objection, those that concern the whole record before those that concern a side of it.
+pub fn fits(record: &Record, key: &SubnetKey, family: &FamilyConfig, vni: u32) -> Result<PeerRecord, BadRecord> {
     if record.is_unused() {
         return Err(BadRecord::Reserved(record.holder()));
     }
@@ -165,13 +224,7 @@ pub fn check(
     if !family.contains_subnet(&subnet) {
         return Err(BadRecord::OutsideNetwork { subnet, network: family.network });
     }
-    if overlap(subnet, own.subnet) {
-        return Err(BadRecord::OverlapsOurs { subnet, own: own.subnet });
-    }
     let peer = record.peer(key, side).ok_or(BadRecord::Incomplete(no_vtep(side)))?;
-    if peer.remote == own.public_ip {
-        return Err(BadRecord::RemoteIsOurs(peer.remote));
-    }
     if !is_host(peer.remote) {
         return Err(BadRecord::RemoteNotUnicast(peer.remote));
     }
@@ -198,7 +251,8 @@ fn no_vtep(family: Family) -> &'static str {
     }
 }
 
-fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
+/// Whether two subnets have an address in common.
+pub fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
     one.contains(other.network()) || other.contains(one.network())
 }
 
@@ -215,7 +269,11 @@ mod tests {
 
     fn checked(key: &str, value: &str) -> Result<PeerRecord, &'static str> {
         let config = NetworkConfig::parse(br#"{"Network":"10.5.0.0/16"}"#).unwrap();
-        let own = Own { subnet: "10.5.9.0/24".parse().unwrap(), public_ip: "10.99.0.9".parse().unwrap() };
+        let own = Own {
+            subnet: "10.5.9.0/24".parse().unwrap(),
+            public_ip: "10.99.0.9".parse().unwrap(),
+            mac: "02:00:00:00:00:09".parse().ok(),
+        };
         let checked = || {
             let key = key.parse::<SubnetKey>()?;
             let record = Record::parse(value.as_bytes())?;
@@ -251,8 +309,11 @@ mod tests {
             ("10.5.52.0-24", value("10.99.0.3", "host-gw", "{}"), "other_backend"),
             ("10.5.52.0-25", good.clone(), "wrong_length"),
             ("10.6.52.0-24", good.clone(), "outside_network"),
-            ("10.5.9.0-24", good, "overlaps_ours"),
+            ("10.5.9.0-24", good.clone(), "overlaps_ours"),
+            ("10.5.9.128-25", good.clone(), "overlaps_ours"),
+            ("10.5.8.0-23", good, "overlaps_ours"),
             ("10.5.52.0-24", value("10.99.0.9", "vxlan", DATA), "remote_is_ours"),
+            ("10.5.52.0-24", value("10.99.0.3", "vxlan", r#"{"VtepMAC":"02:00:00:00:00:09"}"#), "mac_is_ours"),
             ("10.5.52.0-24", value("127.0.0.1", "vxlan", DATA), "remote_not_unicast"),
             ("10.5.52.0-24", value("239.0.0.1", "vxlan", DATA), "remote_not_unicast"),
             ("10.5.52.0-24", value("0.0.0.0", "vxlan", DATA), "remote_not_unicast"),

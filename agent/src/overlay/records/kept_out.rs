@@ -44,6 +44,11 @@ impl KeptOut {
         (before != Some(objection)).then_some(reason)
     }
 
+    /// Whether this key is kept out.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.all.contains_key(&hash(key))
+    }
+
     /// This key is not kept out, or there no more.
     pub(super) fn remove(&mut self, key: &str) {
         if self.all.is_empty() {
@@ -80,7 +85,7 @@ impl KeptOut {
 }
 
 /// Not a hash for ever: it only has to be the same within one process.
-pub(super) fn hash(text: &str) -> u64 {
+fn hash(text: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     text.hash(&mut hasher);
     hasher.finish()

@@ -1,0 +1,201 @@
+//! Two records claim one MAC or one subnet: which of them the nodes follow, and what the node hears whose MAC it is.
+
+#![expect(clippy::unwrap_used, reason = "a test that meets an error has failed; so has its helper")]
+
+use std::time::Duration;
+
+use twill_lab::{Lab, NODE_CONFIG, Peer, Pod, Twilld, wait_until};
+
+/// For states that take milliseconds on an idle machine, and for retries with a backoff of some seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
+const ALL: &str = "--peer-mode=all";
+const MODES: [&str; 2] = [ALL, "--peer-mode=on-demand"];
+
+/// Writes a record as a node does that lives, with a lease.
+fn put_leased(lab: &Lab, key: &str, value: &str) {
+    let granted = lab.etcdctl(&["lease", "grant", "3600"]).unwrap();
+    let id = granted.split_whitespace().nth(1).unwrap();
+    lab.etcdctl(&["put", &format!("--lease={id}"), "--", key, value]).unwrap();
+}
+
+/// The lines of a log with all of these words.
+fn lines(daemon: &Twilld, words: &[&str]) -> Vec<String> {
+    let log = daemon.log();
+    log.lines().filter(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned).collect()
+}
+
+/// A record of a node that is not there, with this node's MAC.
+fn thief(of: &Peer) -> Peer {
+    Peer::new("10.5.222.0/24", "10.99.1.222", &of.mac)
+}
+
+/// Two nodes whose pods reach each other.
+fn pair(mode: &str) -> (Lab, Vec<Twilld>, Vec<Pod>) {
+    let (lab, daemons, pods) = Lab::running(2, NODE_CONFIG, &[mode]);
+    pods[0].ping(pods[1].addr()).unwrap();
+    (lab, daemons, pods)
+}
+
+/// Waits until a daemon has taken in all that etcd has by now.
+fn caught_up(lab: &Lab, daemon: &mut Twilld, marker: u8) {
+    lab.put_peer(&Peer::new(&format!("10.5.{marker}.0/24"), "10.99.1.99", &format!("02:00:00:00:01:{marker:02x}")));
+    daemon.wait_log(&["peer joined", &format!("10.5.{marker}.0/24")], PATIENCE);
+}
+
+#[test]
+fn a_newcomer_with_the_mac_of_a_living_node_cuts_nobody_off() {
+    for (mode, leased) in [(MODES[0], false), (MODES[1], false), (MODES[0], true)] {
+        let (lab, mut daemons, pods) = pair(mode);
+        let (victim, second) = (lab.node(2).as_peer(), lab.node(2).leased().join(""));
+        let thief = thief(&victim);
+        let ping = pods[0].ping_running(pods[1].addr(), 10);
+        ping.wait_received(5);
+        if leased {
+            put_leased(&lab, &thief.key(), &thief.record());
+        } else {
+            lab.put_peer(&thief);
+        }
+        let why = format!("the VTEP's MAC {} is also that of {second}, whose record comes first", victim.mac);
+        daemons[0].wait_log(&["record kept out", "10.5.222.0-24", &why], PATIENCE);
+        let why = format!("the VTEP's MAC {} of 10.99.1.222 is our own", victim.mac);
+        daemons[1].wait_log(&["record kept out", "10.5.222.0-24", &why], PATIENCE);
+        // Once more, and by a daemon that hears of both at once, in the order of their keys.
+        lab.put_peer(&Peer { public_ip: "10.99.1.223".parse().unwrap(), ..thief.clone() });
+        lab.put_peer(&thief);
+        daemons[0].kill();
+        daemons[0] = lab.node(1).twilld(&[mode]);
+        daemons[0].wait_ready();
+        daemons[0].wait_log(&["record kept out", "10.5.222.0-24", &second], PATIENCE);
+        caught_up(&lab, &mut daemons[0], 230);
+        caught_up(&lab, &mut daemons[1], 231);
+        ping.wait_received(5);
+        let report = ping.stop();
+        assert_eq!(report.lost, 0, "{mode}, leased {leased}: {report:?}");
+        assert!(lab.node(1).fdb().iter().all(|row| row.dst.to_string() != "10.99.1.222"), "{:?}", lab.node(1).fdb());
+        assert!(lines(&daemons[1], &["not ready"]).is_empty(), "{}", daemons[1].log());
+        lab.delete(&thief.key());
+        caught_up(&lab, &mut daemons[0], 232);
+        pods[0].ping(pods[1].addr()).unwrap();
+    }
+}
+
+/// A subnet that was set aside for a node has no lease, and its record may be somebody's who is long gone.
+#[test]
+fn a_node_whose_record_the_others_do_not_follow_is_not_ready_and_says_which_they_follow() {
+    let lab = Lab::with_nodes(2);
+    lab.put_config(NODE_CONFIG);
+    lab.put("/coreos.com/network/subnets/10.5.120.0-24", r#"{"PublicIP":"10.99.0.12","PublicIPv6":null}"#);
+    let mut daemons = lab.start_all(&[ALL]);
+    let pods = [lab.node(1).pod(1), lab.node(2).pod(1)];
+    pods[0].ping(pods[1].addr()).unwrap();
+    let victim = lab.node(2).as_peer();
+    assert_eq!(victim.subnet.to_string(), "10.5.120.0/24");
+    let thief = thief(&victim);
+    put_leased(&lab, &thief.key(), &thief.record());
+    let claim = format!(
+        "the record of 10.5.222.0/24 with the public IP 10.99.1.222 claims our VTEP's MAC {}, and the other nodes follow it instead of ours",
+        victim.mac
+    );
+    daemons[1].wait_log(&["not ready", &claim], PATIENCE);
+    daemons[0].wait_log(&["peer kept out", "10.5.120.0/24", "10.5.222.0/24"], PATIENCE);
+    wait_until("node 1 follows the leased one", PATIENCE, || lab.node(1).holds_exactly(std::slice::from_ref(&thief)));
+    let before = lines(&daemons[1], &[" ready"]).len();
+    // So is a daemon that starts now: it gets its subnet and its MAC, and finds both claimed.
+    daemons[1].terminate();
+    daemons[1] = lab.node(2).twilld(&[ALL]);
+    daemons[1].wait_log(&["record kept out", "10.5.222.0-24", "is our own"], PATIENCE);
+    assert!(before > 0 && lines(&daemons[1], &["INFO", "ready"]).is_empty(), "{}", daemons[1].log());
+
+    lab.delete(&thief.key());
+    daemons[1].wait_ready();
+    wait_until("node 1 follows node 2 again", PATIENCE, || lab.node(1).holds_exactly(std::slice::from_ref(&victim)));
+    pods[0].ping(pods[1].addr()).unwrap();
+}
+
+#[test]
+fn another_key_for_a_living_nodes_subnet_changes_nothing_and_is_named_there() {
+    let (lab, mut daemons, pods) = pair(ALL);
+    let victim = lab.node(2).as_peer();
+    let ping = pods[0].ping_running(pods[1].addr(), 10);
+    ping.wait_received(5);
+    // As a node of both families would write it, which flannel creates without a look at the other key.
+    let thief =
+        Peer { public_ip: "10.99.1.222".parse().unwrap(), mac: "02:00:00:00:02:22".to_owned(), ..victim.clone() };
+    let dual = format!("{}&fc00:0:0:22::-64", thief.key());
+    put_leased(&lab, &dual, &thief.record());
+    let said = format!("{} is also the subnet of another key, of 10.99.0.12", victim.subnet);
+    daemons[0].wait_log(&["record kept out", &said], PATIENCE);
+    let said = format!("{} of 10.99.1.222 overlaps our own subnet", victim.subnet);
+    daemons[1].wait_log(&["record kept out", &said], PATIENCE);
+    // A part of it, which no node of Twill's follows.
+    let part = format!("{}-25", thief.key().trim_end_matches("-24"));
+    put_leased(&lab, &part, &thief.record());
+    daemons[1].wait_log(&["record kept out", "-25", "overlaps our own subnet", "flannel's send there"], PATIENCE);
+    // Its address alone: two subnets behind one host.
+    let guest = Peer::new("10.5.223.0/24", "10.99.0.12", "02:00:00:00:02:23");
+    lab.put_peer(&guest);
+    daemons[1].wait_log(&["record kept out", "10.5.223.0-24", "the public IP of 10.99.0.12 is our own"], PATIENCE);
+    wait_until("node 1 holds both", PATIENCE, || lab.node(1).holds_exactly(&[victim.clone(), guest.clone()]));
+    ping.wait_received(5);
+    assert_eq!(ping.stop().lost, 0);
+    caught_up(&lab, &mut daemons[1], 230);
+    assert!(lines(&daemons[1], &["not ready"]).is_empty(), "{}", daemons[1].log());
+}
+
+/// Its record under the old address lives on for a day, with the MAC of the device that both have.
+#[test]
+fn a_node_that_comes_back_with_another_address_and_subnet_and_its_old_mac_is_followed_at_once() {
+    for mode in MODES {
+        let (lab, mut daemons, _) = pair(mode);
+        let (node, before) = (lab.node(2), lab.node(2).as_peer());
+        daemons[1].terminate();
+        node.netns()
+            .ip_batch([
+                "addr del 10.99.0.12/16 dev eth0",
+                "addr add 10.99.0.42/16 dev eth0",
+                "route replace default via 10.99.0.1",
+            ])
+            .unwrap();
+        std::fs::remove_file(node.subnet_file()).unwrap();
+        daemons[1] = node.twilld(&[mode]);
+        daemons[1].wait_ready();
+        let subnet = node.subnet_env().unwrap().subnet.unwrap();
+        let now = Peer::new(&format!("{}/24", subnet.network()), "10.99.0.42", &node.link("flannel.1").unwrap().mac);
+        assert!(now.mac == before.mac && now.subnet != before.subnet, "{now:?} {before:?}");
+        assert!(lab.get(&before.key()).is_some_and(|record| record.lease != 0), "the old record is there");
+        daemons[0].wait_log(&["peer joined", &now.subnet.to_string()], PATIENCE);
+        wait_until("node 1 reaches it", PATIENCE, || {
+            lab.node(1).exec(&format!("ping -n -c1 -W1 {}", now.subnet.network()))
+        });
+        lab.node(1).holds_exactly(std::slice::from_ref(&now)).unwrap();
+        assert!(lines(&daemons[1], &["not ready"]).is_empty(), "{}", daemons[1].log());
+        assert!(
+            !lines(&daemons[1], &["record kept out", &before.mac, "is our own"]).is_empty(),
+            "{}",
+            daemons[1].log()
+        );
+    }
+}
+
+/// A node has a MAC for each family, and is cut off in one of them where only that one is claimed.
+#[test]
+fn the_mac_of_the_second_family_is_guarded_like_the_first() {
+    let config = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"vxlan"}}"#;
+    let lab = Lab::with_nodes(2);
+    lab.put_config(config);
+    let mut daemons = lab.start_all(&[ALL]);
+    let mac = lab.node(2).link("flannel-v6.1").unwrap().mac;
+    let value = format!(
+        r#"{{"PublicIP":"10.99.1.222","PublicIPv6":"fd99::222","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:02:22"}},"BackendV6Data":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
+    );
+    let key = "/coreos.com/network/subnets/10.5.222.0-24&fc00:0:0:de::-64";
+    lab.put(key, &value);
+    daemons[1].wait_log(&["record kept out", &format!("the VTEP's MAC {mac} of 10.99.1.222 is our own")], PATIENCE);
+    daemons[0].wait_log(&["record kept out", &format!("the VTEP's MAC {mac} is also that of")], PATIENCE);
+    let fdb = lab.node(1).exec("bridge fdb show dev flannel-v6.1").unwrap();
+    assert!(fdb.contains(&format!("{mac} dst fd99::12")) && !fdb.contains("fd99::222"), "{fdb}");
+    let far =
+        lab.node(2).ip_json("-6 addr show dev flannel-v6.1 scope global").unwrap()[0]["addr_info"][0]["local"].clone();
+    lab.node(1).exec(&format!("ping -n -c1 -W5 {}", far.as_str().unwrap())).unwrap();
+    assert!(lines(&daemons[1], &["not ready"]).is_empty(), "{}", daemons[1].log());
+}
