@@ -20,6 +20,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
+use crate::passing::Passes;
+
 /// Between two tries while another process has the lock.
 const TRY_EVERY: Duration = Duration::from_millis(100);
 /// How long the holder may take to say who it is.
@@ -101,16 +103,24 @@ impl Lock {
         let refused = |source| Error::Refused { device: device.to_owned(), source };
         let address = SocketAddr::from_abstract_name(name(device)).map_err(refused)?;
         let began = Instant::now();
-        let (mut told, mut deaf) = (None::<Holder>, 0);
+        let (mut told, mut deaf, mut short) = (None::<Holder>, 0, false);
         loop {
-            match UnixListener::bind_addr(&address) {
-                Ok(socket) => {
+            match UnixListener::bind_addr(&address).and_then(|socket| Self::held(device, socket)) {
+                Ok(lock) => {
                     if told.is_some() {
                         info!(%device, waited = ?began.elapsed(), "the other twilld has gone, taking over");
                     }
-                    return Self::held(device, socket).map_err(refused);
+                    return Ok(lock);
                 }
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                Err(error) if error.passes() => {
+                    if !std::mem::replace(&mut short, true) {
+                        warn!(%device, %error, "cannot lock the device now, trying until it works");
+                        waits(&format!("the lock of the device {device}: {error}"));
+                    }
+                    sleep(TRY_EVERY).await;
+                    continue;
+                }
                 Err(source) => return Err(refused(source)),
             }
             let is_over = began.elapsed() >= patience;

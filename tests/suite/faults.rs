@@ -83,6 +83,9 @@ fn comes_back(inject: &str) {
     lab.put_peer(&peers[20]);
     wait_until("a new peer is programmed", PATIENCE, || node.holds_exactly(&peers));
     daemon.wait_log(&["the netlink sockets work again"], PATIENCE);
+    // The thread of the nftables rules has sockets of its own.
+    node.exec("nft flush ruleset").unwrap();
+    wait_until("the nftables rules are put back", PATIENCE, || node.exec("nft list table ip twill.1"));
     assert!(daemon.terminate().status.success());
 }
 

@@ -334,3 +334,32 @@ fn stays_unanswered(victim: &Victim, pod: IpAddr, frames: &[Vec<u8>]) {
     victim.sends_all(frames);
     assert!(!seen().contains("02:00:00:00:00:66"), "{}", seen());
 }
+
+/// What a node sends through the tunnel is what pods and the host send: the device says nothing of its own to any peer.
+#[test]
+fn the_device_itself_sends_nothing_to_a_peer() {
+    let victim = Victim::new(BOTH, "flannel-v6.1", Proc::Writable);
+    let node = victim.node();
+    let peer = victim.lab.node(2).netns().enter(|| UdpSocket::bind("[::]:8472")).unwrap().unwrap();
+    peer.set_read_timeout(Some(PATIENCE)).unwrap();
+    // Set down and up again, a device joins its multicast groups anew, and looks for routers and for twins of its address.
+    for device in ["flannel.1", "flannel-v6.1"] {
+        node.exec(&format!("ip link set {device} down")).unwrap();
+        wait_until("the device is up", PATIENCE, || {
+            node.link(device).is_ok_and(|link| link.flags.iter().any(|flag| flag == "UP"))
+        });
+    }
+    wait_until("both routes are back", PATIENCE, || {
+        let there = |line: &str| node.exec(line).is_ok_and(|to| to.contains("via"));
+        there("ip route get 10.5.77.5") && there("ip -6 route get fc00:0:0:77::5")
+    });
+    let mut frame = [0; 2048];
+    for pod in ["10.5.77.5", "fc00:0:0:77::5"] {
+        node.exec(&format!("ping -n -c1 -W0.05 {pod}")).ok();
+        let (length, _) = peer.recv_from(&mut frame).unwrap();
+        let inner = &frame[8 + 14..length];
+        // ICMP's and ICMPv6's echo request.
+        let kind = if inner[0] >> 4 == 4 { (inner[9], inner[20]) } else { (inner[6], inner[40]) };
+        assert!([(1, 8), (58, 128)].contains(&kind), "{pod}: {inner:02x?}");
+    }
+}
