@@ -4,6 +4,7 @@
 //! <https://github.com/flannel-io/flannel/blob/v0.28.9/main.go>. `go` reads its spelling and its variables, and refuses
 //! what makes no sense here; `values` reads single values.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -175,6 +176,15 @@ pub enum Mode {
     OnDemand,
     /// As soon as the peer's record appears.
     All,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Mode::OnDemand => "on-demand",
+            Mode::All => "all",
+        })
+    }
 }
 
 impl From<Mode> for PeerMode {

@@ -266,13 +266,16 @@ impl Masquerade {
         removal.extend(legacy::remove_flannel_s(&legacy, self.ours));
         removal.failed.extend(legacy.failed);
         if !removal.removed.is_empty() {
-            info!(removed = ?removal.removed, "rules of an earlier flannel removed");
+            info!(removed = removal.removed.join(", "), "rules of an earlier flannel removed");
         }
         if self.news("kept", &removal.kept.join(", ")) {
-            info!(kept = ?removal.kept, "a chain of an earlier flannel stays: what comes behind it could drop the network's packets");
+            info!(
+                kept = removal.kept.join(", "),
+                "a chain of an earlier flannel stays: what comes behind it could drop the network's packets"
+            );
         }
         if self.news("failed", &removal.failed.join(", ")) {
-            warn!(failed = ?removal.failed, "cannot remove the rules of an earlier flannel");
+            warn!(failed = removal.failed.join(", "), "cannot remove the rules of an earlier flannel");
         }
         let in_legacy =
             legacy.chains.against(&self.sides).into_iter().map(|chain| format!("{chain} of iptables-legacy"));
@@ -307,10 +310,10 @@ impl Masquerade {
                 error = again;
             }
             if !mended.new.is_empty() {
-                info!(tables = ?mended.new, "nftables rules are in");
+                info!(tables = mended.new.join(", "), "nftables rules are in");
             }
             if !mended.again.is_empty() {
-                warn!(tables = ?mended.again, "nftables rules were changed by somebody, mended");
+                warn!(tables = mended.again.join(", "), "nftables rules were changed by somebody, mended");
             }
             let problem = error.as_ref().map(Error::to_string);
             tell(state, problem.clone());

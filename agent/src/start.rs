@@ -77,7 +77,7 @@ async fn prepare(
     readiness: watch::Sender<Readiness>,
     asked: watch::Receiver<Readiness>,
 ) -> Result<(EventLoop<Kernel>, Feeds)> {
-    info!(version = crate::VERSION, mode = ?flags.peer_mode, "twilld");
+    info!(version = crate::VERSION, peer_mode = %flags.peer_mode, "twilld starts");
     privileged()?;
     process::raise_priority();
     let descriptors = process::raise_descriptor_limit();
@@ -116,7 +116,7 @@ async fn prepare(
         warn_of_swallowed(&flags.etcd.etcd_endpoints, &site, &interfaces);
         for End { chosen, .. } in &ends {
             let interface = &chosen.interface;
-            info!(interface = %interface.name, local = %chosen.local, public = %chosen.public, mtu = interface.mtu, why = %chosen.why, "interface");
+            info!(interface = %interface.name, local = %chosen.local, public = %chosen.public, mtu = interface.mtu, why = %chosen.why, "the tunnel goes over this interface");
         }
         let mut intake = intake(&flags, &site, &ends);
         readiness.send_replace(Readiness::waiting("all records of etcd"));
@@ -258,7 +258,7 @@ async fn half(
             return Err(error).context(what);
         }
     };
-    info!(device = %device.name, mac = %device.mac, mtu = device.mtu, address = %device.address, ?made, "device");
+    info!(device = %device.name, mac = %device.mac, mtu = device.mtu, address = %device.address, how = %made, "the device is up");
     kernel.elsewhere = plane.routes_elsewhere();
     Ok(Half::new(plane, kernel, device, Instant::now()))
 }

@@ -90,7 +90,7 @@ fn start_all(table: &mut Table, lab: &Lab, peers: u32, target: Duration, memory:
     let started = start(&node, ALL)?;
     node.netns().enter(|| kernel::check(peers as usize))??;
     let ready = started.ready();
-    let programming = ready.saturating_sub(started.after("device").unwrap_or_default());
+    let programming = ready.saturating_sub(started.after(process::DEVICE_UP).unwrap_or_default());
     let pid = started.daemon.pid();
     table.row(
         &format!("start with {peers} records, all programmed"),

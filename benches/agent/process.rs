@@ -27,6 +27,9 @@ pub(crate) fn start(node: &Node, args: &[&str]) -> Result<Started> {
     Ok(started)
 }
 
+/// What the daemon logs when its device is there.
+pub(crate) const DEVICE_UP: &str = "the device is up";
+
 impl Started {
     /// When it logged the line with this message, from its start on.
     pub(crate) fn after(&self, message: &str) -> Option<Duration> {
@@ -45,8 +48,14 @@ impl Started {
 
     /// When it came to each step, for people.
     pub(crate) fn steps(&self) -> String {
-        let steps = ["interface", "lease", "device", "subnet.env", "ready"];
-        let told = steps.iter().filter_map(|step| Some(format!("{step} {}", millis(self.after(step)?))));
+        let steps = [
+            ("interface", "the tunnel goes over this interface"),
+            ("lease", "lease"),
+            ("device", DEVICE_UP),
+            ("subnet.env", "subnet.env written"),
+            ("ready", "ready"),
+        ];
+        let told = steps.iter().filter_map(|(step, line)| Some(format!("{step} {}", millis(self.after(line)?))));
         told.collect::<Vec<_>>().join(", ")
     }
 }

@@ -37,7 +37,7 @@ impl Kernel {
             made = Made::Changed(vec![format!("address, not {}", device.address)]);
         }
         self.dump = None;
-        debug!(device = %device.name, ifindex = link.index, ?made, "device");
+        debug!(device = %device.name, ifindex = link.index, how = %made, "the device is as wanted");
         Ok(made)
     }
 

@@ -3,6 +3,7 @@
 //! `kernel` is the real one, `fake` a model of it in memory that can be told to fail. This folder is the only one that
 //! imports netlink crates; it knows nothing of etcd or of records.
 
+use std::fmt;
 use std::future::Future;
 use std::net::IpAddr;
 
@@ -59,6 +60,17 @@ pub enum Made {
     Changed(Vec<String>),
     /// It was not there, or could not be changed into what is wanted, for the reasons named.
     Created(Vec<String>),
+}
+
+impl fmt::Display for Made {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AsWanted => f.write_str("it was there as wanted"),
+            Self::Changed(reasons) => write!(f, "changed: {}", reasons.join("; ")),
+            Self::Created(reasons) if reasons.is_empty() => f.write_str("new"),
+            Self::Created(reasons) => write!(f, "made anew: {}", reasons.join("; ")),
+        }
+    }
 }
 
 /// What the kernel tells.

@@ -9,6 +9,8 @@ use crate::dataplane::{Dataplane, Device, Error, Event, Made};
 use crate::overlay::iface::Interface;
 use crate::overlay::miss::Answer;
 use crate::overlay::plane::{Chunk, PeerMode, Plane};
+use crate::overlay::reconcile::Found;
+use crate::overlay::words::Command;
 
 /// How often everything is compared without any cause.
 const CHECK_EVERY: Duration = Duration::from_secs(60);
@@ -135,7 +137,7 @@ impl<D: Dataplane> Half<D> {
             match self.dataplane.next_event() {
                 Ok(Some(Event::Miss(miss))) => {
                     let answer = self.plane.miss(miss, now);
-                    trace!(?miss, ?answer, "miss");
+                    trace!(%miss, %answer, "the kernel asks");
                     if after_pause && heard == 0 {
                         return Heard::All;
                     }
@@ -250,7 +252,7 @@ impl<D: Dataplane> Half<D> {
                 self.underlay_changed = true;
                 if made != Made::AsWanted {
                     self.mended_at = Some(now);
-                    warn!(device = %self.device.name, ?made, "the device was not as it should be, mended");
+                    warn!(device = %self.device.name, how = %made, "the device was not as it should be, mended");
                 }
                 self.made = true;
                 self.observing = true;
@@ -286,11 +288,11 @@ impl<D: Dataplane> Half<D> {
                     let found = self.plane.end_comparison(!self.adopted, now);
                     self.adopted = true;
                     let device = &self.device.name;
+                    let Found { right, due, strays, idle } = found;
                     if std::mem::take(&mut self.tell_comparison) {
-                        let (right, due, strays) = (found.right, found.due, found.strays);
-                        info!(%device, right, due, strays, "compared the kernel with the records");
+                        info!(%device, right, due, strays, idle, "compared the kernel with the records");
                     } else {
-                        debug!(%device, ?found, "compared the kernel with the records");
+                        debug!(%device, right, due, strays, idle, "compared the kernel with the records");
                     }
                 }
             }
@@ -311,8 +313,9 @@ impl<D: Dataplane> Half<D> {
             Ok(refused) => {
                 match refused.first() {
                     Some(first) => {
-                        let operation = chunk.ops()[first.index];
-                        self.complain(format_args!("{operation:?}: {}", first.reason), refused.len());
+                        let device = self.device.name.clone();
+                        let command = Command { op: &chunk.ops()[first.index], device: &device };
+                        self.complain(format_args!("{command}: {}", first.reason), refused.len());
                     }
                     None => self.failing = false,
                 }

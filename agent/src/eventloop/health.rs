@@ -11,9 +11,13 @@ use tracing::{info, warn};
 
 use super::systemd::Systemd;
 use crate::http::Readiness;
+use crate::overlay::Shown;
 
 /// How often files are looked at, and systemd's status is brought up to date.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// The longest that one missing thing is described, in characters: systemd takes a line, and `/readyz` has one for each.
+const LONGEST: usize = 600;
 
 /// What readiness rests on beside the planes.
 #[derive(Default)]
@@ -62,6 +66,7 @@ impl Health {
         missing.extend(self.file.as_ref().map(|reason| format!("subnet.env: {reason}")));
         let rules = self.rules.as_ref().and_then(|rules| rules.borrow().clone());
         missing.extend(rules.map(|reason| format!("nftables: {reason}")));
+        missing.iter_mut().for_each(|what| *what = Shown::up_to(LONGEST, what).to_string());
         if self.said.as_ref() == Some(&missing) {
             return;
         }

@@ -1,5 +1,6 @@
 //! The interfaces at the start: an address that the kernel is about to let be used is waited for.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -24,13 +25,21 @@ pub(super) async fn settled(site: &Site, kernel: &mut Kernel, passing: &Passing<
             return Ok(interfaces);
         }
         if Instant::now() >= deadline {
-            warn!(?awaited, "duplicate address detection is not through after {} s, going on without", MOST.as_secs());
+            warn!(
+                addresses = in_words(&awaited),
+                "duplicate address detection is not through after {} s, going on without",
+                MOST.as_secs()
+            );
             return Ok(interfaces);
         }
         if awaited != said {
-            info!(?awaited, "waiting for duplicate address detection");
+            info!(addresses = in_words(&awaited), "waiting for duplicate address detection");
             said = awaited;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+fn in_words(addresses: &[IpAddr]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
