@@ -2,9 +2,10 @@
 //!
 //! Others decide how often these things happen: whoever writes to etcd, and each pod that sends a packet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
+use ipnetwork::IpNetwork;
 use tracing::{debug, error, info, warn};
 
 use crate::overlay::peers::Delta;
@@ -16,15 +17,28 @@ use crate::overlay::{NetworkConfig, Shown};
 
 /// With more peers changed at once than this, the log has one line for them all.
 const PEERS_NAMED: usize = 20;
-/// Lines of one kind in a row; those about peers in a row.
+/// Lines of one kind in a row.
 const FEW: u32 = 10;
-const PEERS_IN_A_ROW: u32 = 50;
+/// Lines about peers in a row: those of a cluster that grows.
+const PEERS_IN_A_ROW: u32 = 200;
+/// Lines about one peer in a row, within [`WINDOW`].
+const OF_ONE_PEER: u32 = 5;
+/// How long it is known which peers the last lines were about, and of how many peers at the most.
+const WINDOW: Duration = Duration::from_secs(10);
+const PEERS_KNOWN: usize = 1_000;
 /// How long a peer that was programmed waits for its line: packets that ask for the next peers go first.
 const PACKETS_FIRST: Duration = Duration::from_millis(20);
 
 /// The lines that repeat, and what of them was counted only.
 pub(super) struct Told {
     peers: Repeats,
+    /// Many of them at once.
+    many: Repeats,
+    /// How many lines there were about a peer, since a time.
+    of_peer: HashMap<IpNetwork, u32>,
+    of_peer_since: Option<Instant>,
+    /// Peers that change again and again.
+    restless: Repeats,
     joined: u64,
     left: u64,
     changed: u64,
@@ -39,6 +53,10 @@ impl Default for Told {
     fn default() -> Self {
         Self {
             peers: Repeats::new(PEERS_IN_A_ROW),
+            many: Repeats::new(FEW),
+            of_peer: HashMap::new(),
+            of_peer_since: None,
+            restless: Repeats::new(0),
             joined: 0,
             left: 0,
             changed: 0,
@@ -71,7 +89,7 @@ impl Told {
         let left = count(|delta| matches!(delta, Delta::Left { .. }));
         let changed = deltas.len() as u64 - joined - left;
         if deltas.len() > PEERS_NAMED {
-            if self.peers.admit(now) {
+            if self.many.admit(now) {
                 info!(joined, left, changed, "peers joined, left or changed");
             } else {
                 (self.joined, self.left, self.changed) =
@@ -80,7 +98,7 @@ impl Told {
             return;
         }
         for delta in deltas {
-            if self.peers.admit(now) {
+            if self.admits(*delta.subnet(), now) {
                 say_delta(delta);
                 continue;
             }
@@ -92,6 +110,23 @@ impl Told {
             *count += 1;
             debug!(%subnet, "peer {what}");
         }
+    }
+
+    /// Whether a line about this peer is said: one that changes all the time does not hide the others.
+    fn admits(&mut self, subnet: IpNetwork, now: Instant) -> bool {
+        let is_over = self.of_peer_since.is_none_or(|since| now >= since + WINDOW);
+        if is_over && self.restless.due().is_none() {
+            self.of_peer.clear();
+            self.of_peer_since = Some(now);
+        }
+        if self.of_peer.len() < PEERS_KNOWN || self.of_peer.contains_key(&subnet) {
+            let lines = self.of_peer.entry(subnet).or_default();
+            *lines += 1;
+            if *lines > OF_ONE_PEER {
+                return self.restless.admit(now);
+            }
+        }
+        self.peers.admit(now)
     }
 
     /// A record was kept out.
@@ -140,7 +175,7 @@ impl Told {
 
     /// When [`Told::say`] has something to say.
     pub(super) fn due(&self) -> Option<Instant> {
-        let counts = [&self.peers, &self.kept_out, &self.programmed, &self.config];
+        let counts = [&self.peers, &self.many, &self.restless, &self.kept_out, &self.programmed, &self.config];
         counts.into_iter().filter_map(Repeats::due).chain(self.programmed_at).min()
     }
 
@@ -150,8 +185,10 @@ impl Told {
             self.programmed_at = None;
             programmed().into_iter().for_each(|peers| self.say_programmed(&peers, now));
         }
-        if self.peers.count(now).is_some() {
-            let (joined, left, changed) = (self.joined, self.left, self.changed);
+        let of_peers = [&mut self.peers, &mut self.many, &mut self.restless];
+        let is_due = of_peers.into_iter().fold(false, |due, lines| lines.count(now).is_some() || due);
+        let (joined, left, changed) = (self.joined, self.left, self.changed);
+        if is_due && joined + left + changed > 0 {
             info!(joined, left, changed, "more peers joined, left or changed");
             (self.joined, self.left, self.changed) = (0, 0, 0);
         }
@@ -206,4 +243,57 @@ fn say_kept_out(key: &str, reason: &BadRecord) {
 /// `12 whose key names no subnet, 3 of another backend`.
 fn in_words(kinds: &BTreeMap<&'static str, usize>) -> String {
     kinds.iter().map(|(kind, count)| format!("{count} {kind}")).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::overlay::peers::Vtep;
+
+    fn subnet(number: u32) -> IpNetwork {
+        format!("10.{}.{}.0/24", number / 256, number % 256).parse().unwrap()
+    }
+
+    fn changed(subnet: IpNetwork) -> Delta {
+        let old = Vtep { mac: "02:00:00:00:00:c8".parse().unwrap(), remote: "10.99.0.7".parse().unwrap() };
+        Delta::Changed { subnet, old }
+    }
+
+    #[test]
+    fn a_peer_that_changes_all_the_time_hides_no_other() {
+        let (mut told, mut now) = (Told::default(), Instant::now());
+        for round in 0..1_000 {
+            now += Duration::from_millis(10);
+            assert_eq!(told.admits(subnet(1), now), round < OF_ONE_PEER);
+        }
+        assert!((2..100).all(|other| told.admits(subnet(other), now)), "others are said");
+    }
+
+    #[test]
+    fn a_cluster_that_grows_is_named_and_a_flood_counted() {
+        let (mut told, now) = (Told::default(), Instant::now());
+        let said = (0..5_000).filter(|number| told.admits(subnet(*number), now)).count();
+        assert_eq!(said, PEERS_IN_A_ROW as usize);
+    }
+
+    #[test]
+    fn each_change_is_said_or_counted_and_nothing_is_kept_for_it() {
+        let (mut told, mut now) = (Told::default(), Instant::now());
+        for _ in 0..5_000 {
+            now += Duration::from_millis(1);
+            told.deltas(&[changed(subnet(1))], now);
+            if told.due().is_some_and(|due| due <= now) {
+                told.say(now, Vec::new);
+            }
+        }
+        // Two counts: after one second and two more.
+        let counted = u64::from(5_000 - OF_ONE_PEER);
+        assert!(told.changed < counted && told.changed > 0, "{}", told.changed);
+        assert_eq!(told.of_peer.len(), 1);
+        // What is left is said in time, and then there is nothing to wake up for.
+        while let Some(due) = told.due() {
+            told.say(due, Vec::new);
+        }
+        assert_eq!(told.changed, 0);
+    }
 }

@@ -87,6 +87,15 @@ pub enum Delta {
     },
 }
 
+impl Delta {
+    /// The peer's subnet.
+    pub fn subnet(&self) -> &IpNetwork {
+        match self {
+            Self::Joined(subnet) | Self::Changed { subnet, .. } | Self::Left { subnet, .. } => subnet,
+        }
+    }
+}
+
 /// All peers of one network.
 #[derive(Debug, Default)]
 pub struct Peers {
