@@ -214,6 +214,7 @@ fn the_journal_has_priorities() {
     daemon.wait_log(&["<7>"], PATIENCE);
     let log = daemon.log();
     assert!(log.lines().all(|line| line.starts_with('<') && line.as_bytes()[2] == b'>'), "{log}");
+    assert!(daemon.terminate().status.success());
     // Where systemd's socket is not what standard error is, there is nobody who reads priorities.
     let mut daemon = lab.node(1).twilld_under(&["env", "JOURNAL_STREAM=8:1"], &[]);
     daemon.wait_ready();
