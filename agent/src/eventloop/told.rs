@@ -186,9 +186,9 @@ impl Told {
             programmed().into_iter().for_each(|peers| self.say_programmed(&peers, now));
         }
         let of_peers = [&mut self.peers, &mut self.many, &mut self.restless];
-        let is_due = of_peers.into_iter().fold(false, |due, lines| lines.count(now).is_some() || due);
+        let lines: u64 = of_peers.into_iter().filter_map(|lines| lines.count(now)).sum();
         let (joined, left, changed) = (self.joined, self.left, self.changed);
-        if is_due && joined + left + changed > 0 {
+        if lines > 0 && joined + left + changed > 0 {
             info!(joined, left, changed, "more peers joined, left or changed");
             (self.joined, self.left, self.changed) = (0, 0, 0);
         }
