@@ -230,6 +230,15 @@ fn an_unreachable_etcd_is_waited_for() {
 }
 
 #[test]
+fn a_scheme_that_is_not_etcd_s_is_named_with_what_to_write() {
+    let lab = one_node();
+    let mut daemon = lab.node(1).twilld(&["--etcd-endpoints=https://10.99.0.1:2379"]);
+    daemon
+        .wait_log(&["etcd at https://10.99.0.1:2379 does not speak TLS: write http:// in --etcd-endpoints"], PATIENCE);
+    assert!(daemon.runs());
+}
+
+#[test]
 fn a_hung_etcd_is_waited_for() {
     let lab = one_node();
     lab.etcd().pause();

@@ -12,14 +12,18 @@ use std::time::Duration;
 use etcd_client::{Client, Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, Txn, TxnOp};
 use tokio::sync::mpsc;
 
-use self::connection::{Access, Connection, Failure, Kind};
+use self::connection::Connection;
+use self::failure::{Access, Failure, Kind};
 use self::follow::Follower;
 use super::{Error, Event, LeaseId, RawRecord, Store, Written};
 
 mod connection;
+mod failure;
 mod follow;
 mod history;
 mod key;
+mod probe;
+mod reason;
 mod tls;
 
 /// Events that may wait for a follower: few, so that a long listing waits for its reader rather than filling memory.

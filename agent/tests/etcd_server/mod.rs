@@ -35,6 +35,8 @@ pub(crate) struct Etcd {
     peer_port: u16,
     /// Arguments for TLS; without any, plain HTTP.
     tls: Vec<String>,
+    /// Further arguments.
+    more: Vec<String>,
 }
 
 impl Etcd {
@@ -45,8 +47,17 @@ impl Etcd {
 
     /// The same, behind TLS.
     pub(crate) fn start_with(release: Release, tls: Vec<String>) -> Self {
-        let mut etcd =
-            Self { release, dir: tempfile::tempdir().unwrap(), child: None, client_port: 0, peer_port: 0, tls };
+        Self::start_as(release, tls, Vec::new())
+    }
+
+    /// The same with further arguments and without TLS.
+    pub(crate) fn start_plain_with(release: Release, more: Vec<String>) -> Self {
+        Self::start_as(release, Vec::new(), more)
+    }
+
+    fn start_as(release: Release, tls: Vec<String>, more: Vec<String>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut etcd = Self { release, dir, child: None, client_port: 0, peer_port: 0, tls, more };
         // A free port may be taken by the time it is used: another try has another.
         for _ in 0..5 {
             (etcd.client_port, etcd.peer_port) = (free_port(), free_port());
@@ -170,6 +181,7 @@ impl Etcd {
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("test={peer}")])
             .args(&self.tls)
+            .args(&self.more)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -255,6 +267,6 @@ fn is_healthy(port: u16) -> bool {
     ask().is_ok_and(|text| text.contains(r#""health":"true""#))
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

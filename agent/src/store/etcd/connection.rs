@@ -5,14 +5,15 @@
 //! and the next call connects to the next endpoint, with TLS files and password taken anew. Changed TLS files are taken up while
 //! the connection lives: a certificate that etcd does not take is so told of while the old one still serves.
 
-use std::error::Error as _;
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, GetOptions};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{EtcdOptions, tls};
+use super::failure::{Access, Failure, Kind, away, failure, is_auth_disabled};
+use super::reason::{self, Caller, Cause, Look};
+use super::{EtcdOptions, probe, tls};
 use crate::store::Error;
 
 /// The longest that one request may take, connecting included.
@@ -25,58 +26,17 @@ const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_ANSWER: Duration = Duration::from_secs(5);
 /// How often a call that may be repeated is tried, within [`CALL`], before its caller hears of a failure.
 const TRIES: u32 = 5;
+/// How long what a look at an endpoint has found is taken for true.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// Between those tries, once each endpoint has had its turn.
 const PAUSE: Duration = Duration::from_millis(20);
-
-/// gRPC's status codes, <https://grpc.io/docs/guides/status-codes/>.
-mod code {
-    pub(super) const INVALID_ARGUMENT: i32 = 3;
-    pub(super) const NOT_FOUND: i32 = 5;
-    pub(super) const PERMISSION_DENIED: i32 = 7;
-    pub(super) const FAILED_PRECONDITION: i32 = 9;
-    pub(super) const OUT_OF_RANGE: i32 = 11;
-    pub(super) const UNIMPLEMENTED: i32 = 12;
-}
-
-/// What is asked for, for people.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Access<'a> {
-    pub(super) verb: &'a str,
-    pub(super) key: &'a str,
-    /// The permission on `key` that etcd asks for.
-    pub(super) permission: &'a str,
-}
-
-/// What a failure means for us.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// The server is away, slow, hung or electing. Another one may not be.
-    Away,
-    /// The revision asked for is no more, or not yet.
-    Compacted,
-    /// The answer is larger than the client takes.
-    TooLarge,
-    /// No such lease.
-    LeaseGone,
-    /// That lease is there already.
-    LeaseExists,
-    /// The server says no.
-    Refused,
-    /// The user lacks a permission.
-    Denied,
-}
-
-/// An error with its meaning.
-#[derive(Debug)]
-pub(super) struct Failure {
-    pub(super) kind: Kind,
-    pub(super) error: Error,
-}
 
 /// The endpoints, and the one that we are connected to.
 pub(super) struct Connection {
     options: EtcdOptions,
     state: Mutex<State>,
+    /// What the last look at an endpoint found, and when that was.
+    looked: Mutex<Option<(usize, Instant, Look)>>,
 }
 
 #[derive(Default)]
@@ -94,6 +54,7 @@ struct State {
 pub(super) struct Connected {
     pub(super) client: Client,
     pub(super) generation: u64,
+    pub(super) endpoint: usize,
 }
 
 impl Connection {
@@ -105,7 +66,7 @@ impl Connection {
             options.tls = Some(super::Tls::default());
         }
         let state = State { endpoint: rand::random_range(0..options.endpoints.len()), ..State::default() };
-        Ok(Self { options, state: Mutex::new(state) })
+        Ok(Self { options, state: Mutex::new(state), looked: Mutex::new(None) })
     }
 
     /// A call that may be done twice: tried at once on the next endpoint when one is away.
@@ -117,7 +78,7 @@ impl Connection {
         let endpoints = self.options.endpoints.len() as u32;
         let mut tries = 1;
         loop {
-            match self.once(access, &call).await {
+            match self.tried(access, &call).await {
                 // Each endpoint has its turn; more than that only where failing takes no time.
                 Err(failure)
                     if failure.kind == Kind::Away
@@ -128,13 +89,25 @@ impl Connection {
                     }
                     tries += 1;
                 }
-                result => return result,
+                Err(failure) => return Err(self.explained(failure).await),
+                Ok(answer) => return Ok(answer),
             }
         }
     }
 
     /// A call that is done once.
     pub(super) async fn once<T, F>(&self, access: Access<'_>, call: impl Fn(Client) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        match self.tried(access, call).await {
+            Ok(answer) => Ok(answer),
+            Err(failure) => Err(self.explained(failure).await),
+        }
+    }
+
+    /// The same with the error as it comes.
+    async fn tried<T, F>(&self, access: Access<'_>, call: impl Fn(Client) -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
@@ -146,7 +119,43 @@ impl Connection {
         if let Err(failure) = &result {
             self.failed(connected.generation, failure.kind).await;
         }
-        result
+        result.map_err(|failure| failure.at(connected.endpoint))
+    }
+
+    /// A failure in an operator's words. One whose cause is unclear costs another look at the endpoint, at most once in
+    /// [`LOOK_AGAIN`].
+    pub(super) async fn explained(&self, mut failure: Failure) -> Failure {
+        let Some(endpoint) = failure.endpoint.take() else { return failure };
+        let (files, name) = (self.options.tls.as_ref(), self.name(endpoint));
+        let caller = Caller {
+            endpoint: name,
+            has_ca: files.is_some_and(|files| files.ca_file.is_some()),
+            has_certificate: files.is_some_and(|files| files.cert_file.is_some()),
+            fault: files.and_then(tls::fault),
+            has_user: self.options.username.is_some(),
+        };
+        let said = &failure.error.reason;
+        let cause = reason::cause(said, &caller);
+        let look = if cause == Cause::Unclear { Some(self.look(endpoint).await) } else { None };
+        failure.error.reason = reason::explained(said, cause, look.as_ref(), &caller);
+        failure
+    }
+
+    async fn look(&self, endpoint: usize) -> Look {
+        let mut looked = self.looked.lock().await;
+        if let Some((of, at, look)) = &*looked
+            && *of == endpoint
+            && at.elapsed() < LOOK_AGAIN
+        {
+            return look.clone();
+        }
+        let look = probe::look(self.name(endpoint), self.options.tls.as_ref()).await;
+        *looked = Some((endpoint, Instant::now(), look.clone()));
+        look
+    }
+
+    fn name(&self, endpoint: usize) -> &str {
+        &self.options.endpoints[endpoint % self.options.endpoints.len()]
     }
 
     /// The client in use, connecting if there is none.
@@ -158,13 +167,17 @@ impl Connection {
             match self.open(state.endpoint, access).await {
                 Ok(client) => (state.client, state.files) = (Some(client), files),
                 Err(failure) => {
+                    let failure = failure.at(state.endpoint);
                     state.endpoint = state.endpoint.wrapping_add(1);
                     return Err(failure);
                 }
             }
         }
         match &state.client {
-            Some(client) => Ok(Connected { client: client.clone(), generation: state.generation }),
+            Some(client) => {
+                let (client, generation, endpoint) = (client.clone(), state.generation, state.endpoint);
+                Ok(Connected { client, generation, endpoint })
+            }
             None => Err(away(access, "not connected".to_owned())),
         }
     }
@@ -194,6 +207,10 @@ impl Connection {
         let new = match self.open(state.endpoint, access).await {
             Ok(client) => self.try_out(client, access).await,
             Err(failure) => Err(failure),
+        };
+        let new = match new {
+            Ok(client) => Ok(client),
+            Err(failure) => Err(self.explained(failure.at(state.endpoint)).await),
         };
         state.files = files;
         match new {
@@ -243,7 +260,7 @@ impl Connection {
             .with_require_leader(true)
             .with_auto_token_refresh(true);
         if let Some(files) = &self.options.tls {
-            let files = tls::options(files).map_err(|error| Failure { kind: Kind::Refused, error })?;
+            let files = tls::options(files).map_err(|error| Failure::new(Kind::Refused, error))?;
             options = options.with_tls(files);
         }
         let password = self.options.password.as_deref().unwrap_or_default();
@@ -293,69 +310,6 @@ fn endpoints(options: &EtcdOptions) -> Result<Vec<String>, Error> {
     }
 }
 
-fn is_auth_disabled(error: &etcd_client::Error) -> bool {
-    matches!(error, etcd_client::Error::GRpcStatus(status)
-        if status.code() as i32 == code::FAILED_PRECONDITION && status.message().contains("authentication is not enabled"))
-}
-
-fn away(access: Access<'_>, reason: String) -> Failure {
-    let step = format!("{} {}", access.verb, access.key);
-    Failure { kind: Kind::Away, error: Error { step, reason, transient: true } }
-}
-
-/// What an error of the client's means.
-pub(super) fn failure(access: Access<'_>, error: &etcd_client::Error) -> Failure {
-    use etcd_client::Error as E;
-    let (kind, reason) = match error {
-        E::GRpcStatus(status) => {
-            let kind = kind(status.code() as i32, status.message());
-            // The status itself says "transport error"; what went wrong is below it.
-            (kind, chain(status.message(), status.source()))
-        }
-        E::LeaseKeepAliveError(reason) if reason == "lease not found" => (Kind::LeaseGone, reason.clone()),
-        E::TransportError(error) => (Kind::Away, chain(&error.to_string(), error.source())),
-        E::InvalidArgs(_) | E::InvalidUri(_) | E::InvalidMetadataValue(_) => (Kind::Refused, error.to_string()),
-        other => (Kind::Away, chain(&other.to_string(), other.source())),
-    };
-    let reason = if kind == Kind::Denied { needs(access, &reason) } else { reason };
-    let step = format!("{} {}", access.verb, access.key);
-    Failure { kind, error: Error { step, reason, transient: kind == Kind::Away } }
-}
-
-/// Adds what an operator has to grant.
-pub(super) fn needs(access: Access<'_>, reason: &str) -> String {
-    format!("{reason}: the user needs a role with {} permission on {}", access.permission, access.key)
-}
-
-fn kind(code: i32, message: &str) -> Kind {
-    match code {
-        code::OUT_OF_RANGE if message.contains("message length too large") => Kind::TooLarge,
-        code::OUT_OF_RANGE => Kind::Compacted,
-        code::NOT_FOUND if message.contains("lease not found") => Kind::LeaseGone,
-        code::FAILED_PRECONDITION if message.contains("lease already exists") => Kind::LeaseExists,
-        code::PERMISSION_DENIED => Kind::Denied,
-        code::NOT_FOUND | code::FAILED_PRECONDITION | code::INVALID_ARGUMENT | code::UNIMPLEMENTED => Kind::Refused,
-        // Unavailable, Unknown, Cancelled, DeadlineExceeded, Internal, ResourceExhausted, Unauthenticated, …
-        _ => Kind::Away,
-    }
-}
-
-/// An error and its causes in one line, each only once, without the transport's empty words.
-fn chain(message: &str, mut source: Option<&(dyn std::error::Error + 'static)>) -> String {
-    let mut parts = vec![message.to_owned()];
-    while let Some(error) = source {
-        parts.push(error.to_string());
-        source = error.source();
-    }
-    let mut said: Vec<String> = Vec::new();
-    for part in parts {
-        if !part.is_empty() && part != "transport error" && !said.iter().any(|before| before.contains(&part)) {
-            said.push(part);
-        }
-    }
-    if said.is_empty() { message.to_owned() } else { said.join(": ") }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -386,17 +340,5 @@ mod tests {
         for (endpoints, tls, expected) in cases {
             assert_eq!(given(endpoints, tls).unwrap_err(), expected);
         }
-    }
-
-    #[test]
-    fn codes_have_meanings() {
-        assert_eq!(kind(11, "etcdserver: mvcc: required revision has been compacted"), Kind::Compacted);
-        assert_eq!(kind(11, "etcdserver: mvcc: required revision is a future revision"), Kind::Compacted);
-        assert_eq!(kind(11, "Error, decoded message length too large: found 5 bytes"), Kind::TooLarge);
-        assert_eq!(kind(5, "etcdserver: requested lease not found"), Kind::LeaseGone);
-        assert_eq!(kind(9, "etcdserver: lease already exists"), Kind::LeaseExists);
-        assert_eq!(kind(7, "etcdserver: permission denied"), Kind::Denied);
-        assert_eq!(kind(14, "etcdserver: no leader"), Kind::Away);
-        assert_eq!(kind(16, "etcdserver: invalid auth token"), Kind::Away);
     }
 }

@@ -15,7 +15,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::Keys;
-use super::connection::{Access, CALL, Connection, Failure, Kind, failure, needs};
+use super::connection::{CALL, Connection};
+use super::failure::{Access, Failure, Kind, failure, needs};
 use super::history::History;
 use crate::store::backoff::Backoff;
 use crate::store::{Change, Error, Event, RawRecord};
@@ -230,10 +231,13 @@ impl Follower {
             Ok(Err(error)) => End::Broken(failure(reading(&self.keys), &error)),
             Err(_) => End::Broken(broken(reading(&self.keys), "no answer to a watch")),
         };
-        if let End::Broken(failure) = &end {
-            self.connection.failed(connected.generation, failure.kind).await;
+        match end {
+            End::Broken(failure) => {
+                self.connection.failed(connected.generation, failure.kind).await;
+                End::Broken(failure.at(connected.endpoint))
+            }
+            end => end,
         }
-        end
     }
 
     /// Whether etcd still has what we heard last: neither compacted nor, in a restored etcd, still to come. Reads the config
@@ -374,6 +378,7 @@ impl Follower {
     /// The store fails: says so, the first time, and waits.
     async fn failed(&mut self, failure: Failure) -> Result<(), Unheard> {
         if !self.down {
+            let failure = self.connection.explained(failure).await;
             let error = if failure.kind == Kind::Denied { self.denied(failure.error).await } else { failure.error };
             self.down = true;
             self.tell(Event::Down { reason: error.to_string() }).await?;
@@ -442,5 +447,5 @@ fn value(mut answer: GetResponse) -> Option<Vec<u8>> {
 
 fn broken(access: Access<'_>, reason: &str) -> Failure {
     let step = format!("{} {}", access.verb, access.key);
-    Failure { kind: Kind::Away, error: Error { step, reason: reason.to_owned(), transient: true } }
+    Failure::new(Kind::Away, Error { step, reason: reason.to_owned(), transient: true })
 }
