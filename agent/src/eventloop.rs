@@ -360,11 +360,23 @@ impl<D: Dataplane> EventLoop<D> {
                 return None;
             }
             LeaseEvent::Renewed { left } => info!(?left, subnet = %self.own.text, "lease renewed"),
-            LeaseEvent::Recreated { revision, .. } => {
-                warn!(revision, subnet = %self.own.text, "our record was gone or changed, written again");
+            LeaseEvent::Recreated { revision, found: Some(found), .. } => {
+                warn!(revision, subnet = %self.own.text, %found, "our record was gone or changed, written again");
+            }
+            LeaseEvent::Recreated { revision, found: None, .. } => debug!(revision, "our record is written again"),
+            LeaseEvent::Disputed { found, times, within } => {
+                let advice = found.advice();
+                warn!(times, ?within, subnet = %self.own.text, %found, "{advice}");
+                self.health.disputed = Some(advice);
+                return None;
+            }
+            LeaseEvent::Undisputed => {
+                info!(subnet = %self.own.text, "nobody has touched our record for a minute");
+                self.health.disputed = None;
+                return None;
             }
             LeaseEvent::Claimed { by } => {
-                warn!(node = %by, subnet = %self.own.text, "another node has our public IP and was told that we are here: give one of them another address");
+                warn!(node = %by, subnet = %self.own.text, "another machine has our public IP and was told that we are here: give one of them another address");
                 return None;
             }
             event @ LeaseEvent::Rehung { .. } => {

@@ -11,23 +11,30 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
-use crate::overlay::alloc::{Decision, Seen, Wanted, decide};
-use crate::overlay::record::{Record, SubnetKey};
+use crate::overlay::alloc::{Decision, Relation, Seen, Wanted, decide};
+use crate::overlay::record::{Instance, Record, SubnetKey};
 use crate::store::backoff::Backoff;
 use crate::store::{LeaseId, RawRecord, Store, Written};
 
 mod census;
 mod claim;
+mod contest;
+mod error;
+mod found;
 mod handle;
 mod keeper;
 mod outage;
+mod previous;
 
 use census::see;
 pub use census::{Census, Known};
+pub use error::AcquireError;
+pub use found::Found;
 pub use handle::{KeeperHandle, LeaseEvent};
 pub use keeper::Keeper;
 use outage::Outage;
-pub use outage::Tell;
+pub use outage::{Progress, Tell};
+pub use previous::tell_of_previous;
 
 /// The TTL of a record, flannel's `subnetTTL`.
 pub const TTL: Duration = Duration::from_secs(86_400);
@@ -48,39 +55,12 @@ pub struct Held {
     pub lease: Option<LeaseId>,
 }
 
-/// Why there is no subnet for us. Trying the same again can help only after somebody changed the records or the config.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AcquireError {
-    /// Each subnet of the network is held.
-    #[error("no free subnet: every /{subnet_len} that {network} gives out is held")]
-    NoFreeSubnet {
-        /// The network.
-        network: IpNetwork,
-        /// Its `SubnetLen`.
-        subnet_len: u8,
-    },
-    /// Another node has our public IP, and is alive.
-    #[error(
-        "two nodes have the public IP {public_ip}: this one is {node}, the other one, {other_node}, is alive and holds {key}"
-    )]
-    Doubled {
-        /// The address.
-        public_ip: String,
-        /// Our own node id.
-        node: String,
-        /// The other node's id.
-        other_node: String,
-        /// The other node's subnet.
-        key: SubnetKey,
-    },
-}
-
 /// Gets a subnet: `overlay::alloc`'s decision, carried out. `known` is what a complete read showed, `record` what shall
 /// stand in ours, `ttl` how long it lasts without us. Whoever loses a race looks again; a grant that served no purpose is
 /// revoked.
 ///
 /// A record with our public IP and another node's id is taken over only after that node was asked whether it lives, which
-/// takes 30 s (`claim`).
+/// takes 30 s, and one of another instance of this machine after 3 s (`claim`).
 ///
 /// Cost on a quiet network: two requests for a new subnet (grant, create), two for our own record found unchanged (read,
 /// keep-alive), three where it has to be written.
@@ -98,7 +78,7 @@ pub async fn acquire<S: Store>(
 }
 
 /// The same with the revision at which `known` was read, which spares a second look at all keys in a network of both
-/// families; says what keeps it from a subnet when the store fails, and `None` when that works again.
+/// families; tells what happens on the way.
 ///
 /// # Errors
 /// As [`acquire`].
@@ -111,8 +91,8 @@ pub async fn acquire_telling<S: Store>(
     tell: Tell<'_>,
 ) -> Result<Held, AcquireError> {
     let seen = census.known.own.clone();
-    let (lost, grant, outage) = (BTreeSet::new(), None, Outage::new(tell));
-    let mut search = Search { store, wanted, record, ttl, since, census, seen, lost, grant, outage };
+    let (lost, grant, outage, given_up) = (BTreeSet::new(), None, Outage::new(tell), None);
+    let mut search = Search { store, wanted, record, ttl, since, census, seen, lost, grant, outage, given_up };
     let result = search.run().await;
     if let Some(lease) = search.grant {
         revoke(store, lease).await;
@@ -137,6 +117,8 @@ struct Search<'a, S> {
     /// A lease that nothing hangs on yet.
     grant: Option<LeaseId>,
     outage: Outage<'a>,
+    /// Why the search does not aim at the previous subnet, as last told.
+    given_up: Option<String>,
 }
 
 impl<S: Store> Search<'_, S> {
@@ -144,6 +126,7 @@ impl<S: Store> Search<'_, S> {
         loop {
             let taken = self.census.others().chain(self.lost.iter().copied());
             let plan = decide(self.wanted, self.seen.values(), taken, &mut rand::rng());
+            self.note_previous(&plan.decision);
             for (key, revision) in &plan.stale {
                 self.delete(key, *revision).await;
             }
@@ -151,12 +134,11 @@ impl<S: Store> Search<'_, S> {
                 Decision::TakeOver { key, revision, lease } => self.take_over(key, revision, lease).await,
                 Decision::Create { key } => self.create(key).await,
                 Decision::NoFreeSubnet { network } => return Err(self.no_free_subnet(network)),
-                Decision::Doubled { key, other_node } => {
-                    if self.is_kept_by(&key, &other_node).await {
-                        return Err(self.doubled(key, other_node));
-                    }
-                    None
-                }
+                Decision::Restore { key, revision } => self.restore(key, revision).await,
+                Decision::Doubled { key, relation } => match self.keeper_of(&key, relation).await {
+                    Some(other) => return Err(self.doubled(key, &other)),
+                    None => None,
+                },
             };
             if let Some(held) = held {
                 return Ok(held);
@@ -183,17 +165,40 @@ impl<S: Store> Search<'_, S> {
     /// Writes our attributes into a record of ours. `None`: it changed meanwhile.
     async fn take_over(&mut self, key: SubnetKey, revision: i64, lease: i64) -> Option<Held> {
         let raw = self.look(&key).await.filter(|raw| (raw.revision, raw.lease) == (revision, lease))?;
+        let there = self.seen.get(&raw.key)?.record.as_ref()?;
+        let is_strangers = self.wanted.relation(there) == Relation::Stranger;
+        let since = there.instance.as_ref().filter(|_| self.wanted.is_our_instance(there)).map(|ours| ours.since);
         // What others added to the record stays, a reservation's comment for instance.
-        let mut extra = self.seen.get(&raw.key)?.record.as_ref()?.extra.clone();
+        let mut extra = there.extra.clone();
         claim::without_claim(&mut extra);
-        let record = Record { extra, ..self.record.clone() };
-        let lease = if raw.lease == 0 { None } else { Some(self.inherit(LeaseId(raw.lease)).await) };
-        let value = record.to_json();
-        if raw.value == value && lease.map_or(0, |lease| lease.0) == raw.lease {
+        let record = Record { extra, ..self.record_since(since.unwrap_or(revision)) };
+        let lease = match LeaseId(raw.lease) {
+            LeaseId(0) => None,
+            // A node that was silent, and comes back, must not find its own lease under our record.
+            _ if is_strangers => Some(self.grant().await),
+            lease => Some(self.inherit(lease).await),
+        };
+        if raw.value == record.to_json() && lease.map_or(0, |lease| lease.0) == raw.lease {
             return Some(Held { key, record, revision, lease });
         }
+        let held = self.overwrite(key, record, lease, revision).await?;
+        if is_strangers && raw.lease != 0 {
+            revoke(self.store, LeaseId(raw.lease)).await;
+        }
+        Some(held)
+    }
+
+    /// Writes our record over what is at this revision. `None`: something else is there by now.
+    async fn overwrite(
+        &mut self,
+        key: SubnetKey,
+        record: Record,
+        lease: Option<LeaseId>,
+        revision: i64,
+    ) -> Option<Held> {
+        let (text, value) = (key.to_string(), record.to_json());
         loop {
-            match self.store.update(&raw.key, &value, lease, revision).await {
+            match self.store.update(&text, &value, lease, revision).await {
                 Ok(Written::At(revision)) => return Some(self.done(Held { key, record, revision, lease })),
                 Ok(Written::Conflict) => return self.adopt(key, record, lease).await,
                 Err(error) => self.outage.failed("update", &error).await,
@@ -204,16 +209,23 @@ impl<S: Store> Search<'_, S> {
         }
     }
 
+    /// Our record; this instance holds it since this revision.
+    fn record_since(&self, since: i64) -> Record {
+        let instance = self.record.instance.as_ref().map(|ours| Instance { since, ..ours.clone() });
+        Record { instance, ..self.record.clone() }
+    }
+
     /// Makes a new record. `None`: somebody else was faster.
     async fn create(&mut self, key: SubnetKey) -> Option<Held> {
-        let (text, value) = (key.to_string(), self.record.to_json());
+        let record = self.record_since(self.since);
+        let (text, value) = (key.to_string(), record.to_json());
         let lease = Some(self.grant().await);
         loop {
             match self.store.create(&text, &value, lease).await {
                 Ok(Written::At(revision)) => {
-                    return self.alone(Held { key, record: self.record.clone(), revision, lease }).await;
+                    return self.alone(Held { key, record, revision, lease }).await;
                 }
-                Ok(Written::Conflict) => match self.adopt(key, self.record.clone(), lease).await {
+                Ok(Written::Conflict) => match self.adopt(key, record.clone(), lease).await {
                     Some(held) => return self.alone(held).await,
                     None => {
                         tracing::debug!(subnet = %key, "another node was faster, looking again");
@@ -312,10 +324,19 @@ impl<S: Store> Search<'_, S> {
         AcquireError::NoFreeSubnet { network, subnet_len: family.map_or(network.prefix(), |family| family.subnet_len) }
     }
 
-    fn doubled(&self, key: SubnetKey, other_node: String) -> AcquireError {
+    fn doubled(&self, key: SubnetKey, other: &Record) -> AcquireError {
         let bare = Record { node: None, ..self.record.clone() };
-        let node = self.wanted.node.unwrap_or_default().to_owned();
-        AcquireError::Doubled { public_ip: bare.holder(), node, other_node, key }
+        let (public_ip, node) = (bare.holder(), self.wanted.node.unwrap_or("none").to_owned());
+        let theirs = other.instance.as_ref().map(|instance| instance.id.clone());
+        match (self.wanted.relation(other), self.wanted.instance, theirs) {
+            (Relation::Instance, Some(instance), Some(other)) => {
+                AcquireError::Cloned { public_ip, node, instance: instance.to_owned(), other, key }
+            }
+            _ => {
+                let other_node = other.node.clone().unwrap_or_default();
+                AcquireError::Doubled { public_ip, node, other_node, key }
+            }
+        }
     }
 }
 

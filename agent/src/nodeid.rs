@@ -1,17 +1,37 @@
-//! The id of this node: what tells two nodes with one public IP apart. It stands in the record after flannel's members.
+//! The ids of this node, which stand in its record after flannel's members: the node's own, which tells two nodes with one
+//! public IP apart, and that of its instance, which tells cloned machines apart.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::files;
 
 /// Where systemd and D-Bus keep the machine's id, <https://www.freedesktop.org/software/systemd/man/machine-id.html>.
 const MACHINE_ID: [&str; 2] = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
+/// A UUID that the kernel draws at each boot, <https://docs.kernel.org/admin-guide/sysctl/kernel.html#random>.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// The network namespace of this process: its inode number tells it from all others of this boot.
+const NETWORK_NAMESPACE: &str = "/proc/self/ns/net";
 /// The longest id that a flag may give.
 const LONGEST: usize = 128;
 
 /// The id that a flag gives, else the machine's. `None` where there is neither: then nothing is told apart.
 pub fn id(flag: Option<&str>) -> Option<String> {
     flag.map(str::to_owned).or_else(|| machine_id(&MACHINE_ID.map(Path::new)))
+}
+
+/// The id of this instance: the beginning of the kernel's boot id and the number of the network namespace. The daemon has
+/// the same one whenever it is started again; a machine that was booted, or cloned and booted, has another one, and so has
+/// another namespace of this machine. `None` where /proc does not tell: then instances are not told apart.
+pub fn instance() -> Option<String> {
+    let boot = std::fs::read_to_string(BOOT_ID).ok()?;
+    instance_of(&boot, std::fs::metadata(NETWORK_NAMESPACE).ok()?.ino())
+}
+
+fn instance_of(boot: &str, namespace: u64) -> Option<String> {
+    // 32 random bits are enough to tell a few clones apart, and every node reads every record.
+    let start = boot.trim().get(..8).filter(|start| start.bytes().all(|b| b.is_ascii_hexdigit()))?;
+    Some(format!("{start}-{namespace}"))
 }
 
 /// Reads an id from a command line.
@@ -52,6 +72,19 @@ mod tests {
         std::fs::write(files[2], "d8a2e05ac1b94a5c8a3a3f0d0c1b2a39\n").unwrap();
         assert_eq!(machine_id(&files).as_deref(), Some("d8a2e05ac1b94a5c8a3a3f0d0c1b2a39"));
         assert_eq!(id(Some("worker-1")).as_deref(), Some("worker-1"));
+    }
+
+    #[test]
+    fn an_instance_is_a_boot_and_a_namespace() {
+        assert_eq!(
+            instance_of("1b4e28ba-2fa1-11d2-883f-0016d3cca427\n", 4_026_531_840).as_deref(),
+            Some("1b4e28ba-4026531840")
+        );
+        for not_one in ["", "1b4e28b", "1b4e28bx-2fa1", "\u{fc}\u{fc}\u{fc}\u{fc}"] {
+            assert_eq!(instance_of(not_one, 1), None, "{not_one:?}");
+        }
+        assert_eq!(instance(), instance());
+        assert!(instance().is_some());
     }
 
     #[test]

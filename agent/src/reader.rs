@@ -3,6 +3,7 @@
 //! Records are not kept as they are: of a hundred thousand of them only what the planes and the allocation need stays.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
@@ -10,10 +11,11 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use crate::handoff;
-use crate::lease::Known;
+use crate::lease::{Known, Progress};
 use crate::overlay::NetworkConfig;
 use crate::overlay::alloc::Wanted;
 use crate::overlay::plane::Plane;
+use crate::overlay::record::Record;
 use crate::overlay::records::{Raw, Records};
 use crate::store::{Change, Event, RawRecord, Store};
 
@@ -40,6 +42,8 @@ pub(crate) struct Intake {
     pub(crate) known: Known,
     /// The revision of the last complete read.
     pub(crate) revision: i64,
+    /// The key of the subnet that we had before.
+    pub(crate) previous: Option<String>,
     listed: bool,
 }
 
@@ -153,7 +157,7 @@ impl<S: Store> Reader<S> {
 impl Intake {
     /// For the records of the read whose config has just come.
     pub(crate) fn new(planes: Vec<Plane>, records: Records) -> Self {
-        Self { planes, records, known: Known::default(), revision: 0, listed: false }
+        Self { planes, records, known: Known::default(), revision: 0, previous: None, listed: false }
     }
 
     fn take_in(&mut self, event: Event, wanted: &Wanted<'_>) {
@@ -188,6 +192,12 @@ impl Intake {
 
     fn put(&mut self, record: &RawRecord, wanted: &Wanted<'_>) {
         let mut planes: Vec<&mut Plane> = self.planes.iter_mut().collect();
+        if self.previous.as_ref() == Some(&record.key) && is_our_instance(record, wanted) {
+            // With an address that we had before it would be a peer: ourselves.
+            self.records.remove(&mut planes, &record.key);
+            self.known.put(wanted, record);
+            return;
+        }
         let taken = self.records.put(&mut planes, Raw::from(record));
         if taken.is_peer {
             // The planes have it now.
@@ -199,18 +209,24 @@ impl Intake {
     }
 }
 
+fn is_our_instance(record: &RawRecord, wanted: &Wanted<'_>) -> bool {
+    Record::parse(&record.value).is_ok_and(|record| wanted.is_our_instance(&record))
+}
+
 /// Says why something waits: at once where that is news, and again every half minute.
 pub(crate) struct Waiting {
     said: Option<(String, Instant)>,
     /// What etcd fails by, while it does.
     down: Option<String>,
     subnet_file: PathBuf,
+    /// Why the subnet of `subnet.env` is not ours any more, once that is known.
+    given_up: Mutex<Option<String>>,
 }
 
 impl Waiting {
     /// For the daemon of this `subnet.env`, beside which the CNI plugin finds the reason too.
     pub(crate) fn new(subnet_file: &Path) -> Self {
-        Self { said: None, down: None, subnet_file: subnet_file.to_owned() }
+        Self { said: None, down: None, subnet_file: subnet_file.to_owned(), given_up: Mutex::default() }
     }
 
     /// `loud`: worth a line even if the wait has only begun.
@@ -219,7 +235,7 @@ impl Waiting {
         if !news {
             return;
         }
-        handoff::explain(&self.subnet_file, Some(why));
+        self.explain(why);
         let first = self.said.is_none();
         self.said = Some((why.to_owned(), Instant::now()));
         if loud || !first {
@@ -229,7 +245,28 @@ impl Waiting {
 
     /// The same for the CNI plugin only: the log has it from elsewhere, or needs no line.
     pub(crate) fn note(&mut self, why: &str) {
-        handoff::explain(&self.subnet_file, Some(why));
+        self.explain(why);
         self.said = Some((why.to_owned(), Instant::now()));
+    }
+
+    /// What happens on the way to a subnet: the CNI plugin hears of it, and finds no `subnet.env` whose subnet is not ours.
+    pub(crate) fn progress(&self, progress: Progress<'_>) {
+        match progress {
+            Progress::StoreFails(reason) => self.explain(&format!("no lease yet, trying until it works: {reason}")),
+            Progress::StoreWorks => self.explain("on the way to a subnet"),
+            Progress::PreviousGivenUp(why) => {
+                handoff::withdraw(&self.subnet_file, why);
+                let before = self.given_up.lock().unwrap_or_else(PoisonError::into_inner).replace(why.to_owned());
+                if before.is_none() {
+                    warn!(file = %self.subnet_file.display(), "subnet.env withdrawn: {why}");
+                }
+            }
+        }
+    }
+
+    fn explain(&self, why: &str) {
+        let given_up = self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = given_up.as_ref().map(|given_up| format!("{why}; {given_up}"));
+        handoff::explain(&self.subnet_file, Some(text.as_deref().unwrap_or(why)));
     }
 }

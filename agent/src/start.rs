@@ -3,7 +3,6 @@
 //! Each step waits where waiting can help (no config yet, etcd away, no free subnet), and says so once and then every half
 //! minute; it ends the process where it can't.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::time::{Duration, Instant};
@@ -14,28 +13,28 @@ use tracing::{info, warn};
 
 use crate::cli::Flags;
 use crate::dataplane::kernel::Kernel;
-use crate::dataplane::{self, Dataplane, Device};
+use crate::dataplane::{Dataplane, Device};
 use crate::eventloop::{self, Ended, EventLoop, Feeds, Half, Order, Own, Signals};
 use crate::handoff;
 use crate::http::{self, Readiness};
-use crate::lease::{self, AcquireError, Census, Held, Keeper, Known};
+use crate::lease::{self, Held, Keeper};
 use crate::lock::{self, Lock};
 use crate::masquerade::{self, Side, Wanted as WantedRules};
-use crate::nodeid;
 use crate::overlay::MacAddr;
-use crate::overlay::alloc::Wanted;
 use crate::overlay::iface;
 use crate::overlay::plane::{PeerMode, Plane, Setup};
-use crate::overlay::record::{Family, Record};
+use crate::overlay::record::Family;
 use crate::overlay::records::{Raw, Records};
 use crate::passing::Passing;
 use crate::process;
-use crate::reader::{Intake, REMIND, Reader};
+use crate::reader::{Intake, Reader};
 use crate::site::{self, End, Site};
 use crate::store::Store;
-use crate::store::etcd::EtcdStore;
 
 mod interfaces;
+mod subnet;
+
+use subnet::{Etcd, Identity, get_subnet};
 
 /// Runs the daemon with these flags until it is told to stop or loses its subnet.
 pub async fn run(flags: Flags) -> Result<Ended> {
@@ -97,7 +96,7 @@ async fn prepare(
     let store = flags.etcd.store()?;
     let (endpoints, prefix) = (flags.etcd.etcd_endpoints.join(", "), &flags.etcd.etcd_prefix);
     let mut reader = Reader::new(store.clone(), endpoints.clone(), flags.subnet_file.clone());
-    let node = nodeid::id(flags.node_id.as_deref());
+    let identity = Identity::read(&flags);
     let config_at = format!("a usable network config: the key {prefix}/config of etcd at {endpoints}");
     let on_demand = PeerMode::from(flags.peer_mode) == PeerMode::OnDemand;
     let mut lock: Option<Lock> = None;
@@ -121,7 +120,7 @@ async fn prepare(
         let mut intake = intake(&flags, &site, &ends);
         readiness.send_replace(Readiness::waiting("all records of etcd"));
         let etcd = Etcd { store: &store, reader: &mut reader, readiness: &readiness };
-        match get_subnet(&site, &ends, node.as_deref(), etcd, &mut intake, &mut kernel).await? {
+        match get_subnet(&site, &ends, &identity, etcd, &mut intake, &mut kernel).await? {
             Some(held) => break (site, ends, intake, held),
             None => warn!("the network config was changed on the way to a subnet: beginning again with what it is now"),
         }
@@ -138,7 +137,7 @@ async fn prepare(
 
     let margin = Duration::from_secs(60 * flags.subnet_lease_renew_margin);
     let (key, record) = (held.key, held.record.clone());
-    let (keeper, lease) = Keeper::spawn(store.clone(), held, lease::TTL, margin);
+    let (keeper, lease) = Keeper::spawn(store.clone(), site.config.clone(), held, lease::TTL, margin);
     let mut turn = EventLoop::new(site, halves, records, Own::new(key, record, keeper));
     turn.program_all_on_exit = flags.program_all_on_exit;
     turn.read_again = Some(Box::new(move || store.follow()));
@@ -295,78 +294,6 @@ fn privileged() -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// Where a lease comes from, and who is told what that waits for.
-struct Etcd<'a> {
-    store: &'a EtcdStore,
-    reader: &'a mut Reader<EtcdStore>,
-    readiness: &'a watch::Sender<Readiness>,
-}
-
-/// Leases a subnet; waits where none is free. `None`: the network config was changed meanwhile.
-async fn get_subnet(
-    site: &Site,
-    ends: &[End],
-    node: Option<&str>,
-    etcd: Etcd<'_>,
-    intake: &mut Intake,
-    kernel: &mut Kernel,
-) -> Result<Option<Held>> {
-    let Etcd { store, reader, readiness } = etcd;
-    // Who we are; the MACs come when the records are known.
-    let ours = Record { node: node.map(str::to_owned), ..site.record(ends, |_| MacAddr([0; 6])) };
-    let previous = handoff::previous(&site.subnet_file);
-    let wanted = Wanted { previous, ..Wanted::of(&site.config, &ours) };
-    reader.all(intake, &wanted).await?;
-    while !reader.is_config_changed() {
-        let passing = Passing::new(readiness, &site.subnet_file);
-        let macs = passing.wait("read the devices' MACs", || macs(site, ends, &intake.known, kernel)).await?;
-        let record = Record { node: ours.node.clone(), ..site.record(ends, |family| macs[&family]) };
-        let trouble = |reason: Option<&str>| {
-            let why = reason.map(|reason| format!("no lease yet, trying until it works: {reason}"));
-            handoff::explain(&site.subnet_file, Some(why.as_deref().unwrap_or("on the way to a subnet")));
-        };
-        let known = (Census::new(&intake.known, &intake.planes), intake.revision + 1);
-        match lease::acquire_telling(store, &wanted, known, &record, lease::TTL, &trouble).await {
-            Ok(held) => {
-                reader.pending(intake, &wanted).await?;
-                if reader.is_config_changed() {
-                    break;
-                }
-                let lease = held.lease.map_or("none: a reservation".to_owned(), |lease| format!("{:x}", lease.0));
-                info!(subnet = %held.key, revision = held.revision, %lease, "lease");
-                return Ok(Some(held));
-            }
-            Err(error @ AcquireError::NoFreeSubnet { .. }) => {
-                reader.waiting.say(&format!("{error}; waiting for one to be freed"), true);
-                readiness.send_replace(Readiness::waiting(&format!("a free subnet: {error}")));
-                if let Ok(result) = tokio::time::timeout(REMIND, reader.next(intake, &wanted)).await {
-                    result?;
-                    reader.all(intake, &wanted).await?;
-                }
-            }
-            Err(error @ AcquireError::Doubled { .. }) => return Err(error.into()),
-        }
-    }
-    Ok(None)
-}
-
-/// The MACs that our record shall name: that of the device that is there, else that of our last record, else random.
-fn macs(
-    site: &Site,
-    ends: &[End],
-    known: &Known,
-    kernel: &mut Kernel,
-) -> Result<BTreeMap<Family, MacAddr>, dataplane::Error> {
-    let last = known.own().next();
-    let mut macs = BTreeMap::new();
-    for end in ends {
-        let there = kernel.mac_of(&site.device_name(end.family))?;
-        let recorded = last.and_then(|last| last.mac(end.family)).filter(|mac| mac.is_unicast());
-        macs.insert(end.family, there.or(recorded).unwrap_or_else(|| MacAddr::local(rand::random())));
-    }
-    Ok(macs)
 }
 
 #[cfg(test)]

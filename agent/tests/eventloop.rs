@@ -141,7 +141,7 @@ impl Node {
         let key = held.key.to_string();
         let margin = Duration::from_secs(3600);
         let (own_key, own_record) = (held.key, held.record.clone());
-        let (keeper, lease) = Keeper::spawn(store.clone(), held, lease::TTL, margin);
+        let (keeper, lease) = Keeper::spawn(store.clone(), site.config.clone(), held, lease::TTL, margin);
         let mut turn = EventLoop::new(site, vec![half], of_peers, Own::new(own_key, own_record, keeper));
         let feeds = Feeds { store: store.follow(), lease };
         let (http, readiness) = watch::channel(Readiness::starting());

@@ -165,10 +165,15 @@ proptest! {
         let seen: Vec<_> = keys
             .iter()
             .filter_map(|key| SubnetKey::occupied(&String::from_utf8_lossy(key)))
-            .map(|key| Seen { key, record: None, revision: 1, lease: 0 })
+            .map(|key| Seen { key, record: None, revision: 1, lease: 0, is_void: false })
             .collect();
         let wanted = Wanted {
-            config: &config, public_ip: Some([10, 99, 0, 1].into()), public_ipv6: None, previous: None, node: None,
+            config: &config,
+            public_ip: Some([10, 99, 0, 1].into()),
+            public_ipv6: None,
+            previous: None,
+            node: None,
+            instance: None,
         };
         let plan = decide(&wanted, &seen, std::iter::empty(), &mut rand::rng());
         let covers_all = |seen: &Seen| seen.key.ipv4.is_some_and(|net| net.prefix() < 17);

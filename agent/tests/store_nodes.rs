@@ -148,7 +148,7 @@ fn line(etcd: &Etcd, subnet: &str) -> String {
 async fn keep(store: &EtcdStore, held: Held, ttl: Duration) -> (KeeperHandle, Receiver<LeaseEvent>) {
     let mut events = store.follow();
     until(&mut events, |event| matches!(event, Event::Listed { .. })).await;
-    let (keeper, lease) = Keeper::spawn(store.clone(), held, ttl, ttl / 2);
+    let (keeper, lease) = Keeper::spawn(store.clone(), config(99), held, ttl, ttl / 2);
     let told = keeper.clone();
     tokio::spawn(async move {
         while let Some(event) = events.recv().await {
@@ -331,7 +331,8 @@ async fn a_subnet_that_another_took_under_another_key_is_lost(release: Release) 
     let etcd = Etcd::start(release);
     let store = etcd.store();
     let held = join(&store, &config(99), &record(1)).await.1.unwrap();
-    let (keeper, mut lease) = Keeper::spawn(store.clone(), held.clone(), lease::TTL, Duration::from_secs(60));
+    let (keeper, mut lease) =
+        Keeper::spawn(store.clone(), config(99), held.clone(), lease::TTL, Duration::from_secs(60));
     let (key, other) = (held.key.to_string(), format!("{}&fc00:0:0:22::-64", held.key));
     etcd.ctl(&["put", &Etcd::key(&other), std::str::from_utf8(&record(2).to_json()).unwrap()]);
     etcd.ctl(&["del", &Etcd::key(&key)]);

@@ -4,12 +4,9 @@
 #![expect(clippy::unwrap_used, reason = "a test that meets an error has failed; so has its helper")]
 
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use twill_lab::{Lab, NODE_CONFIG, Peer, Twilld, program, wait_until};
+use twill_lab::{Lab, NODE_CONFIG, Peer, Twilld, wait_until};
 
 /// For states that take milliseconds on an idle machine, and for retries with a backoff of some seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -47,35 +44,12 @@ fn a_subnet_that_another_node_takes_ends_the_daemon_which_names_it() {
     assert_eq!(lab.get(&thief.key()).unwrap().value, thief.record(), "the other's record is left alone");
 
     // No pod may have an address of that subnet, until the node has one again.
-    let refusal = add(&lab, "ADD").unwrap_err();
+    let refusal = lab.node(1).cni("ADD").unwrap_err();
     assert!(refusal.contains("subnet.env: no such file or directory (twilld last reported: "), "{refusal}");
     assert!(refusal.contains("another node holds the subnet that this one had: 10.99.1.200"), "{refusal}");
     daemons[0] = lab.node(1).twilld(&[]);
     daemons[0].wait_ready();
-    add(&lab, "ADD").unwrap();
-}
-
-/// What the CNI plugin on node 1 says to a call, with a delegate that only succeeds.
-fn add(lab: &Lab, verb: &str) -> Result<String, String> {
-    let node = lab.node(1);
-    let bin = node.run_dir().join("bin");
-    fs::create_dir_all(&bin).unwrap();
-    let delegate = bin.join("bridge");
-    fs::write(&delegate, "#!/bin/sh\ncat > /dev/null\nprintf '{}'\n").unwrap();
-    fs::set_permissions(&delegate, fs::Permissions::from_mode(0o755)).unwrap();
-    let conf = serde_json::json!({"cniVersion": "1.1.0", "name": "net", "type": "flannel",
-        "subnetFile": node.subnet_file(), "dataDir": node.run_dir().join("data")});
-    let mut child = Command::new(program("flannel").unwrap())
-        .envs([("CNI_COMMAND", verb), ("CNI_CONTAINERID", "c1"), ("CNI_NETNS", "/none"), ("CNI_IFNAME", "eth0")])
-        .env("CNI_PATH", bin)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(conf.to_string().as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    if output.status.success() { Ok(text) } else { Err(text) }
+    lab.node(1).cni("ADD").unwrap();
 }
 
 #[test]
@@ -88,7 +62,7 @@ fn a_wrong_password_is_what_the_cni_plugin_names() {
     let mut daemon = lab.node(1).twilld(&["--etcd-username=root", "--etcd-password=wrong"]);
     daemon.wait_log(&["invalid user ID or password"], PATIENCE);
     for verb in ["ADD", "STATUS"] {
-        let refusal = add(&lab, verb).unwrap_err();
+        let refusal = lab.node(1).cni(verb).unwrap_err();
         assert!(
             refusal.contains("twilld last reported: ") && refusal.contains("invalid user ID or password"),
             "{refusal}"
@@ -114,7 +88,7 @@ fn a_role_without_write_permission_is_what_the_cni_plugin_names() {
     }
     let mut daemon = lab.node(1).twilld(&["--etcd-username=node", "--etcd-password=secret"]);
     daemon.wait_log(&["the store fails us while getting a lease"], PATIENCE);
-    let refusal = add(&lab, "ADD").unwrap_err();
+    let refusal = lab.node(1).cni("ADD").unwrap_err();
     let needed = "the user needs a role with readwrite permission on /coreos.com/network/subnets/";
     assert!(refusal.contains("twilld last reported: ") && refusal.contains(needed), "{refusal}");
     lab.etcdctl(&[
@@ -129,7 +103,7 @@ fn a_role_without_write_permission_is_what_the_cni_plugin_names() {
     .unwrap();
     daemon.wait_ready();
     daemon.wait_log(&["the store works again"], PATIENCE);
-    add(&lab, "ADD").unwrap();
+    lab.node(1).cni("ADD").unwrap();
 }
 
 #[test]
@@ -289,7 +263,7 @@ fn the_second_node_with_one_public_ip_is_refused_with_both_names() {
     assert!(said.len() == 1 && words.iter().all(|word| said[0].contains(word)), "{}", second.log());
     assert!(first.runs());
     let record = lab.get(&lab.node(1).as_peer().key()).unwrap().value;
-    assert!(record.ends_with(r#","NodeID":"rack-1"}"#), "{record}");
+    assert!(record.contains(r#","NodeID":"rack-1","Instance":{"ID":""#), "{record}");
     assert!(!lab.node(2).subnet_file().exists());
     assert!(lab.node(2).link("flannel.1").is_err(), "nothing was made for it");
 }
@@ -304,6 +278,9 @@ fn a_node_that_was_installed_anew_has_its_subnet_back() {
     daemon.kill();
     fs::remove_file(lab.node(1).subnet_file()).unwrap();
     lab.node(1).exec("ip link del flannel.1").unwrap();
+    // The machine was booted too.
+    let [record] = lab.records().try_into().unwrap();
+    lab.put(&record.key, &record.value.replace(r#""Instance":{"ID":""#, r#""Instance":{"ID":"before-"#));
 
     let mut daemon = lab.node(1).twilld(&["--node-id=after"]);
     daemon.wait_log(&["asking whether that node is alive", "node before"], PATIENCE);
@@ -313,5 +290,6 @@ fn a_node_that_was_installed_anew_has_its_subnet_back() {
     daemon.wait_ready();
     assert_eq!(lab.node(1).as_peer(), before, "the subnet, and the MAC");
     let [record] = lab.records().try_into().unwrap();
-    assert!(record.value.ends_with(r#","NodeID":"after"}"#), "{}", record.value);
+    assert!(record.value.contains(r#","NodeID":"after","Instance":{"ID":""#), "{}", record.value);
+    assert!(!record.value.contains("before"), "{}", record.value);
 }

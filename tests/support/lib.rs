@@ -23,6 +23,7 @@
 
 #![warn(missing_docs)]
 
+mod cni;
 mod etcd;
 mod gateway;
 mod kernel;

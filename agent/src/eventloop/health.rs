@@ -28,6 +28,8 @@ pub(super) struct Health {
     pub listing: bool,
     /// Why the lease cannot be renewed, if it can't.
     pub lease: Option<String>,
+    /// Who writes our record again and again, if anybody does: half of the time others follow what that one writes.
+    pub disputed: Option<String>,
     /// Why `subnet.env` cannot be written, if it can't.
     pub file: Option<String>,
     /// What is wrong with the nftables rules, where there are any to be.
@@ -58,6 +60,7 @@ impl Health {
     pub(super) fn update(&mut self, planes: Vec<String>, peers: usize, programmed: impl FnOnce() -> usize) {
         let mut missing = Vec::new();
         missing.extend(self.lease.as_ref().map(|reason| format!("lease: cannot be renewed: {reason}")));
+        missing.extend(self.disputed.as_ref().map(|reason| format!("record: {reason}")));
         missing.extend(self.etcd.as_ref().map(|reason| format!("etcd: {reason}")));
         if self.listing {
             missing.push("etcd: reading all records".to_owned());

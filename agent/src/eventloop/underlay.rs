@@ -80,7 +80,8 @@ impl<D: Dataplane> EventLoop<D> {
         }
         let mut macs = self.halves.iter().map(|half| half.device.mac);
         let addressed = self.site.record(ends, |_| macs.next().unwrap_or(MacAddr([0; 6])));
-        let record = Record { node: self.own.record.node.clone(), extra: self.own.record.extra.clone(), ..addressed };
+        let Record { node, instance, extra, .. } = self.own.record.clone();
+        let record = Record { node, instance, extra, ..addressed };
         if record != self.own.record {
             info!(record = %String::from_utf8_lossy(&record.to_json()), "our record follows");
             let own = ends.iter().map(|end| site::own(&self.own.key, &record, end)).collect::<Result<_, _>>()?;

@@ -2,16 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::overlay::alloc::{Seen, Wanted};
+use crate::overlay::alloc::{Hold, Seen, Wanted, hold};
 use crate::overlay::plane::Plane;
-use crate::overlay::record::{Record, SubnetKey};
+use crate::overlay::record::{Family, Record, SubnetKey};
 use crate::store::RawRecord;
 
 /// What a complete read shows, as far as getting a subnet needs it: our own records, and what all others occupy, without the
 /// peers, which [`Census`] adds.
 #[derive(Debug, Clone, Default)]
 pub struct Known {
-    /// By the key as the store has it.
+    /// By the key as the store has it: our own records, and one that no node follows under the key of our previous subnet.
     pub(super) own: BTreeMap<String, Seen>,
     others: BTreeSet<SubnetKey>,
 }
@@ -28,7 +28,7 @@ impl Known {
     pub fn put(&mut self, wanted: &Wanted<'_>, record: &RawRecord) {
         self.remove(&record.key);
         match see(wanted, record) {
-            Some(seen) if seen.record.is_some() => drop(self.own.insert(record.key.clone(), seen)),
+            Some(seen) if seen.record.is_some() || seen.is_void => drop(self.own.insert(record.key.clone(), seen)),
             Some(seen) => drop(self.others.insert(seen.key)),
             None => {}
         }
@@ -67,6 +67,17 @@ impl<'a> Census<'a> {
         let aside = self.planes.iter().flat_map(|plane| plane.peers().aside());
         self.known.others.iter().copied().chain(peers.chain(aside).map(SubnetKey::from))
     }
+
+    /// Who holds a subnet that overlaps this key's, for people.
+    pub(super) fn holder(self, key: &SubnetKey) -> Option<String> {
+        for (subnet, peer) in self.planes.iter().flat_map(|plane| plane.peers().iter()) {
+            if overlaps(key, &SubnetKey::from(*subnet)) {
+                return Some(format!("the node with the public IP {} holds {subnet}", peer.vtep.remote));
+            }
+        }
+        let other = self.others().find(|other| overlaps(key, other))?;
+        Some(format!("the record {other} has it"))
+    }
 }
 
 impl<'a> From<&'a Known> for Census<'a> {
@@ -75,12 +86,26 @@ impl<'a> From<&'a Known> for Census<'a> {
     }
 }
 
+/// Whether two keys have addresses in common.
+fn overlaps(one: &SubnetKey, other: &SubnetKey) -> bool {
+    [Family::V4, Family::V6].into_iter().any(|family| match (one.side(family), other.side(family)) {
+        (Some(one), Some(other)) => one.contains(other.network()) || other.contains(one.network()),
+        _ => false,
+    })
+}
+
 /// What allocation needs to know of a key: what it occupies and, if it may be ours, its record.
 pub(super) fn see(wanted: &Wanted<'_>, raw: &RawRecord) -> Option<Seen> {
-    let parsed = || Record::parse(&raw.value).ok().filter(|record| wanted.is_own(record));
-    let (key, record) = match raw.key.parse::<SubnetKey>() {
-        Ok(key) => (key, parsed()),
-        Err(_) => (SubnetKey::occupied(&raw.key)?, None),
+    let seen = |key, record, is_void| Seen { key, record, revision: raw.revision, lease: raw.lease, is_void };
+    let Ok(key) = raw.key.parse::<SubnetKey>() else {
+        return Some(seen(SubnetKey::occupied(&raw.key)?, None, false));
     };
-    Some(Seen { key, record, revision: raw.revision, lease: raw.lease })
+    let record = match Record::parse(&raw.value) {
+        Ok(record) if wanted.is_own(&record) => return Some(seen(key, Some(record), false)),
+        record => record.ok(),
+    };
+    // Only the node that had the subnet may take it back from a record that no node follows.
+    let is_void = wanted.previous == Some(key)
+        && record.is_none_or(|record| matches!(hold(wanted.config, &key, &record, raw.lease), Hold::Void(_)));
+    Some(seen(key, None, is_void))
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
+use super::Found;
 use crate::overlay::record::Record;
 use crate::store::{Change, LeaseId};
 
@@ -22,7 +23,21 @@ pub enum LeaseEvent {
         revision: i64,
         /// The lease it hangs on now.
         lease: Option<LeaseId>,
+        /// What stood in its place; `None` where that was told already.
+        found: Option<Found>,
     },
+    /// Others write or delete our record again and again. It is written back ever more slowly. Sent when that begins and once
+    /// a minute while it goes on.
+    Disputed {
+        /// What stood there last.
+        found: Found,
+        /// How often others wrote.
+        times: u32,
+        /// In which time.
+        within: Duration,
+    },
+    /// Nobody has touched our record for a minute.
+    Undisputed,
     /// What [`KeeperHandle::publish`] asked for is written.
     Published {
         /// The record's new revision.
@@ -33,10 +48,10 @@ pub enum LeaseEvent {
         /// The lease it hangs on now.
         lease: Option<LeaseId>,
     },
-    /// Another node has our public IP and asks in our record whether we are alive. Taking the question out, which follows
-    /// as [`LeaseEvent::Recreated`], is the answer.
+    /// Another machine has our public IP and asks in our record whether we are alive. Taking the question out, which follows
+    /// as [`LeaseEvent::Recreated`], is the answer. Sent once a minute for each that asks.
     Claimed {
-        /// The other's node id.
+        /// The other's node id and, if it has ours, its instance.
         by: String,
     },
     /// Another node holds our subnet. Final: the keeper has stopped.

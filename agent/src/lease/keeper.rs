@@ -3,18 +3,21 @@
 //! A task of its own, so that a hanging store never delays a packet. It hears of changes to its key through
 //! [`KeeperHandle::seen`] and tells what happened in [`LeaseEvent`]s; logging them is the listener's.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::claim::claimant;
+use super::contest::Contest;
 use super::handle::{Command, KeeperHandle, LeaseEvent};
-use super::{Held, revoke};
+use super::{Found, Held, revoke};
+use crate::overlay::NetworkConfig;
+use crate::overlay::alloc::Addresses;
 use crate::overlay::record::Record;
 use crate::store::backoff::Backoff;
-use crate::store::{Change, Error, LeaseId, RawRecord, Store, Written};
+use crate::store::{Change, Error, LeaseId, Store, Written};
+
+mod judge;
 
 /// Events that may wait for a listener who is busy.
 const UNREAD: usize = 64;
@@ -58,13 +61,11 @@ impl From<Error> for Stop {
     }
 }
 
-/// What a record says of where its node is.
-type Addresses = (Ipv4Addr, Option<Ipv6Addr>);
-
 /// The task that keeps a record.
 #[derive(Debug)]
 pub struct Keeper<S> {
     store: S,
+    config: NetworkConfig,
     held: Held,
     key: String,
     /// The addresses of ours that the store may have: the one last written, and those asked for since.
@@ -81,28 +82,37 @@ pub struct Keeper<S> {
     troubled: bool,
     /// A write was refused, perhaps because our lease is gone.
     in_doubt: bool,
+    /// Our lease has ended, and no record of ours is there since.
+    has_ended: bool,
     /// The record has to be looked at, whatever revision we know of it.
     unsure: bool,
     /// A lease of our own making that no record hangs on yet.
     unused: Option<LeaseId>,
+    /// What others do to our record.
+    contest: Contest,
+    /// Who asked last whether we live, and when that was told.
+    asked: Option<(String, Instant)>,
 }
 
 impl<S: Store> Keeper<S> {
-    /// Starts keeping `held`, whose lease has just been granted or renewed and lasts `ttl`. It is renewed when
+    /// Starts keeping `held`, a subnet of the network of this config, whose lease has just been granted or renewed and lasts `ttl`. It is renewed when
     /// `renew_margin` is left of it, or half of it where that is less.
     ///
     /// Needs a tokio runtime. The task ends by [`KeeperHandle::stop`], after [`LeaseEvent::Lost`], and when the receiver
     /// is dropped.
     pub fn spawn(
         store: S,
+        config: NetworkConfig,
         held: Held,
         ttl: Duration,
         renew_margin: Duration,
     ) -> (KeeperHandle, mpsc::Receiver<LeaseEvent>) {
         let (sender, commands) = mpsc::unbounded_channel();
         let (events, receiver) = mpsc::channel(UNREAD);
+        let now = Instant::now();
         let mut keeper = Self {
             store,
+            config,
             key: held.key.to_string(),
             addresses: vec![addresses(&held.record)],
             ttl,
@@ -111,12 +121,15 @@ impl<S: Store> Keeper<S> {
             events,
             renew_at: None,
             todo: None,
-            not_before: Instant::now(),
+            not_before: now,
             backoff: Backoff::default(),
             troubled: false,
             in_doubt: false,
+            has_ended: false,
             unsure: false,
             unused: None,
+            contest: Contest::new(now),
+            asked: None,
             held,
         };
         keeper.renewed(ttl);
@@ -161,15 +174,17 @@ impl<S: Store> Keeper<S> {
 
     /// When the next request is due; `None`: nothing to do until a command comes.
     fn due(&self) -> Option<Instant> {
-        let wanted = if self.todo.is_some() || self.unsure { Some(self.not_before) } else { self.renew_at };
-        wanted.map(|at| at.min(self.renew_at.unwrap_or(at)).max(self.not_before))
+        let check = self.unsure.then_some(self.not_before);
+        let write = self.todo.map(|_| self.contest.not_before());
+        let wanted = [check, write, self.renew_at, self.contest.ends_at()];
+        wanted.into_iter().flatten().min().map(|at| at.max(self.not_before))
     }
 
     async fn obey(&mut self, command: Command) -> Result<(), Over> {
         match command {
             Command::Publish(record) => {
-                let extra = std::mem::take(&mut self.held.record.extra);
-                self.held.record = Record { extra, ..*record };
+                let Record { extra, node, instance, .. } = self.held.record.clone();
+                self.held.record = Record { extra, node, instance, ..*record };
                 self.addresses.push(addresses(&self.held.record));
                 if self.todo != Some(Todo::Create) {
                     self.todo = Some(Todo::Write(Cause::Publish));
@@ -179,6 +194,7 @@ impl<S: Store> Keeper<S> {
             Command::Seen(Change::Deleted { key, revision }) => {
                 if key == self.key && revision > self.held.revision {
                     self.todo = Some(Todo::Create);
+                    self.disturbed(Found::Nothing, revision).await?;
                 }
                 Ok(())
             }
@@ -196,6 +212,9 @@ impl<S: Store> Keeper<S> {
     }
 
     async fn act(&mut self) -> Result<(), Stop> {
+        if self.contest.ends(Instant::now()) {
+            self.tell(LeaseEvent::Undisputed).await?;
+        }
         let is_due = self.renew_at.is_some_and(|at| at <= Instant::now());
         let mut left = None;
         if is_due || self.unsure || std::mem::take(&mut self.in_doubt) {
@@ -205,7 +224,7 @@ impl<S: Store> Keeper<S> {
             self.check().await?;
             self.unsure = false;
         }
-        match self.todo {
+        match self.todo.filter(|_| self.contest.not_before() <= Instant::now()) {
             Some(Todo::Create) => self.create().await?,
             Some(Todo::Write(cause)) => self.write(cause).await?,
             None => {}
@@ -214,7 +233,10 @@ impl<S: Store> Keeper<S> {
         if let Some(left) = left {
             self.tell(LeaseEvent::Renewed { left }).await?;
         }
-        Ok(self.works().await?)
+        if self.todo.is_none() {
+            self.works().await?;
+        }
+        Ok(())
     }
 
     /// Nothing is left to do.
@@ -234,9 +256,9 @@ impl<S: Store> Keeper<S> {
             Some(left) => self.renewed(left),
             None => {
                 // It ended while we couldn't reach the store, and the record with it.
-                self.held.lease = None;
-                self.renew_at = None;
+                (self.held.lease, self.renew_at, self.has_ended) = (None, None, true);
                 self.todo = Some(Todo::Create);
+                self.contest.missing();
             }
         }
         Ok(left)
@@ -249,7 +271,10 @@ impl<S: Store> Keeper<S> {
         }
         match self.store.record(&self.key).await? {
             Some(raw) => self.judge(raw).await?,
-            None => self.todo = Some(Todo::Create),
+            None => {
+                self.todo = Some(Todo::Create);
+                self.contest.missing();
+            }
         }
         Ok(())
     }
@@ -262,6 +287,7 @@ impl<S: Store> Keeper<S> {
     /// Makes our record again, if its key is free.
     async fn create(&mut self) -> Result<(), Stop> {
         let lease = self.living_lease().await?;
+        self.contest.writes(Instant::now());
         match self.store.create(&self.key, &self.held.record.to_json(), Some(lease)).await? {
             Written::At(revision) => self.recreated(revision).await?,
             Written::Conflict => self.look().await?,
@@ -284,6 +310,7 @@ impl<S: Store> Keeper<S> {
     }
 
     async fn write(&mut self, cause: Cause) -> Result<(), Stop> {
+        self.contest.writes(Instant::now());
         let Held { lease, revision, record, .. } = &self.held;
         match self.store.update(&self.key, &record.to_json(), *lease, *revision).await? {
             Written::At(revision) => self.written(revision, cause).await?,
@@ -308,61 +335,6 @@ impl<S: Store> Keeper<S> {
         }
     }
 
-    /// Another key has our IPv4 subnet, and ours is gone.
-    async fn judge_overlap(&mut self, raw: &RawRecord) -> Result<(), Stop> {
-        match read(raw) {
-            Some(other) if !self.is_ours(&other) => {
-                let holder = format!("{}, under the key {}", other.holder(), raw.key);
-                Err(self.lost(holder, raw.lease).await.into())
-            }
-            // Nobody's, or ours from another life: it is for the operator to say, and may be gone the next time.
-            _ => {
-                let reason = format!("{} stands in the way", raw.key);
-                Err(Stop::Failed(Error { step: format!("create {}", self.key), reason, transient: true }))
-            }
-        }
-    }
-
-    /// Ours, spoilt, or another's?
-    async fn judge(&mut self, raw: RawRecord) -> Result<(), Over> {
-        let parsed = read(&raw);
-        if let Some(by) = parsed.as_ref().and_then(claimant) {
-            self.tell(LeaseEvent::Claimed { by }).await?;
-        }
-        if let Some(other) = parsed.as_ref().filter(|record| !self.is_ours(record)) {
-            return Err(self.lost(other.holder(), raw.lease).await);
-        }
-        self.held.revision = raw.revision;
-        // Who wrote what nobody can read meant nothing by leaving the lease out.
-        if parsed.is_some() && raw.lease != self.held.lease.map_or(0, |lease| lease.0) {
-            self.rehang(raw.lease).await?;
-        }
-        match (self.todo, raw.value == self.held.record.to_json()) {
-            (Some(Todo::Create), true) => self.recreated(raw.revision).await,
-            (Some(Todo::Write(cause)), true) => self.written(raw.revision, cause).await,
-            (None, true) => Ok(()),
-            (Some(Todo::Write(_)), false) => Ok(()),
-            (None | Some(Todo::Create), false) => {
-                self.todo = Some(Todo::Write(Cause::Repair));
-                Ok(())
-            }
-        }
-    }
-
-    /// It has a public IP that we have or had, and no other node's id. The id beside another address says nothing: cloned
-    /// machines share it.
-    fn is_ours(&self, record: &Record) -> bool {
-        if !record.has_address() {
-            return record.node == self.held.record.node;
-        }
-        let is_others = matches!((&record.node, &self.held.record.node), (Some(other), Some(ours)) if other != ours);
-        let has_ours = self
-            .addresses
-            .iter()
-            .any(|(ipv4, ipv6)| record.public_ip == *ipv4 && (!ipv4.is_unspecified() || record.public_ipv6 == *ipv6));
-        has_ours && !is_others
-    }
-
     /// Follows the lease that somebody, in our name, hung the record on.
     async fn rehang(&mut self, lease: i64) -> Result<(), Over> {
         // Nothing hangs on the one before any more.
@@ -377,14 +349,19 @@ impl<S: Store> Keeper<S> {
 
     async fn recreated(&mut self, revision: i64) -> Result<(), Over> {
         self.settled(revision);
-        self.tell(LeaseEvent::Recreated { revision, lease: self.held.lease }).await
+        let found = self.contest.written();
+        self.tell(LeaseEvent::Recreated { revision, lease: self.held.lease, found }).await
     }
 
     async fn written(&mut self, revision: i64, cause: Cause) -> Result<(), Over> {
-        self.settled(revision);
         match cause {
-            Cause::Publish => self.tell(LeaseEvent::Published { revision }).await,
-            Cause::Repair => self.tell(LeaseEvent::Recreated { revision, lease: self.held.lease }).await,
+            Cause::Publish => {
+                self.settled(revision);
+                // What stood there meanwhile was to be replaced anyway.
+                self.contest.written();
+                self.tell(LeaseEvent::Published { revision }).await
+            }
+            Cause::Repair => self.recreated(revision).await,
         }
     }
 
@@ -393,6 +370,7 @@ impl<S: Store> Keeper<S> {
         self.addresses = vec![addresses(&self.held.record)];
         self.todo = None;
         self.unused = None;
+        self.has_ended = false;
     }
 
     async fn lost(&mut self, holder: String, its_lease: i64) -> Over {
@@ -413,11 +391,6 @@ impl<S: Store> Keeper<S> {
     async fn tell(&self, event: LeaseEvent) -> Result<(), Over> {
         self.events.send(event).await.map_err(|_| Over)
     }
-}
-
-/// The record, if it can be read and names anybody.
-fn read(raw: &RawRecord) -> Option<Record> {
-    Record::parse(&raw.value).ok().filter(|record| record.has_address() || record.node.is_some())
 }
 
 fn addresses(record: &Record) -> Addresses {

@@ -13,8 +13,19 @@ pub(super) struct Outage<'a> {
     pub(super) is_refusal: bool,
 }
 
-/// Who is told why a search has no subnet yet.
-pub type Tell<'a> = &'a (dyn Fn(Option<&str>) + Sync);
+/// What happens while a node looks for a subnet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress<'a> {
+    /// The store fails, for this reason. Tries go on.
+    StoreFails(&'a str),
+    /// The store works again.
+    StoreWorks,
+    /// The search does not aim at the node's previous subnet, for this reason: no pod may have an address of it.
+    PreviousGivenUp(&'a str),
+}
+
+/// Who is told of it.
+pub type Tell<'a> = &'a (dyn Fn(Progress<'_>) + Sync);
 
 impl<'a> Outage<'a> {
     pub(super) fn new(tell: Tell<'a>) -> Self {
@@ -42,7 +53,7 @@ impl<'a> Outage<'a> {
         if self.logged.is_none() || (self.is_refusal && self.logged.as_deref() != Some(error.reason.as_str())) {
             tracing::warn!(step, %error, "the store fails us while getting a lease, trying until it works");
             self.logged = Some(error.reason.clone());
-            (self.tell)(Some(&error.to_string()));
+            self.tell(Progress::StoreFails(&error.to_string()));
         }
         tokio::time::sleep(self.backoff.failed()).await;
     }
@@ -52,7 +63,11 @@ impl<'a> Outage<'a> {
         self.is_refusal = false;
         if self.logged.take().is_some() {
             tracing::info!("the store works again");
-            (self.tell)(None);
+            self.tell(Progress::StoreWorks);
         }
+    }
+
+    pub(super) fn tell(&self, progress: Progress<'_>) {
+        (self.tell)(progress);
     }
 }

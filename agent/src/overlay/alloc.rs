@@ -1,7 +1,7 @@
 //! Which subnet a node shall have, given what the records say: flannel's order of "getting a lease".
 //!
 //! 1. a record with our public IP and a subnet that fits the config is taken over, and one that doesn't fit goes;
-//! 2. else the previous subnet, if it fits and nobody holds it;
+//! 2. else the previous subnet, if it fits and nobody holds it; a record that no node follows does not hold it;
 //! 3. else a random one of the first 100 free ones.
 //!
 //! Pure: records and random numbers come in, a decision goes out. Carrying it out is `lease`'s work.
@@ -13,6 +13,10 @@ use rand::Rng;
 
 use super::config::{FamilyConfig, NetworkConfig, address, number};
 use super::record::{Record, SubnetKey};
+
+mod standing;
+
+pub use standing::{Addresses, Hold, Holder, Relation, Standing, hold, relation};
 
 /// Among how many free subnets the random choice is made, as in flannel: nodes that boot together seldom collide, and
 /// subnets stay near the start of the range.
@@ -31,6 +35,8 @@ pub struct Wanted<'a> {
     pub previous: Option<SubnetKey>,
     /// Our node id.
     pub node: Option<&'a str>,
+    /// The id of our instance.
+    pub instance: Option<&'a str>,
 }
 
 /// A key under `<prefix>/subnets/`, as allocation sees it.
@@ -44,6 +50,8 @@ pub struct Seen {
     pub revision: i64,
     /// The etcd lease that the key hangs on, 0 for a reservation.
     pub lease: i64,
+    /// It stands under the key of our previous subnet, and no node follows it.
+    pub is_void: bool,
 }
 
 /// What to do, in this order: delete `stale`, then carry out `decision`.
@@ -72,17 +80,25 @@ pub enum Decision {
         /// The subnet.
         key: SubnetKey,
     },
+    /// Replace this record, which no node follows, under the key of our previous subnet.
+    Restore {
+        /// The subnet.
+        key: SubnetKey,
+        /// The `mod_revision` it was seen at.
+        revision: i64,
+    },
     /// Every subnet of this network from `SubnetMin` to `SubnetMax` is held.
     NoFreeSubnet {
         /// The network.
         network: IpNetwork,
     },
-    /// A record has our public IP but another node's id: two nodes with one address, or the earlier life of one.
+    /// A record has our public IP but another node's id, or another instance's: two machines with one address, or the
+    /// earlier life of one.
     Doubled {
-        /// The other node's subnet.
+        /// The other's subnet.
         key: SubnetKey,
-        /// The other node's id.
-        other_node: String,
+        /// What tells it from us.
+        relation: Relation,
     },
 }
 
@@ -90,15 +106,19 @@ impl<'a> Wanted<'a> {
     /// Whoever this record, ours, is about asks; had no subnet before.
     pub fn of(config: &'a NetworkConfig, ours: &'a Record) -> Self {
         let public_ip = Some(ours.public_ip).filter(|ip| !ip.is_unspecified());
-        Self { config, public_ip, public_ipv6: ours.public_ipv6, previous: None, node: ours.node.as_deref() }
+        let (node, instance) = (ours.node.as_deref(), ours.instance.as_ref().map(|instance| instance.id.as_str()));
+        Self { config, public_ip, public_ipv6: ours.public_ipv6, previous: None, node, instance }
     }
 
     /// Whether a record has our public IP: the IPv4 one or, in an IPv6-only network, where flannel's nodes all have
-    /// `0.0.0.0`, the IPv6 one. A record without any address is ours if it has our node id: a reservation made for it.
+    /// `0.0.0.0`, the IPv6 one. A record without any address is ours if it has our node id: a reservation made for it. One of
+    /// our own instance is ours whatever its address: ours has changed since.
     ///
-    /// An id alone, beside another address, says nothing: machines that were cloned have the same one.
+    /// A node id alone, beside another address, says nothing: machines that were cloned have the same one.
     pub fn is_own(&self, record: &Record) -> bool {
-        if !record.has_address() {
+        if self.is_our_instance(record) {
+            true
+        } else if !record.has_address() {
             self.node.is_some() && self.node == record.node.as_deref()
         } else if self.config.ipv4.is_some() {
             self.public_ip.is_some_and(|ip| ip == record.public_ip)
@@ -117,8 +137,14 @@ impl<'a> Wanted<'a> {
         fits(&self.config.ipv4, key.ipv4.map(IpNetwork::V4)) && fits(&self.config.ipv6, key.ipv6.map(IpNetwork::V6))
     }
 
-    fn is_doubled(&self, record: &Record) -> bool {
-        matches!((self.node, &record.node), (Some(ours), Some(other)) if ours != other)
+    /// How a record with our public IP stands to us.
+    pub fn relation(&self, record: &Record) -> Relation {
+        relation((self.node, self.instance), record)
+    }
+
+    /// Whether our own instance wrote this record.
+    pub fn is_our_instance(&self, record: &Record) -> bool {
+        self.instance.is_some_and(|ours| record.instance.as_ref().is_some_and(|theirs| theirs.id == ours))
     }
 }
 
@@ -134,11 +160,13 @@ pub fn decide<'r>(
 ) -> Plan {
     let mut others: Vec<SubnetKey> = Vec::new();
     let (mut fitting, mut stale): (Vec<&Seen>, Vec<(SubnetKey, i64)>) = (Vec::new(), Vec::new());
+    let mut void = None;
     for seen in records {
         match &seen.record {
             Some(record) if wanted.is_own(record) => {
-                if let (true, Some(other)) = (wanted.is_doubled(record), &record.node) {
-                    let decision = Decision::Doubled { key: seen.key, other_node: other.clone() };
+                let relation = wanted.relation(record);
+                if relation != Relation::Same {
+                    let decision = Decision::Doubled { key: seen.key, relation };
                     return Plan { stale: Vec::new(), decision };
                 }
                 if wanted.fits(&seen.key) {
@@ -147,6 +175,7 @@ pub fn decide<'r>(
                     stale.push((seen.key, seen.revision));
                 }
             }
+            _ if seen.is_void => void = Some(seen),
             _ => others.push(seen.key),
         }
     }
@@ -154,7 +183,12 @@ pub fn decide<'r>(
     let best = fitting.iter().min_by_key(|seen| (Some(seen.key) != wanted.previous, seen.lease != 0, seen.key));
     let decision = match best {
         Some(seen) => Decision::TakeOver { key: seen.key, revision: seen.revision, lease: seen.lease },
-        None => choose(wanted, taken.chain(others), stale.first().map(|(key, _)| *key), random),
+        None => match (choose(wanted, taken.chain(others), stale.first().map(|(key, _)| *key), random), void) {
+            (Decision::Create { key }, Some(void)) if key == void.key => {
+                Decision::Restore { key, revision: void.revision }
+            }
+            (decision, _) => decision,
+        },
     };
     Plan { stale, decision }
 }

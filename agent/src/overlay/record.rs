@@ -4,8 +4,8 @@
 //! (<https://github.com/flannel-io/flannel/blob/v0.28.9/pkg/subnet/subnet.go>). Where records are kept is not known
 //! here.
 //!
-//! Twill adds one member after flannel's, `"NodeID"`, the machine's own id, which tells two nodes with one public IP
-//! apart. Flannel ignores members that it doesn't know.
+//! Twill adds two members after flannel's: `"NodeID"`, the machine's own id, which tells two nodes with one public IP
+//! apart, and `"Instance"`, which tells cloned machines apart. Flannel ignores members that it doesn't know.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -27,7 +27,8 @@ pub use key::{KeyError, SubnetKey};
 pub const VXLAN: &str = "vxlan";
 
 /// The members of a record that have a meaning, in flannel's order and ours after them.
-const MEMBERS: [&str; 6] = ["PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "NodeID"];
+const MEMBERS: [&str; 7] =
+    ["PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "NodeID", "Instance"];
 
 /// Which side of a dual-stack record is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,8 +70,21 @@ pub struct Record {
     pub ipv6: Option<VtepData>,
     /// The id of the machine, which flannel doesn't write.
     pub node: Option<String>,
+    /// Which instance of the machine wrote the record. Neither flannel nor an older Twill writes it.
+    pub instance: Option<Instance>,
     /// Members that nobody knows, kept in their order when a record is written again.
     pub extra: Vec<(String, Value)>,
+}
+
+/// One run of a machine, from boot to boot, in one network namespace: what cloned machines don't share. Written as
+/// `"Instance":{"ID":"1b4e28ba-4026531840","Since":1207}`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// Its id, the same for each run of the daemon.
+    pub id: String,
+    /// etcd's revision when this instance began to hold the record: of two instances, the one with the lower number was
+    /// there first.
+    pub since: i64,
 }
 
 /// What a record says about a node's VXLAN device.
@@ -110,6 +124,7 @@ impl Record {
             ipv4: None,
             ipv6: None,
             node: None,
+            instance: None,
             extra: Vec::new(),
         }
     }
@@ -128,6 +143,7 @@ impl Record {
         let public_ipv6 = address(&object, "PublicIPv6", "an IPv6 address", from_go)?;
         // Another program's member of that name is no reason to lose the peer.
         let node = object.get("NodeID").and_then(Value::as_str).map(str::to_owned);
+        let instance = object.get("Instance").and_then(instance);
         Ok(Self {
             public_ip: public_ip.unwrap_or(Ipv4Addr::UNSPECIFIED),
             public_ipv6,
@@ -135,6 +151,7 @@ impl Record {
             ipv4,
             ipv6,
             node,
+            instance,
             extra: object.into_others(&MEMBERS),
         })
     }
@@ -160,6 +177,9 @@ impl Record {
         }
         if let Some(node) = &self.node {
             push(&mut out, MEMBERS[5], &Value::from(node.as_str()));
+        }
+        if let Some(Instance { id, since }) = &self.instance {
+            push(&mut out, MEMBERS[6], &serde_json::json!({"ID": id, "Since": since}));
         }
         for (name, value) in &self.extra {
             push(&mut out, name, value);
@@ -197,6 +217,11 @@ impl Record {
         self.backend_type.is_empty() && self.ipv4.is_none() && self.ipv6.is_none()
     }
 
+    /// The MACs of its devices.
+    pub fn macs(&self) -> [Option<MacAddr>; 2] {
+        [self.ipv4, self.ipv6].map(|vtep| vtep.map(|vtep| vtep.mac))
+    }
+
     /// Who wrote this record, for people and fit to be shown: the public IP and, where known, the node id.
     pub fn holder(&self) -> String {
         let address = match self.public_ipv6 {
@@ -209,6 +234,13 @@ impl Record {
             None => address.to_string(),
         }
     }
+}
+
+/// Another program's member of that name is no reason to lose the peer either.
+fn instance(value: &Value) -> Option<Instance> {
+    let object = Object::nested(value)?;
+    let id = object.get("ID")?.as_str()?.to_owned();
+    Some(Instance { id, since: object.get("Since").and_then(Value::as_i64).unwrap_or_default() })
 }
 
 fn push(out: &mut String, name: &str, value: &Value) {

@@ -125,7 +125,9 @@ async fn live(plan: Plan, number: usize, table: Arc<Mutex<BTreeMap<String, RawRe
     let (mut mirror, held) = loop {
         match join(&store, &plan.config, &record(number)).await {
             (mirror, Ok(held)) => break (mirror, held),
-            (_, Err(error @ AcquireError::Doubled { .. })) => panic!("agent {number}: {error}"),
+            (_, Err(error @ (AcquireError::Doubled { .. } | AcquireError::Cloned { .. }))) => {
+                panic!("agent {number}: {error}")
+            }
             (_, Err(AcquireError::NoFreeSubnet { .. })) => {
                 checker.count("waits for a free subnet");
                 tokio::time::sleep(Duration::from_millis(200)).await;
@@ -135,7 +137,7 @@ async fn live(plan: Plan, number: usize, table: Arc<Mutex<BTreeMap<String, RawRe
     let key = held.key.to_string();
     checker.takes(number, &key);
     let _belief = Belief { checker: Arc::clone(&checker), agent: number, key: key.clone() };
-    let (keeper, mut lease) = Keeper::spawn(store, held, lease::TTL, Duration::from_secs(3_600));
+    let (keeper, mut lease) = Keeper::spawn(store, plan.config.clone(), held, lease::TTL, Duration::from_secs(3_600));
     loop {
         *table.lock().unwrap() = mirror.table.clone();
         tokio::select! {

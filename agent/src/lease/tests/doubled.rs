@@ -62,7 +62,11 @@ async fn a_node_that_was_installed_anew_has_its_subnet_again() {
         let began = tokio::time::Instant::now();
         let held = come(&store, "after").await.unwrap();
         assert!(began.elapsed() >= CLAIM_WAIT);
-        assert_eq!((held.key.to_string().as_str(), held.lease.map_or(0, |lease| lease.0)), ("10.5.7.0-24", lease));
+        assert_eq!(held.key.to_string(), "10.5.7.0-24");
+        // A reservation stays one; else the lease is another one, and that of before is gone.
+        assert_eq!(held.lease.is_none(), lease == 0);
+        assert_eq!(store.leases(), Vec::from_iter(held.lease));
+        assert!(!store.leases().contains(&LeaseId(lease)));
         let expected = Record { node: Some("after".to_owned()), ..earlier };
         assert_eq!(store.records()["10.5.7.0-24"].value, expected.to_json());
         // The machine of before, if it is there after all, is the one that is refused now.
@@ -119,19 +123,37 @@ async fn a_subnet_that_another_took_under_another_key_is_lost() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn junk_under_another_key_is_named_and_outlived() {
+async fn a_reservation_under_another_key_is_named_and_outlived() {
     let store = FakeStore::new();
     let mut first = node(&store, 1).await;
-    let junk = format!("{}&fc00:0:0:22::-64", first.key());
+    let reserved = format!("{}&fc00:0:0:22::-64", first.key());
     store.down();
-    store.put(&junk, b"junk", 0);
+    store.put(&reserved, br#"{"PublicIP":"10.99.0.2"}"#, 0);
     store.remove(&first.key());
     store.up();
     let LeaseEvent::Trouble { reason } = first.next().await else { panic!() };
-    assert_eq!(reason, format!("create {}: {junk} stands in the way", first.key()));
-    store.remove(&junk);
+    assert_eq!(reason, format!("create {}: {reserved} stands in the way", first.key()));
+    store.remove(&reserved);
     assert!(matches!(first.next().await, LeaseEvent::Recreated { .. }));
     assert_eq!(first.next().await, LeaseEvent::Recovered);
+}
+
+#[tokio::test(start_paused = true)]
+async fn junk_under_another_key_of_our_subnet_is_removed() {
+    for (side, junk) in [("fc00:0:0:22::-64", "junk"), ("fc00:0:0:22::-64", r#"{"PublicIP":"224.0.0.1"}"#), ("x", "{}")]
+    {
+        let store = FakeStore::new();
+        let mut first = node(&store, 1).await;
+        let other = format!("{}&{side}", first.key());
+        store.down();
+        store.put(&other, junk.as_bytes(), 0);
+        store.remove(&first.key());
+        store.up();
+        let LeaseEvent::Recreated { found: Some(found), .. } = first.next().await else { panic!() };
+        let found = found.to_string();
+        assert!(found.contains(&other) && found.contains(junk), "{found}");
+        assert_eq!(store.records().into_keys().collect::<Vec<_>>(), [first.key()]);
+    }
 }
 
 #[tokio::test(start_paused = true)]

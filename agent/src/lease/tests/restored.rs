@@ -12,7 +12,7 @@ async fn a_restored_store_has_our_record_again_whatever_its_revisions() {
     store.put(&node.key(), &node.held.record.to_json(), node.held.lease.unwrap().0);
     // Emptied: the record comes back on a lease of the new history.
     store.restore(&empty);
-    let LeaseEvent::Recreated { revision, lease } = node.next().await else { panic!() };
+    let LeaseEvent::Recreated { revision, lease, .. } = node.next().await else { panic!() };
     assert!(revision < node.held.revision);
     assert_eq!(store.leases(), [lease.unwrap()]);
     assert_eq!(node.stored().unwrap().lease, lease.unwrap().0);

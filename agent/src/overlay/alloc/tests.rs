@@ -5,6 +5,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use super::*;
+use crate::overlay::record::Instance;
 
 fn config(text: &str) -> NetworkConfig {
     NetworkConfig::parse(text.as_bytes()).unwrap()
@@ -19,12 +20,19 @@ fn key(text: &str) -> SubnetKey {
 }
 
 fn wanted<'a>(config: &'a NetworkConfig) -> Wanted<'a> {
-    Wanted { config, public_ip: Some(Ipv4Addr::new(10, 99, 0, 1)), public_ipv6: None, previous: None, node: Some("me") }
+    Wanted {
+        config,
+        public_ip: Some(Ipv4Addr::new(10, 99, 0, 1)),
+        public_ipv6: None,
+        previous: None,
+        node: Some("me"),
+        instance: Some("boot-1"),
+    }
 }
 
 fn seen(text: &str, ip: &str, node: Option<&str>) -> Seen {
     let record = Record { node: node.map(str::to_owned), ..Record::vxlan(ip.parse().unwrap()) };
-    Seen { key: key(text), record: Some(record), revision: 7, lease: 3 }
+    Seen { key: key(text), record: Some(record), revision: 7, lease: 3, is_void: false }
 }
 
 fn plan(wanted: &Wanted<'_>, records: &[Seen]) -> Plan {
@@ -74,10 +82,45 @@ fn an_own_record_that_does_not_fit_goes_first() {
 fn a_second_node_with_our_address_is_named() {
     let config = small();
     let records = [seen("10.5.2.0-24", "10.99.0.1", Some("other"))];
-    let doubled = Decision::Doubled { key: key("10.5.2.0-24"), other_node: "other".to_owned() };
+    let doubled = Decision::Doubled { key: key("10.5.2.0-24"), relation: Relation::Stranger };
     assert_eq!(plan(&wanted(&config), &records), Plan { stale: vec![], decision: doubled });
     let nameless = Wanted { node: None, ..wanted(&config) };
     assert!(matches!(plan(&nameless, &records).decision, Decision::TakeOver { .. }));
+}
+
+#[test]
+fn another_instance_of_this_machine_is_asked_and_our_own_is_not() {
+    let config = small();
+    let written_by = |id: &str| {
+        let mut seen = seen("10.5.2.0-24", "10.99.0.1", Some("me"));
+        if let Some(record) = &mut seen.record {
+            record.instance = Some(Instance { id: id.to_owned(), since: 3 });
+        }
+        [seen]
+    };
+    let doubled = Decision::Doubled { key: key("10.5.2.0-24"), relation: Relation::Instance };
+    assert_eq!(plan(&wanted(&config), &written_by("boot-0")).decision, doubled);
+    assert!(matches!(plan(&wanted(&config), &written_by("boot-1")).decision, Decision::TakeOver { .. }));
+    let unknown = Wanted { instance: None, ..wanted(&config) };
+    assert!(matches!(plan(&unknown, &written_by("boot-0")).decision, Decision::TakeOver { .. }));
+    // Our address has changed since our own instance wrote it.
+    let moved = Wanted { public_ip: Some(Ipv4Addr::new(10, 99, 0, 9)), ..wanted(&config) };
+    assert!(matches!(plan(&moved, &written_by("boot-1")).decision, Decision::TakeOver { .. }));
+    assert!(matches!(plan(&moved, &written_by("boot-0")).decision, Decision::Create { .. }));
+}
+
+#[test]
+fn the_previous_subnet_is_taken_back_from_a_record_that_no_node_follows() {
+    let config = small();
+    let wanted = Wanted { previous: Some(key("10.5.3.0-24")), ..wanted(&config) };
+    let void = Seen { record: None, is_void: true, ..seen("10.5.3.0-24", "10.99.0.2", None) };
+    let restore = Decision::Restore { key: key("10.5.3.0-24"), revision: 7 };
+    assert_eq!(plan(&wanted, std::slice::from_ref(&void)).decision, restore);
+    // Not where another record has the subnet, and not where we have one of our own.
+    let both = [void.clone(), seen("10.5.3.0-25", "10.99.0.2", None)];
+    assert_ne!(created(&wanted, &both), key("10.5.3.0-24"));
+    let own = [void, seen("10.5.2.0-24", "10.99.0.1", Some("me"))];
+    assert!(matches!(plan(&wanted, &own).decision, Decision::TakeOver { .. }));
 }
 
 #[test]
@@ -107,7 +150,7 @@ fn ipv6_only_nodes_are_told_apart_by_their_ipv6_address() {
     let wanted = Wanted { public_ip: None, public_ipv6: Some(own), ..wanted(&config) };
     let with = |text: &str, ip: &str| {
         let record = Record { public_ipv6: Some(ip.parse().unwrap()), ..Record::vxlan(Ipv4Addr::UNSPECIFIED) };
-        Seen { key: key(text), record: Some(record), revision: 1, lease: 1 }
+        Seen { key: key(text), record: Some(record), revision: 1, lease: 1, is_void: false }
     };
     let other = with("0.0.0.0-0&fc00:0:0:5::-64", "fd99::2");
     assert!(matches!(plan(&wanted, std::slice::from_ref(&other)).decision, Decision::Create { .. }));
@@ -172,7 +215,7 @@ proptest! {
         let family = config.ipv4.unwrap();
         let mut records: Vec<Seen> = held.iter().map(|(offset, len)| {
             let text = format!("{}-{len}", Ipv4Addr::from_bits(0x0a05_0000 + offset));
-            Seen { key: SubnetKey::occupied(&text).unwrap(), record: None, revision: 1, lease: 1 }
+            Seen { key: SubnetKey::occupied(&text).unwrap(), record: None, revision: 1, lease: 1, is_void: false }
         }).collect();
         let overlaps = |subnet: &IpNetwork, records: &[Seen]| records.iter().any(|seen| {
             let IpNetwork::V4(subnet) = *subnet else { panic!() };
@@ -184,7 +227,7 @@ proptest! {
                 Decision::Create { key } => {
                     let subnet = key.ipv4.unwrap().into();
                     prop_assert!(family.fits(&subnet) && !overlaps(&subnet, &records));
-                    records.push(Seen { key, record: None, revision: 1, lease: 1 });
+                    records.push(Seen { key, record: None, revision: 1, lease: 1, is_void: false });
                 }
                 Decision::NoFreeSubnet { .. } => break,
                 other => panic!("{other:?}"),

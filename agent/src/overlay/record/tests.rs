@@ -69,6 +69,17 @@ fn twill_adds_its_node_after_flannels_members() {
 }
 
 #[test]
+fn an_instance_comes_last_and_junk_in_its_place_is_none() {
+    let text = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"NodeID":"0f3a","Instance":{"ID":"1b4e28ba-4026531840","Since":1207}}"#;
+    let instance = Some(Instance { id: "1b4e28ba-4026531840".to_owned(), since: 1207 });
+    golden(text, &Record { node: Some("0f3a".to_owned()), instance, ..ipv4() });
+    for junk in ["1", "\"x\"", "{}", "null", "[]", r#"{"ID":7,"Since":1}"#] {
+        let text = format!(r#"{{"PublicIP":"192.168.64.3","Instance":{junk}}}"#);
+        assert_eq!(Record::parse(text.as_bytes()).unwrap().instance, None, "{junk}");
+    }
+}
+
+#[test]
 fn unknown_members_stay_where_they_were() {
     let text = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"Zone":{"a":[1,null]},"Comment":"rack \"3\""}"#;
     let extra =
@@ -138,9 +149,11 @@ fn vteps() -> impl Strategy<Value = Option<VtepData>> {
 prop_compose! {
     fn records()(
         ip: u32, v6: Option<u128>, ipv4 in vteps(), ipv6 in vteps(), node: Option<String>,
+        instance: Option<(String, i64)>,
         extra in proptest::collection::vec(("[a-z]{1,8}x", any::<String>().prop_map(Value::from)), 0..3),
     ) -> Record {
-        Record { public_ipv6: v6.map(Ipv6Addr::from), ipv4, ipv6, node, extra, ..Record::vxlan(ip.into()) }
+        let instance = instance.map(|(id, since)| Instance { id, since });
+        Record { public_ipv6: v6.map(Ipv6Addr::from), ipv4, ipv6, node, instance, extra, ..Record::vxlan(ip.into()) }
     }
 }
 

@@ -1,0 +1,168 @@
+//! What stood where our record should be, for the log.
+
+use std::fmt;
+
+use crate::overlay::record::{BadRecord, Record};
+use crate::overlay::{MacAddr, Shown, shown};
+
+/// How many characters of a value are shown: all of a record that Twill writes.
+const LONGEST: usize = 300;
+
+/// What stood under our key, or did not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing: the record was deleted, or its lease has ended.
+    Nothing,
+    /// Our own record with other members.
+    Changed {
+        /// Its value.
+        value: String,
+    },
+    /// A record that no node follows.
+    Void {
+        /// Why not.
+        reason: String,
+        /// Its value.
+        value: String,
+    },
+    /// A record that no node follows, under another key with our subnet.
+    InTheWay {
+        /// The key.
+        key: String,
+        /// Why not.
+        reason: String,
+        /// Its value.
+        value: String,
+    },
+    /// The record of another agent with our public IP.
+    SameAddress {
+        /// The address.
+        address: String,
+        /// The MACs of its devices.
+        macs: Vec<MacAddr>,
+    },
+    /// The record of a machine with our node id and public IP, which took ours over while we could not answer.
+    Clone {
+        /// Its public IP and node id.
+        holder: String,
+        /// Its instance.
+        instance: String,
+    },
+}
+
+impl Found {
+    /// A value that can't be read.
+    pub(super) fn unreadable(value: &[u8]) -> Self {
+        let reason = match Record::parse(value) {
+            Ok(_) => "the record is not complete".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        Self::Void { reason: shown(&reason), value: value_of(value) }
+    }
+
+    pub(super) fn void(bad: &BadRecord, value: &[u8]) -> Self {
+        Self::Void { reason: shown(&bad.to_string()), value: value_of(value) }
+    }
+
+    /// The same under this key, which is not ours.
+    pub(super) fn under(self, key: &str) -> Self {
+        match self {
+            Self::Void { reason, value } => Self::InTheWay { key: shown(key), reason, value },
+            other => other,
+        }
+    }
+
+    pub(super) fn on_our_lease(record: &Record) -> Self {
+        let reason = format!("the record of {} hangs on our own lease", record.holder());
+        Self::Void { reason: shown(&reason), value: value_of(&record.to_json()) }
+    }
+
+    pub(super) fn changed(value: &[u8]) -> Self {
+        Self::Changed { value: value_of(value) }
+    }
+
+    pub(super) fn same_address(record: &Record) -> Self {
+        let bare = Record { node: None, ..record.clone() };
+        Self::SameAddress { address: bare.holder(), macs: record.macs().into_iter().flatten().collect() }
+    }
+
+    pub(super) fn clone_of(record: &Record) -> Self {
+        let instance = record.instance.as_ref().map(|instance| shown(&instance.id)).unwrap_or_default();
+        Self::Clone { holder: shown(&record.holder()), instance }
+    }
+
+    /// What it is called when it comes again and again.
+    pub fn advice(&self) -> String {
+        match self {
+            Self::SameAddress { address, .. } => {
+                format!(
+                    "another agent with our public IP {address} writes our record: give one of them another address"
+                )
+            }
+            Self::Clone { holder, .. } => format!(
+                "a clone of this machine with our public IP and node id, {holder}, writes our record: give it another address and another machine-id or --node-id"
+            ),
+            Self::Nothing => "somebody deletes our record again and again".to_owned(),
+            Self::Changed { .. } | Self::Void { .. } | Self::InTheWay { .. } => {
+                "somebody overwrites our record again and again".to_owned()
+            }
+        }
+    }
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nothing => f.write_str("nothing: it was deleted, or its lease has ended"),
+            Self::Changed { value } => write!(f, "our record with other members: {value}"),
+            Self::Void { reason, value } => write!(f, "a record that no node follows ({reason}): {value}"),
+            Self::InTheWay { key, reason, value } => {
+                write!(f, "a record that no node follows under the key {key} ({reason}): {value}")
+            }
+            Self::SameAddress { address, macs } => {
+                let macs: Vec<String> = macs.iter().map(MacAddr::to_string).collect();
+                write!(
+                    f,
+                    "the record of another agent with our public IP {address}, its MAC is {}, without a node id: flannel's, or that of a Twill on a machine without one",
+                    macs.join(" and ")
+                )
+            }
+            Self::Clone { holder, instance } => {
+                write!(f, "the record of a clone of this machine, {holder}, instance {instance}, which came later")
+            }
+        }
+    }
+}
+
+fn value_of(bytes: &[u8]) -> String {
+    Shown::up_to(LONGEST, bytes).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_from_etcd_is_one_short_line() {
+        let long = format!(r#"{{"BackendType":"{}"}}"#, "x\\n\\u001b[2J".repeat(100_000));
+        for text in [long.as_str(), "\n\u{1b}[2J", "\u{202e}"] {
+            let record = Record::parse(text.as_bytes()).unwrap_or(Record::vxlan([1, 2, 3, 4].into()));
+            let bad = BadRecord::OtherBackend(record.backend_type);
+            for found in [Found::void(&bad, text.as_bytes()), Found::unreadable(text.as_bytes()).under(text)] {
+                let line = found.to_string();
+                assert!(line.len() < 1_000 && !line.contains(char::is_control) && !line.contains('\u{202e}'), "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn flannel_s_record_is_called_what_it_is() {
+        let value = br#"{"PublicIP":"10.99.0.1","BackendType":"vxlan","BackendData":{"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
+        let found = Found::same_address(&Record::parse(value).unwrap());
+        let text = found.to_string();
+        for word in ["10.99.0.1", "c6:d2:32:6f:8f:44", "flannel's"] {
+            assert!(text.contains(word), "{text}");
+        }
+        assert!(found.advice().starts_with("another agent with our public IP 10.99.0.1 writes our record"));
+    }
+}

@@ -1,0 +1,142 @@
+//! What stands under our key: our record, another node's that has our subnet now, or something that is to be written over.
+
+use tokio::time::Instant;
+
+use super::{Cause, Keeper, Over, Stop, Todo};
+use crate::lease::claim::claimant;
+use crate::lease::contest::{CALM, Fight};
+use crate::lease::{Found, LeaseEvent};
+use crate::overlay::alloc::{Hold, Holder, Relation, Standing, hold};
+use crate::overlay::record::Record;
+use crate::overlay::{SubnetKey, shown};
+use crate::store::{Error, RawRecord, Store};
+
+impl<S: Store> Keeper<S> {
+    /// Ours, another's, or nobody's?
+    pub(super) async fn judge(&mut self, raw: RawRecord) -> Result<(), Over> {
+        let parsed = Record::parse(&raw.value);
+        let key = self.held.key;
+        let standing = parsed.as_ref().map(|record| self.standing(&key, record, raw.lease));
+        let found = match (standing, &parsed) {
+            (Ok(Standing::Another(relation)), Ok(other)) => {
+                return Err(self.lost(self.holder(other, relation), raw.lease).await);
+            }
+            (Ok(Standing::Ours { follow }), Ok(ours)) => return self.judge_ours(&raw, ours, follow).await,
+            (Ok(standing), Ok(record)) => found(standing, record, &raw.value),
+            _ => Found::unreadable(&raw.value),
+        };
+        self.held.revision = raw.revision;
+        self.want_written();
+        self.disturbed(found, raw.revision).await
+    }
+
+    /// Our own record, perhaps with other members than we wrote, or on another lease.
+    async fn judge_ours(&mut self, raw: &RawRecord, ours: &Record, follow: bool) -> Result<(), Over> {
+        self.held.revision = raw.revision;
+        if follow && raw.lease != self.held.lease.map_or(0, |lease| lease.0) {
+            self.rehang(raw.lease).await?;
+        }
+        if raw.value == self.held.record.to_json() {
+            return match self.todo {
+                Some(Todo::Create) => self.recreated(raw.revision).await,
+                Some(Todo::Write(cause)) => self.written(raw.revision, cause).await,
+                None => Ok(()),
+            };
+        }
+        self.want_written();
+        match claimant(ours) {
+            Some(by) => self.asked(by).await,
+            None => self.disturbed(Found::changed(&raw.value), raw.revision).await,
+        }
+    }
+
+    /// Another key has our IPv4 subnet, and ours is gone.
+    pub(super) async fn judge_overlap(&mut self, raw: &RawRecord) -> Result<(), Stop> {
+        let parsed = Record::parse(&raw.value);
+        let standing = raw.key.parse::<SubnetKey>().ok().zip(parsed.as_ref().ok());
+        let standing = standing.map(|(key, record)| (self.standing(&key, record, raw.lease), record));
+        if let Some((Standing::Another(relation), other)) = &standing {
+            let holder = format!("{}, under the key {}", self.holder(other, *relation), shown(&raw.key));
+            return Err(self.lost(holder, raw.lease).await.into());
+        }
+        let found = match standing {
+            // A reservation, or ours from another life: it is for the operator to say, and may be gone the next time.
+            Some((Standing::Void(_), record)) if self.is_reservation(&raw.key, record, raw.lease) => None,
+            Some((Standing::Void(bad), _)) => Some(Found::void(&bad, &raw.value)),
+            Some(_) => None,
+            None => Some(Found::unreadable(&raw.value)),
+        };
+        let Some(found) = found else {
+            let reason = format!("{} stands in the way", shown(&raw.key));
+            return Err(Stop::Failed(Error { step: format!("create {}", self.key), reason, transient: true }));
+        };
+        self.disturbed(found.under(&raw.key), raw.revision).await?;
+        // Ours is made at the next try, whether this was still there or not.
+        self.store.delete(&raw.key, raw.revision).await?;
+        Ok(())
+    }
+
+    /// What is there is not as it should be: it is to be written.
+    fn want_written(&mut self) {
+        // Without a lease it would be a reservation; making it anew sees to one first.
+        let makes_lease = self.todo == Some(Todo::Create) && self.held.lease.is_none();
+        if !makes_lease && !matches!(self.todo, Some(Todo::Write(_))) {
+            self.todo = Some(Todo::Write(Cause::Repair));
+        }
+    }
+
+    /// Another wrote or deleted our record.
+    pub(super) async fn disturbed(&mut self, found: Found, revision: i64) -> Result<(), Over> {
+        match self.contest.disturbed(found.clone(), revision, Instant::now()) {
+            Some(Fight { times, within }) => self.tell(LeaseEvent::Disputed { found, times, within }).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Another asks whether we live.
+    async fn asked(&mut self, by: String) -> Result<(), Over> {
+        let now = Instant::now();
+        self.contest.asked(now);
+        if self.asked.as_ref().is_some_and(|(before, at)| *before == by && now - *at < CALM) {
+            return Ok(());
+        }
+        self.asked = Some((by.clone(), now));
+        self.tell(LeaseEvent::Claimed { by: shown(&by) }).await
+    }
+
+    fn standing(&self, key: &SubnetKey, record: &Record, lease: i64) -> Standing {
+        let own_lease = self.held.lease.map_or(0, |lease| lease.0);
+        let Self { config, addresses, held, .. } = self;
+        let holder = Holder { config, record: &held.record, addresses, lease: own_lease, has_ended: self.has_ended };
+        holder.standing(key, record, lease)
+    }
+
+    fn is_reservation(&self, key: &str, record: &Record, lease: i64) -> bool {
+        key.parse().is_ok_and(|key| hold(&self.config, &key, record, lease) == Hold::Reserved)
+    }
+
+    /// Who has our subnet now, for people.
+    fn holder(&self, other: &Record, relation: Relation) -> String {
+        let holder = shown(&other.holder());
+        match &other.instance {
+            Some(instance) if relation == Relation::Instance && other.public_ip == self.held.record.public_ip => {
+                format!(
+                    "{holder}, the instance {}, which has our node id and public IP and was there before this one",
+                    shown(&instance.id)
+                )
+            }
+            _ => holder,
+        }
+    }
+}
+
+/// What is to be written over, for the log.
+fn found(standing: Standing, record: &Record, value: &[u8]) -> Found {
+    match standing {
+        Standing::SameAddress => Found::same_address(record),
+        Standing::Later => Found::clone_of(record),
+        Standing::OnOurLease => Found::on_our_lease(record),
+        Standing::Void(bad) => Found::void(&bad, value),
+        Standing::Ours { .. } | Standing::Another(_) => Found::changed(value),
+    }
+}

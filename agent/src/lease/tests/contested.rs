@@ -1,0 +1,262 @@
+//! Others write under our key: what can take our subnet and what is put back, and that a fight stays slow.
+
+use super::*;
+use crate::lease::contest::CALM;
+
+/// A record as another agent writes it.
+fn value(ip: &str, backend: &str, data: &str) -> String {
+    format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null,"BackendType":"{backend}","BackendData":{data}}}"#)
+}
+
+const DATA: &str = r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#;
+
+/// What no node follows, and a word of the reason.
+fn void() -> Vec<(String, &'static str)> {
+    vec![
+        ("junk".to_owned(), "not a JSON object"),
+        (String::new(), "not a JSON object"),
+        ("null".to_owned(), "not a JSON object"),
+        ("[1,2]".to_owned(), "not a JSON object"),
+        ("{}".to_owned(), "no PublicIP"),
+        (r#"{"PublicIP":"1.2.3.4"}"#.to_owned(), "reserved for 1.2.3.4"),
+        (r#"{"NodeID":"node-2"}"#.to_owned(), "reserved for node node-2"),
+        (r#"{"PublicIP":"224.0.0.1"}"#.to_owned(), "224.0.0.1"),
+        (r#"{"PublicIP":7}"#.to_owned(), "PublicIP"),
+        (value("127.0.0.1", "udp", "{}"), "udp"),
+        (value("10.99.0.2", "host-gw", "{}"), "host-gw"),
+        (value("224.0.0.1", "vxlan", DATA), "224.0.0.1"),
+        (value("127.0.0.1", "vxlan", DATA), "127.0.0.1"),
+        (value("0.0.0.0", "vxlan", DATA), "0.0.0.0"),
+        (value("255.255.255.255", "vxlan", DATA), "255.255.255.255"),
+        (value("10.99.0.2", "vxlan", "null"), "BackendData"),
+        (value("10.99.0.2", "vxlan", r#"{"VNI":7,"VtepMAC":"c6:d2:32:6f:8f:44"}"#), "VNI is 7"),
+        (value("10.99.0.2", "vxlan", r#"{"VNI":1,"VtepMAC":"01:00:5e:00:00:01"}"#), "01:00:5e:00:00:01"),
+        (value("10.99.0.2", "vxlan", r#"{"VNI":1,"VtepMAC":"00:00:00:00:00:00"}"#), "00:00:00:00:00:00"),
+    ]
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_node_follows_is_put_back_at_once_under_our_lease_and_named() {
+    let store = FakeStore::new();
+    let mut node = node(&store, 1).await;
+    let (ours, foreign) = (node.held.lease.unwrap().0, store.grant(TTL).await.unwrap().0);
+    let before = node.stored().unwrap();
+    for (value, word) in void() {
+        for lease in [0, ours, foreign] {
+            store.put(&node.key(), value.as_bytes(), lease);
+            let written = tokio::time::Instant::now();
+            let LeaseEvent::Recreated { found: Some(found), .. } = node.next().await else { panic!("{value}") };
+            let found = found.to_string();
+            assert!(found.contains(word) && found.contains(&value), "{value}: {found}");
+            let now = node.stored().unwrap();
+            assert_eq!((&now.value, now.lease), (&before.value, before.lease), "{value} on {lease}");
+            assert!(written.elapsed() < Duration::from_millis(1));
+            // Not yet a fight.
+            sleep(CALM).await;
+        }
+    }
+    // Of another node, and good, but on our own lease.
+    store.put(&node.key(), value("10.99.0.2", "vxlan", DATA).as_bytes(), ours);
+    let LeaseEvent::Recreated { found: Some(found), .. } = node.next().await else { panic!() };
+    assert!(found.to_string().contains("hangs on our own lease"), "{found}");
+    // With a lease of its own it has the subnet.
+    store.put(&node.key(), value("10.99.0.2", "vxlan", DATA).as_bytes(), foreign);
+    assert_eq!(node.next().await, LeaseEvent::Lost { holder: "10.99.0.2".to_owned() });
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_node_follows_is_put_back_after_an_outage_too() {
+    for (value, _) in void() {
+        for lost in [false, true] {
+            let store = FakeStore::new();
+            let mut node = node(&store, 1).await;
+            store.down();
+            if lost {
+                store.expire(node.held.lease.unwrap());
+            }
+            let (_, is_reservation) =
+                (store.put(&node.key(), value.as_bytes(), 0), value.contains("1.2.3.4") || value.contains("NodeID"));
+            store.up();
+            loop {
+                match node.next().await {
+                    // The subnet was free, and somebody set it aside.
+                    LeaseEvent::Lost { .. } if lost && is_reservation => break,
+                    LeaseEvent::Recreated { .. } if !(lost && is_reservation) => {
+                        let now = node.stored().unwrap();
+                        assert_eq!(now.value, node.held.record.to_json());
+                        assert_ne!(now.lease, 0, "{value}");
+                        break;
+                    }
+                    LeaseEvent::Trouble { .. } | LeaseEvent::Recovered | LeaseEvent::Renewed { .. } => {}
+                    event => panic!("{value} {lost}: {event:?}"),
+                }
+            }
+        }
+    }
+}
+
+/// The events of a time, without those of the lease.
+async fn events(node: &mut Node, time: Duration) -> Vec<LeaseEvent> {
+    let mut heard = Vec::new();
+    let _ = timeout(time, async {
+        while let Some(event) = node.events.recv().await {
+            heard.push(event);
+        }
+    })
+    .await;
+    heard
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_writer_that_never_rests_costs_few_writes_and_a_line_a_minute() {
+    let store = FakeStore::new();
+    let mut node = node(&store, 1).await;
+    let (writer, key) = (store.clone(), node.key());
+    let writing = tokio::spawn(async move {
+        for _ in 0..18_000 {
+            writer.put(&key, b"junk", 0);
+            sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let heard = events(&mut node, Duration::from_secs(180)).await;
+    writing.abort();
+    let requests = store.requests(Op::Update) + store.requests(Op::Record);
+    assert!(requests < 300, "{requests} requests in three minutes");
+    let fights: Vec<u32> = heard
+        .iter()
+        .filter_map(|event| match event {
+            LeaseEvent::Disputed { times, within, .. } => (*within <= CALM).then_some(*times),
+            _ => None,
+        })
+        .collect();
+    assert!(fights.len() == 3 && fights[1] > 5_000 && fights[2] > 5_000, "{fights:?}");
+    let told = heard.iter().filter(|event| matches!(event, LeaseEvent::Recreated { found: Some(_), .. })).count();
+    assert!(told < 5, "{told} lines for the same thing");
+    // It ends when the other one does.
+    let after = events(&mut node, CALM * 2).await;
+    assert_eq!(after.last(), Some(&LeaseEvent::Undisputed), "{after:?}");
+    assert_eq!(node.stored().unwrap().value, node.held.record.to_json());
+    store.put(&node.key(), b"junk", 0);
+    assert!(matches!(node.next().await, LeaseEvent::Recreated { found: Some(_), .. }), "told anew");
+}
+
+/// A flannel, or an older Twill, elsewhere with our public IP.
+#[tokio::test(start_paused = true)]
+async fn an_agent_with_our_public_ip_is_called_what_it_is() {
+    let store = FakeStore::new();
+    let mut node = node(&store, 1).await;
+    let flannel = value("10.99.0.1", "vxlan", DATA);
+    let (lease, mut follow, other, key) = (store.grant(TTL).await.unwrap(), store.follow(), store.clone(), node.key());
+    store.put(&key, flannel.as_bytes(), lease.0);
+    let LeaseEvent::Recreated { found: Some(found), lease: ours, .. } = node.next().await else { panic!() };
+    let words = ["another agent with our public IP 10.99.0.1", "c6:d2:32:6f:8f:44", "flannel's"];
+    assert!(words.iter().all(|word| found.to_string().contains(word)), "{found}");
+    assert_eq!(ours, node.held.lease, "not on the other's lease");
+    // One that answers each write with one of its own.
+    let fighting = tokio::spawn(async move {
+        while let Some(event) = follow.recv().await {
+            let Event::Changes(changes) = event else { continue };
+            let is_ours = |change: &Change| matches!(change, Change::Put(raw) if raw.value != flannel.as_bytes());
+            if changes.iter().any(is_ours) {
+                other.put(&key, flannel.as_bytes(), lease.0);
+            }
+        }
+    });
+    let minutes = 10;
+    let heard = events(&mut node, CALM * minutes).await;
+    fighting.abort();
+    let fights: Vec<_> = heard.iter().filter(|event| matches!(event, LeaseEvent::Disputed { .. })).collect();
+    assert!((minutes as usize..=minutes as usize + 1).contains(&fights.len()), "{fights:?}");
+    let LeaseEvent::Disputed { found, times, .. } = fights[1] else { panic!() };
+    assert!(found.advice().starts_with("another agent with our public IP 10.99.0.1 writes our record"));
+    assert!((12..=30).contains(times), "{times} in a minute");
+    assert!(store.requests(Op::Update) < 30 * minutes);
+}
+
+#[tokio::test(start_paused = true)]
+async fn somebody_who_deletes_our_record_again_and_again_is_slowed_too() {
+    let store = FakeStore::new();
+    let mut node = node(&store, 1).await;
+    let (other, key) = (store.clone(), node.key());
+    let deleting = tokio::spawn(async move {
+        loop {
+            other.remove(&key);
+            sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let heard = events(&mut node, CALM).await;
+    deleting.abort();
+    assert!(store.requests(Op::Create) < 50, "{}", store.requests(Op::Create));
+    let fight = heard.iter().find(|event| matches!(event, LeaseEvent::Disputed { .. }));
+    let Some(LeaseEvent::Disputed { found: Found::Nothing, .. }) = fight else { panic!("{heard:?}") };
+    sleep(CALM).await;
+    assert_eq!(node.stored().unwrap().value, node.held.record.to_json());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_is_answered_soon_in_the_middle_of_a_fight_and_told_once() {
+    let store = FakeStore::new();
+    let mut node = node(&store, 1).await;
+    for _ in 0..200 {
+        store.put(&node.key(), b"junk", 0);
+        sleep(Duration::from_millis(100)).await;
+    }
+    let mut asked = node.held.record.clone();
+    asked.extra.push(("ClaimedBy".to_owned(), "stranger".into()));
+    events(&mut node, Duration::from_millis(1)).await;
+    for _ in 0..3 {
+        store.put(&node.key(), &asked.to_json(), node.held.lease.unwrap().0);
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(node.stored().unwrap().value, node.held.record.to_json(), "answered within a second");
+    }
+    let heard = events(&mut node, Duration::from_secs(1)).await;
+    let claims = heard.iter().filter(|event| matches!(event, LeaseEvent::Claimed { .. })).count();
+    assert_eq!(claims, 1, "{heard:?}");
+}
+
+/// What a node gets that had 10.5.7.0/24 before, where this stands under its key; and how long it took.
+async fn start_over(store: &FakeStore, value: &str, lease: i64) -> (Held, Duration) {
+    store.put("10.5.7.0-24", value.as_bytes(), lease);
+    let (config, record) = (config(9), record(1));
+    let previous = Some("10.5.7.0-24".parse().unwrap());
+    let wanted = Wanted { previous, ..Wanted::of(&config, &record) };
+    let began = tokio::time::Instant::now();
+    let known = Known::of(&wanted, store.records().values());
+    let held = acquire(store, &wanted, &known, &record, TTL).await.unwrap();
+    (held, began.elapsed())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_takes_its_subnet_back_from_what_no_node_follows() {
+    for (value, _) in void() {
+        for leased in [false, true] {
+            let store = FakeStore::new();
+            let lease = if leased { store.grant(TTL).await.unwrap().0 } else { 0 };
+            let (held, took) = start_over(&store, &value, lease).await;
+            // A reservation hangs on no lease, and is respected by whoever holds nothing.
+            let is_reservation = !leased && (value.contains("1.2.3.4") || value.contains("NodeID"));
+            let is_previous = held.key.to_string() == "10.5.7.0-24";
+            assert_eq!(is_previous, !is_reservation, "{value} {leased}");
+            assert!(held.lease.is_some_and(|ours| ours.0 != lease), "{value}: a lease of our own");
+            assert!(took < Duration::from_secs(5), "{took:?}");
+            assert_eq!(store.records()[&held.key.to_string()].value, held.record.to_json());
+        }
+    }
+    let store = FakeStore::new();
+    let lease = store.grant(TTL).await.unwrap();
+    let (held, _) = start_over(&store, &value("10.99.0.2", "vxlan", DATA), lease.0).await;
+    assert_ne!(held.key.to_string(), "10.5.7.0-24", "another node has it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_leaves_a_subnet_to_its_living_holder_whose_record_was_spoilt() {
+    let store = FakeStore::new();
+    let config = config(9);
+    let (other, previous) = (record(2), Some("10.5.7.0-24".parse().unwrap()));
+    let wanted = Wanted { previous, ..Wanted::of(&config, &other) };
+    let held = acquire(&store, &wanted, &Known::default(), &other, TTL).await.unwrap();
+    let holder = keep(&store, held).await;
+    let (held, _) = start_over(&store, "junk", 0).await;
+    assert_ne!(held.key, holder.held.key);
+    assert_eq!(holder.stored().unwrap().value, other.to_json());
+}

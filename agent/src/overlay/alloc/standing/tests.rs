@@ -1,0 +1,178 @@
+//! Every kind of record that may stand under the key of a living holder.
+
+use super::*;
+use crate::overlay::record::{Instance, VtepData};
+
+const LEASE: i64 = 7;
+
+fn config() -> NetworkConfig {
+    NetworkConfig::parse(br#"{"Network":"10.5.0.0/16"}"#).unwrap()
+}
+
+fn instance(id: &str, since: i64) -> Option<Instance> {
+    Some(Instance { id: id.to_owned(), since })
+}
+
+fn ours() -> Record {
+    let vtep = VtepData { vni: Some(1), mac: "02:00:00:00:00:01".parse().unwrap() };
+    let node = Some("me".to_owned());
+    Record { ipv4: Some(vtep), node, instance: instance("boot-1", 100), ..Record::vxlan([10, 99, 0, 1].into()) }
+}
+
+fn judged(record: &Record, lease: i64) -> Standing {
+    judged_by(&ours(), false, record, lease)
+}
+
+fn judged_by(ours: &Record, has_ended: bool, record: &Record, lease: i64) -> Standing {
+    let (config, addresses) = (config(), [(ours.public_ip, None)]);
+    let own_lease = if has_ended { 0 } else { LEASE };
+    let holder = Holder { config: &config, record: ours, addresses: &addresses, lease: own_lease, has_ended };
+    holder.standing(&"10.5.7.0-24".parse().unwrap(), record, lease)
+}
+
+fn text(value: &str, lease: i64) -> Standing {
+    judged(&Record::parse(value.as_bytes()).unwrap(), lease)
+}
+
+/// A record as another agent writes it: its public IP, backend and VTEP.
+fn value(ip: &str, backend: &str, data: &str) -> String {
+    format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null,"BackendType":"{backend}","BackendData":{data}}}"#)
+}
+
+const DATA: &str = r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#;
+
+#[test]
+fn only_a_record_that_others_follow_takes_the_subnet() {
+    for lease in [0, 8] {
+        assert!(matches!(text(&value("10.99.0.3", "vxlan", DATA), lease), Standing::Another(_)));
+    }
+    assert_eq!(text(&value("10.99.0.3", "vxlan", DATA), LEASE), Standing::OnOurLease);
+    for (value, reason) in [
+        (r#"{"PublicIP":"1.2.3.4"}"#.to_owned(), "reserved"),
+        (r#"{"NodeID":"other"}"#.to_owned(), "reserved"),
+        (r#"{"PublicIP":"224.0.0.1"}"#.to_owned(), "remote_not_unicast"),
+        ("{}".to_owned(), "incomplete"),
+        (value("10.99.0.3", "udp", "{}"), "other_backend"),
+        (value("127.0.0.1", "udp", "{}"), "other_backend"),
+        (value("224.0.0.1", "vxlan", DATA), "remote_not_unicast"),
+        (value("127.0.0.1", "vxlan", DATA), "remote_not_unicast"),
+        (value("0.0.0.0", "vxlan", DATA), "remote_not_unicast"),
+        (value("255.255.255.255", "vxlan", DATA), "remote_not_unicast"),
+        (value("10.99.0.3", "vxlan", "null"), "incomplete"),
+        (value("10.99.0.3", "vxlan", r#"{"VNI":2,"VtepMAC":"c6:d2:32:6f:8f:44"}"#), "wrong_vni"),
+        (value("10.99.0.3", "vxlan", r#"{"VNI":1,"VtepMAC":"01:d2:32:6f:8f:44"}"#), "mac_not_unicast"),
+        (value("10.99.0.3", "vxlan", r#"{"VNI":1,"VtepMAC":"00:00:00:00:00:00"}"#), "mac_not_unicast"),
+    ] {
+        for lease in [0, LEASE, 8] {
+            let Standing::Void(bad) = text(&value, lease) else {
+                panic!("{value} on {lease}: {:?}", text(&value, lease))
+            };
+            assert_eq!(bad.reason(), reason, "{value}");
+        }
+    }
+}
+
+#[test]
+fn what_names_us_is_ours_and_its_lease_counts_where_it_is_sound() {
+    for lease in [0, LEASE, 8] {
+        assert_eq!(judged(&ours(), lease), Standing::Ours { follow: true });
+        let before_instances = Record { instance: None, ..ours() };
+        assert_eq!(judged(&before_instances, lease), Standing::Ours { follow: true });
+        let spoilt = Record { ipv4: None, ..ours() };
+        assert_eq!(judged(&spoilt, lease), Standing::Ours { follow: false });
+    }
+    // Reservations as an operator writes them, for our address and for our id; with a lease they are none.
+    for reservation in [r#"{"PublicIP":"10.99.0.1"}"#, r#"{"NodeID":"me"}"#] {
+        assert_eq!(text(reservation, 0), Standing::Ours { follow: true }, "{reservation}");
+    }
+    assert!(matches!(text(r#"{"PublicIP":"10.99.0.1"}"#, 8), Standing::Void(_)));
+    // Edited by hand: the address is another, yet the instance is ours.
+    let moved = Record { public_ip: [10, 99, 0, 3].into(), ..ours() };
+    assert_eq!(judged(&moved, 0), Standing::Ours { follow: true });
+}
+
+#[test]
+fn another_agent_with_our_address_is_told_by_its_mac() {
+    let flannel = |mac: &str| value("10.99.0.1", "vxlan", &format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#));
+    for lease in [0, LEASE, 8] {
+        assert_eq!(text(&flannel("c6:d2:32:6f:8f:44"), lease), Standing::SameAddress);
+    }
+    // A record of our own device, as an earlier flannel here left it: made a reservation by hand.
+    assert_eq!(text(&flannel("02:00:00:00:00:01"), 0), Standing::Ours { follow: true });
+    assert_eq!(text(&flannel("02:00:00:00:00:01"), 8), Standing::Ours { follow: false });
+}
+
+#[test]
+fn of_two_clones_exactly_one_goes_on() {
+    let clone = |since| Record { instance: instance("boot-2", since), ..ours() };
+    assert_eq!(judged(&clone(200), LEASE), Standing::Later);
+    assert_eq!(judged(&clone(50), LEASE), Standing::Another(Relation::Instance));
+    // Ours has ended, and the other one holds the subnet by its own.
+    assert_eq!(judged(&clone(200), 8), Standing::Another(Relation::Instance));
+    for (one, other) in [(100, 200), (200, 100), (100, 100)] {
+        let records = [Record { instance: instance("boot-1", one), ..ours() }, clone(other)];
+        let goes_on = |ours: &Record, theirs: &Record| judged_by(ours, false, theirs, LEASE) == Standing::Later;
+        assert_ne!(goes_on(&records[0], &records[1]), goes_on(&records[1], &records[0]), "{one} {other}");
+    }
+    // With another address it is another node.
+    let elsewhere = Record { public_ip: [10, 99, 0, 3].into(), ..clone(200) };
+    assert_eq!(judged(&elsewhere, 8), Standing::Another(Relation::Instance));
+}
+
+#[test]
+fn after_the_end_of_our_lease_a_reservation_and_a_clone_have_the_subnet() {
+    let reserved = Record::parse(br#"{"PublicIP":"10.99.0.3"}"#).unwrap();
+    assert!(matches!(judged_by(&ours(), true, &reserved, 0), Standing::Another(_)));
+    let clone = Record { instance: instance("boot-2", 200), ..ours() };
+    assert_eq!(judged_by(&ours(), true, &clone, 0), Standing::Another(Relation::Instance));
+    let junk = Record::parse(b"{}").unwrap();
+    assert!(matches!(judged_by(&ours(), true, &junk, 0), Standing::Void(_)), "nobody has it");
+}
+
+#[test]
+fn a_stranger_with_our_address_has_it_by_a_lease_of_its_own() {
+    let stranger = Record { node: Some("other".to_owned()), instance: instance("boot-9", 1), ..ours() };
+    assert_eq!(judged(&stranger, 8), Standing::Another(Relation::Stranger));
+    assert_eq!(judged(&stranger, LEASE), Standing::OnOurLease);
+}
+
+#[test]
+fn a_reservation_is_for_a_host_or_a_node() {
+    let config = config();
+    let held = |value: &str, lease| {
+        hold(&config, &"10.5.7.0-24".parse().unwrap(), &Record::parse(value.as_bytes()).unwrap(), lease)
+    };
+    for good in [r#"{"PublicIP":"1.2.3.4"}"#, r#"{"PublicIPv6":"fd99::1"}"#, r#"{"NodeID":"other"}"#] {
+        assert_eq!(held(good, 0), Hold::Reserved, "{good}");
+        assert!(matches!(held(good, 1), Hold::Void(_)), "{good}");
+    }
+    for bad in ["{}", r#"{"PublicIP":"224.0.0.1"}"#, r#"{"PublicIP":"127.0.0.1"}"#, r#"{"PublicIPv6":"ff02::1"}"#] {
+        assert!(matches!(held(bad, 0), Hold::Void(_)), "{bad}");
+    }
+}
+
+#[test]
+fn ids_tell_machines_apart() {
+    let with = |node: Option<&str>, id: Option<&str>| Record {
+        node: node.map(str::to_owned),
+        instance: id.and_then(|id| instance(id, 1)),
+        ..Record::vxlan([10, 99, 0, 1].into())
+    };
+    let me = (Some("me"), Some("boot-1"));
+    for (node, id, expected) in [
+        (Some("me"), Some("boot-1"), Relation::Same),
+        (Some("me"), Some("boot-2"), Relation::Instance),
+        (Some("me"), None, Relation::Same),
+        (Some("other"), None, Relation::Stranger),
+        (Some("other"), Some("boot-2"), Relation::Stranger),
+        // Our own record of before --node-id was changed.
+        (Some("other"), Some("boot-1"), Relation::Same),
+        (None, None, Relation::Same),
+        (None, Some("boot-2"), Relation::Instance),
+    ] {
+        assert_eq!(relation(me, &with(node, id)), expected, "{node:?} {id:?}");
+    }
+    // Without a machine-id the instance still tells.
+    assert_eq!(relation((None, Some("boot-1")), &with(None, Some("boot-2"))), Relation::Instance);
+    assert_eq!(relation((None, None), &with(Some("other"), Some("boot-2"))), Relation::Same);
+}
