@@ -192,14 +192,13 @@ impl Intake {
 
     fn put(&mut self, record: &RawRecord, wanted: &Wanted<'_>) {
         let mut planes: Vec<&mut Plane> = self.planes.iter_mut().collect();
-        if self.previous.as_ref() == Some(&record.key) && is_our_instance(record, wanted) {
-            // With an address that we had before it would be a peer: ourselves.
-            self.records.remove(&mut planes, &record.key);
-            self.known.put(wanted, record);
-            return;
-        }
         let taken = self.records.put(&mut planes, Raw::from(record));
-        if taken.is_peer {
+        let is_ours = taken.is_peer && self.previous.as_ref() == Some(&record.key) && is_our_instance(record, wanted);
+        if is_ours {
+            // With the address that we had before it would be a peer: ourselves.
+            self.records.remove(&mut planes, &record.key);
+        }
+        if taken.is_peer && !is_ours {
             // The planes have it now.
             self.known.remove(&record.key);
         } else {
