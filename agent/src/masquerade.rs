@@ -20,6 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, info, warn};
 
 mod chains;
+mod fight;
 mod legacy;
 mod others;
 mod rules;
@@ -27,6 +28,7 @@ mod socket;
 mod wire;
 
 use chains::Ours;
+use fight::Fight;
 use rules::Table;
 use socket::{Nft, Notices};
 
@@ -138,17 +140,18 @@ pub fn keep(wanted: Wanted, resync: Duration) -> io::Result<watch::Receiver<Opti
 async fn keep_for_ever(wanted: &Wanted, resync: Duration, state: &watch::Sender<Option<String>>) {
     let guard_only = rules::tables(wanted).iter().all(Table::is_guard_only);
     let (mut pause, mut said) = (REOPEN, false);
+    let mut fight = Fight::new(Instant::now());
     loop {
         let opened = Instant::now();
         match Masquerade::open(wanted) {
-            Ok(masquerade) => masquerade.keep(resync, state).await,
+            Ok(masquerade) => masquerade.keep(resync, state, &mut fight).await,
             Err(error) if guard_only && error.unsupported() => {
                 if !std::mem::replace(&mut said, true) {
                     warn!(%error, "{UNGUARDED}");
                 }
-                tell(state, None);
+                fight.tell(state, None);
             }
-            Err(error) => tell(state, Some(error.to_string())),
+            Err(error) => fight.tell(state, Some(error.to_string())),
         }
         if opened.elapsed() >= RETRY {
             pause = REOPEN;
@@ -161,18 +164,6 @@ async fn keep_for_ever(wanted: &Wanted, resync: Duration, state: &watch::Sender<
 /// What is said where there can be no guard.
 const UNGUARDED: &str = "the kernel lacks the part of nf_tables that keeps what comes through the tunnel from changing this host: \
     router advertisements, redirects and ARP are kept out by the parameters of the device alone, as far as they are set";
-
-/// Says how the rules are, in the log too where that is bad news.
-fn tell(state: &watch::Sender<Option<String>>, problem: Option<String>) {
-    state.send_if_modified(|now| {
-        let news = *now != problem;
-        if let (true, Some(problem)) = (news, &problem) {
-            warn!(%problem, "nftables rules are not in place, trying until they are");
-        }
-        *now = problem;
-        news
-    });
-}
 
 /// The rules in the kernel and what watches over them.
 struct Masquerade {
@@ -205,10 +196,10 @@ struct Mended {
 impl Masquerade {
     /// Opens the sockets in the network namespace of this thread, within a tokio runtime. Writes nothing yet.
     fn open(wanted: &Wanted) -> Result<Self, Error> {
-        let tables = rules::tables(wanted).into_iter();
+        let (tables, nft) = (rules::tables(wanted).into_iter(), Nft::open()?);
         Ok(Self {
-            nft: Nft::open()?,
-            notices: Notices::open()?,
+            notices: Notices::open(rules::table_name(wanted.vni), nft.port)?,
+            nft,
             tables: tables.map(|table| Entry { table, shown: None, known: false }).collect(),
             sides: wanted.sides.clone(),
             ours: Ours { masquerade: wanted.masquerade, forward: wanted.forward },
@@ -244,7 +235,7 @@ impl Masquerade {
 
     /// Removes what an earlier flannel left once our own rules are in, and says which chains of others stand against us;
     /// whether that is done for now.
-    fn look_around(&mut self) -> bool {
+    fn look_around(&mut self, fight: &mut Fight) -> bool {
         let chains = match others::read(&mut self.nft) {
             Ok(chains) => chains,
             Err(error) => {
@@ -266,7 +257,7 @@ impl Masquerade {
         removal.extend(legacy::remove_flannel_s(&legacy, self.ours));
         removal.failed.extend(legacy.failed);
         if !removal.removed.is_empty() {
-            info!(removed = removal.removed.join(", "), "rules of an earlier flannel removed");
+            fight.removed(&removal.removed, Instant::now());
         }
         if self.news("kept", &removal.kept.join(", ")) {
             info!(
@@ -295,7 +286,7 @@ impl Masquerade {
     }
 
     /// Keeps the rules as they should be until a socket fails.
-    async fn keep(mut self, resync: Duration, state: &watch::Sender<Option<String>>) {
+    async fn keep(mut self, resync: Duration, state: &watch::Sender<Option<String>>, fight: &mut Fight) {
         let mut timer = tokio::time::interval(resync);
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut looked: Option<Instant> = None;
@@ -313,15 +304,15 @@ impl Masquerade {
                 info!(tables = mended.new.join(", "), "nftables rules are in");
             }
             if !mended.again.is_empty() {
-                warn!(tables = mended.again.join(", "), "nftables rules were changed by somebody, mended");
+                fight.mended(&mended.again, self.notices.take_writer(), Instant::now());
             }
             let problem = error.as_ref().map(Error::to_string);
-            tell(state, problem.clone());
+            fight.tell(state, problem.clone());
             if let Some(Error::Socket { .. }) = error {
                 return;
             }
             if problem.is_none() && changed && looked.is_none_or(|at| at.elapsed() >= OTHERS_EVERY) {
-                changed = !self.look_around();
+                changed = !self.look_around(fight);
                 looked = Some(Instant::now());
             }
             tokio::select! {
@@ -329,6 +320,7 @@ impl Masquerade {
                 () = tokio::time::sleep(RETRY), if problem.is_some() => {}
                 // What could not be looked at, or changed right after it was.
                 () = tokio::time::sleep(OTHERS_EVERY), if problem.is_none() && changed => {}
+                () = fight.count() => {}
                 told = self.notices.changed() => {
                     changed = true;
                     if let Err(error) = told {
@@ -338,7 +330,8 @@ impl Masquerade {
                             return;
                         }
                     }
-                    tokio::time::sleep(CALM).await;
+                    let calm = Instant::now() + CALM;
+                    tokio::time::sleep_until(calm.max(fight.next_repair())).await;
                     self.notices.drain().await;
                 }
             }

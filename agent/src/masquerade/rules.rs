@@ -119,6 +119,11 @@ impl fmt::Display for Table {
     }
 }
 
+/// The name of our tables, in each family.
+pub(super) fn table_name(vni: u32) -> String {
+    format!("twill.{vni}")
+}
+
 /// The tables of all families.
 pub(super) fn tables(wanted: &Wanted) -> Vec<Table> {
     let table = |family: Family| {
@@ -135,7 +140,7 @@ pub(super) fn tables(wanted: &Wanted) -> Vec<Table> {
                 chains.push(Chain { name: "forward", hook: Hook::Forward, rules: forward(side) });
             }
         }
-        Table { family, name: format!("twill.{}", wanted.vni), chains }
+        Table { family, name: table_name(wanted.vni), chains }
     };
     vec![table(Family::Ip), table(Family::Ip6), table(Family::Arp)]
 }

@@ -16,6 +16,7 @@ use netlink_sys::{AsyncSocket, AsyncSocketExt, Socket, SocketAddr, TokioSocket};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Error;
+use super::fight::Writer;
 use super::rules::Table;
 use super::wire::{self, Step};
 
@@ -25,6 +26,14 @@ const GROUP: u32 = 7;
 const SUBSYSTEM: u16 = 10;
 /// The message type of a rule as the kernel shows it: the subsystem and `NFT_MSG_NEWRULE`.
 const NEWRULE: u16 = SUBSYSTEM << 8 | 6;
+/// `NFT_MSG_NEWGEN`: behind each transaction the kernel says who made it. include/uapi/linux/netfilter/nf_tables.h
+const NEWGEN: u16 = SUBSYSTEM << 8 | 15;
+/// `NFTA_GEN_PROC_PID`, `NFTA_GEN_PROC_NAME`; and the table's name, first in a table's, a chain's and a rule's message.
+const PROC_PID: u16 = 2;
+const PROC_NAME: u16 = 3;
+const TABLE_NAME: u16 = 1;
+/// `struct nfgenmsg`.
+const GENERIC: usize = 4;
 /// The kernel fills datagrams of a dump up to 32 KiB.
 const BUFFER: usize = 64 << 10;
 const HEADER: usize = 16;
@@ -46,6 +55,8 @@ pub(super) struct Shown {
 /// A socket for transactions and reads.
 pub(super) struct Nft {
     socket: Socket,
+    /// By which the kernel names us as the writer of a transaction.
+    pub port: u32,
     sequence: u32,
     buffer: Vec<u8>,
 }
@@ -54,8 +65,8 @@ impl Nft {
     pub(super) fn open() -> Result<Self, Error> {
         let failed = |source| Error::Socket { step: OPEN, source };
         let mut socket = Socket::new(NETLINK_NETFILTER).map_err(failed)?;
-        socket.bind_auto().map_err(failed)?;
-        Ok(Self { socket, sequence: 0, buffer: vec![0; BUFFER] })
+        let port = socket.bind_auto().map_err(failed)?.port_number();
+        Ok(Self { socket, port, sequence: 0, buffer: vec![0; BUFFER] })
     }
 
     /// Carries out all of it or nothing; the first refusal is the error.
@@ -258,6 +269,24 @@ fn append(into: &mut Vec<u8>, header: &NetlinkHeader, body: &[u8]) {
     into.resize(into.len().next_multiple_of(4), 0);
 }
 
+/// The value of an attribute of this kind. include/uapi/linux/netlink.h, `struct nlattr`
+fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    while let Some([l1, l2, k1, k2]) = attributes.first_chunk() {
+        let (length, kind) = (usize::from(u16::from_ne_bytes([*l1, *l2])), u16::from_ne_bytes([*k1, *k2]));
+        // Without NLA_F_NESTED and NLA_F_NET_BYTEORDER.
+        if kind & 0x3fff == wanted {
+            return attributes.get(4..length);
+        }
+        attributes = attributes.get(length.max(4).next_multiple_of(4)..)?;
+    }
+    None
+}
+
+/// A string without the zero at its end.
+fn text(value: &[u8]) -> &[u8] {
+    value.strip_suffix(&[0]).unwrap_or(value)
+}
+
 fn for_each(datagram: &[u8], mut each: impl FnMut(NetlinkHeader, &[u8]) -> Result<(), Error>) -> Result<(), Error> {
     let mut rest = datagram;
     while let Ok(buffer) = NetlinkBuffer::new_checked(rest) {
@@ -265,6 +294,7 @@ fn for_each(datagram: &[u8], mut each: impl FnMut(NetlinkHeader, &[u8]) -> Resul
         let mut header = NetlinkHeader::default();
         (header.length, header.message_type) = (buffer.length(), buffer.message_type());
         (header.flags, header.sequence_number) = (buffer.flags(), buffer.sequence_number());
+        header.port_number = buffer.port_number();
         each(header, &rest[HEADER.min(length)..length])?;
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
@@ -280,20 +310,55 @@ fn refusal(step: &'static str, body: &[u8]) -> Result<(), Error> {
 /// A socket that hears of every transaction in this network namespace, our own included.
 pub(super) struct Notices {
     socket: TokioSocket,
+    /// Our tables' name, and the port of those of our own transactions.
+    name: String,
+    own: u32,
+    /// Who is changing a table of that name now.
+    at_it: Option<u32>,
+    /// Who last did.
+    writer: Option<Writer>,
 }
 
 impl Notices {
-    pub(super) fn open() -> Result<Self, Error> {
+    /// To hear who else changes tables of this name; `own` is the port of who may.
+    pub(super) fn open(name: String, own: u32) -> Result<Self, Error> {
         let failed = |source| Error::Socket { step: OPEN, source };
         let mut socket = TokioSocket::new(NETLINK_NETFILTER).map_err(failed)?;
         socket.socket_mut().bind_auto().map_err(failed)?;
         socket.socket_mut().add_membership(GROUP).map_err(failed)?;
-        Ok(Self { socket })
+        Ok(Self { socket, name, own, at_it: None, writer: None })
     }
 
-    /// Waits for a change. That some were lost (`ENOBUFS`) is an error and a change as well.
+    /// Who else has changed our tables since this was asked last, if that is known.
+    pub(super) fn take_writer(&mut self) -> Option<Writer> {
+        self.writer.take()
+    }
+
+    /// Waits for a change. That some were lost (`ENOBUFS`) is an error and a change as well; any other error stays.
     pub(super) async fn changed(&mut self) -> io::Result<()> {
-        self.socket.recv_from_full().await.map(drop)
+        let (datagram, _) = self.socket.recv_from_full().await?;
+        // A message that cannot be read names nobody.
+        let _ = for_each(&datagram, |header, body| {
+            self.note(&header, body);
+            Ok(())
+        });
+        Ok(())
+    }
+
+    fn note(&mut self, header: &NetlinkHeader, body: &[u8]) {
+        let port = header.port_number;
+        if port == self.own {
+            return;
+        }
+        let attributes = body.get(GENERIC..).unwrap_or_default();
+        if header.message_type != NEWGEN {
+            let is_ours = attribute(attributes, TABLE_NAME).is_some_and(|name| text(name) == self.name.as_bytes());
+            self.at_it = if is_ours { Some(port) } else { self.at_it };
+        } else if self.at_it.take_if(|at_it| *at_it == port).is_some() {
+            let pid = attribute(attributes, PROC_PID).and_then(|pid| pid.first_chunk().copied());
+            let name = attribute(attributes, PROC_NAME).map(text).unwrap_or_default();
+            self.writer = pid.map(|pid| Writer { name: name.to_vec(), pid: u32::from_be_bytes(pid) });
+        }
     }
 
     /// Forgets what has arrived.

@@ -4,22 +4,26 @@
 
 use std::time::{Duration, Instant};
 
-/// From the first line that is not said to the line with the count.
+/// The first pause, unless it is a minute from the start.
 const FIRST_COUNT: Duration = Duration::from_secs(1);
 /// The longest time between two counts while it goes on.
 const LONGEST: Duration = Duration::from_secs(60);
-/// Lines are few if no more than the first few come in this time.
+/// The window, likewise.
 const WINDOW: Duration = Duration::from_secs(10);
 
 /// The lines of one kind.
 ///
 /// [`Self::admit`] says of each whether it is said. Where it isn't, [`Self::due`] is the time at which [`Self::count`] gives
 /// how many there were since; it comes after a second, then after two, four, and so on up to a minute, until a whole such
-/// time has passed without a line.
+/// time has passed without a line. With [`Self::in_a_minute`] it comes every minute.
 #[derive(Debug, Clone)]
 pub struct Repeats {
     /// How many lines are said in a row.
     few: u32,
+    /// From the first line that is not said to the line with the count.
+    first: Duration,
+    /// Lines are few if no more than the first few come in this time.
+    window: Duration,
     said: u32,
     /// Since when `said` counts.
     since: Option<Instant>,
@@ -36,7 +40,12 @@ struct Counting {
 impl Repeats {
     /// Says so many lines in a row.
     pub fn new(few: u32) -> Self {
-        Self { few, said: 0, since: None, counting: None }
+        Self { few, first: FIRST_COUNT, window: WINDOW, said: 0, since: None, counting: None }
+    }
+
+    /// The same for what another tool does again and again, however slowly: one count a minute from the start.
+    pub fn in_a_minute(few: u32) -> Self {
+        Self { first: LONGEST, window: LONGEST, ..Self::new(few) }
     }
 
     /// Whether the next line of this kind is to be said; else it is counted.
@@ -45,14 +54,14 @@ impl Repeats {
             counting.lines += 1;
             return false;
         }
-        if self.since.is_none_or(|since| now >= since + WINDOW) {
+        if self.since.is_none_or(|since| now >= since + self.window) {
             (self.since, self.said) = (Some(now), 0);
         }
         if self.said < self.few {
             self.said += 1;
             return true;
         }
-        self.counting = Some(Counting { lines: 1, due: now + FIRST_COUNT, pause: FIRST_COUNT });
+        self.counting = Some(Counting { lines: 1, due: now + self.first, pause: self.first });
         false
     }
 
@@ -66,7 +75,7 @@ impl Repeats {
         let counting = self.counting.as_mut().filter(|counting| counting.due <= now)?;
         if counting.lines == 0 {
             // A whole pause without one: it is over.
-            *self = Self::new(self.few);
+            (self.said, self.since, self.counting) = (0, None, None);
             return None;
         }
         counting.pause = (counting.pause * 2).min(LONGEST);
@@ -83,9 +92,13 @@ mod tests {
 
     /// Lines at these times (ms): which were said, and each count with its time.
     fn run(few: u32, lines: &[u64], until: u64) -> (Vec<u64>, Vec<(u64, u64)>) {
+        run_with(Repeats::new(few), lines, until)
+    }
+
+    fn run_with(mut repeats: Repeats, lines: &[u64], until: u64) -> (Vec<u64>, Vec<(u64, u64)>) {
         let began = Instant::now();
         let at = |ms| began + Duration::from_millis(ms);
-        let (mut repeats, mut said, mut counts) = (Repeats::new(few), Vec::new(), Vec::new());
+        let (mut said, mut counts) = (Vec::new(), Vec::new());
         let mut lines = lines.iter().copied().peekable();
         for ms in 0..=until {
             while lines.next_if_eq(&ms).is_some() {
@@ -113,6 +126,16 @@ mod tests {
         assert_eq!(run(10, &lines, 220_000), (lines.clone(), vec![]));
         let (said, counts) = run(2, &[0, 1, 2, 50_000, 50_001], 60_000);
         assert_eq!((said, counts), (vec![0, 1, 50_000, 50_001], vec![(1_002, 1)]));
+    }
+
+    #[test]
+    fn a_slow_fight_is_one_line_a_minute_as_well() {
+        let lines: Vec<u64> = (0..60).map(|line| line * 5_000).collect();
+        let (said, counts) = run_with(Repeats::in_a_minute(3), &lines, 600_000);
+        assert_eq!(
+            (said, counts),
+            (vec![0, 5_000, 10_000], vec![(75_000, 13), (135_000, 12), (195_000, 12), (255_000, 12), (315_000, 8)])
+        );
     }
 
     #[test]

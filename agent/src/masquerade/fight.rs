@@ -1,0 +1,132 @@
+//! What another tool does to our tables: named, and answered no faster than is good for either.
+//!
+//! Some changes are answered at once, since a packet that leaves meanwhile has the wrong source. A tool that comes back each
+//! time would else keep both busy for ever.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::overlay::Shown;
+use crate::overlay::repeats::Repeats;
+
+/// So many repairs may follow each other at once.
+const AT_ONCE: u32 = 10;
+/// On the average there is one in this time.
+const EVERY: Duration = Duration::from_secs(1);
+/// So many lines in a row name each repair; then there is one a minute.
+const NAMED: u32 = 3;
+
+/// Who changed our tables, as the kernel names him.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Writer {
+    /// The program's name, which that program may choose.
+    pub name: Vec<u8>,
+    /// Its pid in the first pid namespace.
+    pub pid: u32,
+}
+
+/// Our side of it.
+pub(super) struct Fight {
+    mended: Repeats,
+    removed: Repeats,
+    problems: Repeats,
+    /// When all repairs so far would have been made, one every [`EVERY`].
+    paid: Instant,
+    last: Option<Writer>,
+}
+
+impl Fight {
+    pub(super) fn new(now: Instant) -> Self {
+        let lines = || Repeats::in_a_minute(NAMED);
+        Self { mended: lines(), removed: lines(), problems: lines(), paid: now, last: None }
+    }
+
+    /// Tables were mended that this one had changed.
+    pub(super) fn mended(&mut self, tables: &[String], by: Option<Writer>, now: Instant) {
+        self.paid = self.paid.max(now) + EVERY;
+        if self.mended.admit(now.into_std()) {
+            warn!(tables = tables.join(", "), by = %who(by.as_ref()), "nftables rules were changed by another program, mended");
+        }
+        self.last = by;
+    }
+
+    /// These chains of an earlier flannel were removed.
+    pub(super) fn removed(&mut self, chains: &[String], now: Instant) {
+        if self.removed.admit(now.into_std()) {
+            info!(removed = chains.join(", "), "rules of an earlier flannel removed");
+        }
+    }
+
+    /// Says how the rules are, in the log too where that is bad news.
+    pub(super) fn tell(&mut self, state: &watch::Sender<Option<String>>, problem: Option<String>) {
+        state.send_if_modified(|now| {
+            let news = *now != problem;
+            if let (true, Some(problem)) = (news, &problem)
+                && self.problems.admit(Instant::now().into_std())
+            {
+                warn!(%problem, "nftables rules are not in place, trying until they are");
+            }
+            *now = problem;
+            news
+        });
+    }
+
+    /// When the next repair may be made.
+    pub(super) fn next_repair(&self) -> Instant {
+        self.paid.checked_sub(EVERY * AT_ONCE).unwrap_or(self.paid)
+    }
+
+    /// Waits until something that went on without a line has to be said, and says how often it did. Cancel-safe.
+    pub(super) async fn count(&mut self) {
+        let due = [&self.mended, &self.removed, &self.problems].into_iter().filter_map(Repeats::due).min();
+        match due {
+            Some(due) => tokio::time::sleep_until(Instant::from_std(due)).await,
+            None => std::future::pending().await,
+        }
+        let now = Instant::now().into_std();
+        if let Some(times) = self.mended.count(now) {
+            warn!(times, by = %who(self.last.as_ref()), "nftables rules are changed by another program again and again, each time mended, \
+                once a second at the most");
+        }
+        if let Some(times) = self.removed.count(now) {
+            warn!(
+                times,
+                "rules of an earlier flannel come back each time that they are removed: stop the flanneld of this node"
+            );
+        }
+        if let Some(times) = self.problems.count(now) {
+            warn!(times, "nftables rules were not in place again and again");
+        }
+    }
+}
+
+fn who(writer: Option<&Writer>) -> String {
+    writer.map_or("unknown".to_owned(), |writer| format!("{} (pid {})", Shown::new(&writer.name), writer.pid))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_repairs_are_made_at_once_and_then_one_a_second() {
+        let began = Instant::now();
+        let mut fight = Fight::new(began);
+        let mut now = began;
+        let mut repairs = Vec::new();
+        while now < began + Duration::from_secs(60) {
+            now = fight.next_repair().max(now);
+            repairs.push(now - began);
+            fight.mended(&[], None, now);
+            now += Duration::from_millis(50);
+        }
+        assert!(repairs[AT_ONCE as usize - 1] < EVERY, "{repairs:?}");
+        assert!((60..=75).contains(&repairs.len()), "{repairs:?}");
+        // After a rest again at once.
+        let later = now + EVERY * AT_ONCE;
+        assert!(fight.next_repair() <= later);
+    }
+}
