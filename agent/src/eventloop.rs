@@ -12,7 +12,6 @@ use tokio::time::Sleep;
 use tracing::{debug, error, info, warn};
 
 use crate::dataplane::Dataplane;
-use crate::handoff;
 use crate::http::Readiness;
 use crate::lease::{KeeperHandle, LeaseEvent};
 use crate::overlay::SubnetKey;
@@ -20,6 +19,7 @@ use crate::overlay::peers::Delta;
 use crate::overlay::plane::Plane;
 use crate::overlay::record::Record;
 use crate::overlay::records::{Raw, Records};
+use crate::overlay::repeats::Repeats;
 use crate::site::Site;
 use crate::store::{self, Change, RawRecord};
 
@@ -28,6 +28,7 @@ mod health;
 mod signals;
 mod sockets;
 mod sources;
+mod subnet_env;
 mod systemd;
 mod told;
 mod underlay;
@@ -93,6 +94,8 @@ pub struct EventLoop<D> {
     told: Told,
     /// The network config was deleted.
     config_gone: bool,
+    /// The lines about a `subnet.env` that had to be written.
+    rewritten: Repeats,
     /// When a better place for the tunnel's end is taken, if it still is one then.
     move_at: Option<Instant>,
 }
@@ -118,6 +121,7 @@ impl<D: Dataplane> EventLoop<D> {
             health: Health::default(),
             told: Told::default(),
             config_gone: false,
+            rewritten: Repeats::in_a_minute(subnet_env::LINES),
             move_at: None,
         }
     }
@@ -150,6 +154,7 @@ impl<D: Dataplane> EventLoop<D> {
                 }
                 News::Look => {
                     self.write_env();
+                    self.halves.iter_mut().for_each(|half| half.tell_repeats(half::now()));
                     self.health.alive(peers_of(&self.halves));
                 }
                 News::Rules => {}
@@ -330,22 +335,6 @@ impl<D: Dataplane> EventLoop<D> {
                 self.site.config_text = config.unwrap_or_else(|| std::mem::take(&mut self.site.config_text));
             }
         }
-    }
-
-    fn write_env(&mut self) {
-        let mtu = self.halves.iter().map(|half| half.device.mtu).min().unwrap_or_default();
-        let written = self.site.subnet_env(&self.own.key, mtu).write(&self.site.subnet_file);
-        if let Ok(true) = written {
-            info!(file = %self.site.subnet_file.display(), mtu, "subnet.env written");
-        }
-        let problem = written.err().map(|error| error.to_string());
-        if let Some(error) = problem.as_ref().filter(|_| problem != self.health.file) {
-            warn!(%error, "cannot write subnet.env, trying until it works");
-        }
-        if problem != self.health.file {
-            handoff::explain(&self.site.subnet_file, problem.as_deref());
-        }
-        self.health.file = problem;
     }
 
     fn lease_event(&mut self, event: LeaseEvent) -> Option<Ended> {

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 #[path = "commands.rs"]
 mod commands;
+#[path = "fights.rs"]
+mod fights;
 #[path = "log.rs"]
 mod log;
 #[path = "signals.rs"]

@@ -10,6 +10,7 @@ use crate::overlay::iface::Interface;
 use crate::overlay::miss::Answer;
 use crate::overlay::plane::{Chunk, PeerMode, Plane};
 use crate::overlay::reconcile::Found;
+use crate::overlay::repeats::Repeats;
 use crate::overlay::words::Command;
 
 /// How often everything is compared without any cause.
@@ -20,6 +21,9 @@ const CHECK_LEAST: Duration = Duration::from_secs(1);
 const CHECK_AGAIN: Duration = Duration::from_secs(1);
 /// The least time between two times that the device is mended.
 const MEND_LEAST: Duration = Duration::from_millis(100);
+/// The same once another program changes it again and again, and how many times in a minute that is.
+const MEND_SLOWLY: Duration = Duration::from_secs(1);
+const MENDS_IN_A_ROW: u32 = 10;
 /// The most operations in one chunk while more misses are expected.
 const CHUNK_IN_A_FLOOD: usize = 32;
 /// The most operations in one chunk: about half a millisecond of the kernel's time.
@@ -68,6 +72,7 @@ pub struct Half<D> {
     again: bool,
     /// When the device was last mended.
     mended_at: Option<Instant>,
+    mends: Repeats,
     /// A comparison has been made. Before the first one nothing but answers is written.
     adopted: bool,
     /// The last operations failed, and that was said.
@@ -98,6 +103,7 @@ impl<D: Dataplane> Half<D> {
             observe_next: true,
             again: false,
             mended_at: None,
+            mends: Repeats::in_a_minute(MENDS_IN_A_ROW),
             adopted: false,
             failing: false,
             sockets: Sockets::default(),
@@ -112,7 +118,8 @@ impl<D: Dataplane> Half<D> {
 
     /// Looks at everything as soon as possible. Where somebody changes the device again and again, not as fast as he does.
     pub(super) fn check(&mut self, now: Instant) {
-        self.check_at = self.mended_at.map_or(now, |at| now.max(at + MEND_LEAST));
+        let pause = if self.mends.due().is_some() { MEND_SLOWLY } else { MEND_LEAST };
+        self.check_at = self.mended_at.map_or(now, |at| now.max(at + pause));
         self.observing = false;
     }
 
@@ -235,6 +242,13 @@ impl<D: Dataplane> Half<D> {
         }
     }
 
+    /// Says how often things went on that had no line of their own.
+    pub(super) fn tell_repeats(&mut self, now: Instant) {
+        if let Some(times) = self.mends.count(now) {
+            warn!(device = %self.device.name, times, "the device is changed by another program again and again, each time mended, once a second at the most");
+        }
+    }
+
     /// Does all that is due at once, until `deadline`.
     pub(super) fn finish(&mut self, deadline: Instant) {
         while self.made && self.plane.is_due() && now() < deadline {
@@ -252,7 +266,9 @@ impl<D: Dataplane> Half<D> {
                 self.underlay_changed = true;
                 if made != Made::AsWanted {
                     self.mended_at = Some(now);
-                    warn!(device = %self.device.name, how = %made, "the device was not as it should be, mended");
+                    if self.mends.admit(now) {
+                        warn!(device = %self.device.name, how = %made, "the device was not as it should be, mended");
+                    }
                 }
                 self.made = true;
                 self.observing = true;

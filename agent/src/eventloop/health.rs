@@ -9,15 +9,19 @@ use sd_notify::NotifyState;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::half;
 use super::systemd::Systemd;
 use crate::http::Readiness;
 use crate::overlay::Shown;
+use crate::overlay::repeats::Repeats;
 
 /// How often files are looked at, and systemd's status is brought up to date.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// The longest that one missing thing is described, in characters: systemd takes a line, and `/readyz` has one for each.
 const LONGEST: usize = 600;
+/// How many changes in a minute have a line each.
+const CHANGES_IN_A_ROW: u32 = 20;
 
 /// What readiness rests on beside the planes.
 #[derive(Default)]
@@ -37,12 +41,22 @@ pub(super) struct Health {
     /// Who answers `/readyz`.
     pub http: Option<watch::Sender<Readiness>>,
     said: Option<Vec<String>>,
+    changes: Changes,
     /// We have been ready.
     up: bool,
     systemd: Systemd,
     /// systemd has been told that we are up.
     told_up: bool,
     status: String,
+}
+
+/// The lines about being ready or not. Another program may bring them about as often as it likes.
+struct Changes(Repeats);
+
+impl Default for Changes {
+    fn default() -> Self {
+        Self(Repeats::in_a_minute(CHANGES_IN_A_ROW))
+    }
 }
 
 impl Health {
@@ -73,11 +87,16 @@ impl Health {
         if self.said.as_ref() == Some(&missing) {
             return;
         }
+        let has_line = self.changes.0.admit(half::now());
         if missing.is_empty() {
-            info!(peers, programmed = programmed(), "ready");
+            if has_line {
+                info!(peers, programmed = programmed(), "ready");
+            }
             self.status = ready(peers);
         } else if self.up {
-            warn!(missing = %missing.join("; "), "not ready");
+            if has_line {
+                warn!(missing = %missing.join("; "), "not ready");
+            }
             self.status = format!("not ready: {}", missing.join("; "));
         } else {
             self.status = format!("starting: {}", missing.join("; "));
@@ -99,6 +118,10 @@ impl Health {
     pub(super) fn alive(&mut self, peers: usize) {
         if self.said.as_ref().is_some_and(Vec::is_empty) {
             self.status = ready(peers);
+        }
+        if let Some(times) = self.changes.0.count(half::now()) {
+            let missing = self.missing().join("; ");
+            warn!(times, now = if missing.is_empty() { "ready" } else { "not ready" }, %missing, "ready and not ready in turn, again and again");
         }
         // The status each time: the last one may have found no room.
         self.tell_systemd(Some(NotifyState::Watchdog));
