@@ -14,12 +14,13 @@ use tracing::{debug, error, info, warn};
 use crate::dataplane::Dataplane;
 use crate::http::Readiness;
 use crate::lease::{KeeperHandle, LeaseEvent};
-use crate::overlay::SubnetKey;
 use crate::overlay::peers::Delta;
 use crate::overlay::plane::Plane;
 use crate::overlay::record::Record;
 use crate::overlay::records::{Raw, Records};
 use crate::overlay::repeats::Repeats;
+use crate::overlay::words::Span;
+use crate::overlay::{Shown, SubnetKey};
 use crate::site::Site;
 use crate::store::{self, Change, RawRecord};
 
@@ -348,7 +349,7 @@ impl<D: Dataplane> EventLoop<D> {
                 self.health.lease = Some(reason);
                 return None;
             }
-            LeaseEvent::Renewed { left } => info!(?left, subnet = %self.own.text, "lease renewed"),
+            LeaseEvent::Renewed { left } => info!(left = %Span(left), subnet = %self.own.text, "lease renewed"),
             LeaseEvent::Recreated { revision, found: Some(found), .. } => {
                 warn!(revision, subnet = %self.own.text, %found, "our record was gone or changed, written again");
             }
@@ -365,16 +366,22 @@ impl<D: Dataplane> EventLoop<D> {
                 return None;
             }
             LeaseEvent::Claimed { by } => {
-                warn!(node = %by, subnet = %self.own.text, "another machine has our public IP and was told that we are here: give one of them another address");
+                warn!(node = %Shown::new(&by), subnet = %self.own.text, "another machine has our public IP and was told that we are here: give one of them another address");
                 return None;
             }
-            event @ LeaseEvent::Rehung { .. } => {
-                info!(?event, subnet = %self.own.text, "lease");
+            LeaseEvent::Rehung { lease: None } => {
+                info!(subnet = %self.own.text, "our subnet is reserved for this node now: its record never ends");
                 return None;
             }
-            event @ (LeaseEvent::Published { .. } | LeaseEvent::Recovered) => {
-                info!(?event, subnet = %self.own.text, "lease");
+            LeaseEvent::Rehung { lease: Some(lease) } => {
+                let lease = format!("{:x}", lease.0);
+                info!(subnet = %self.own.text, lease, "our record hangs on another lease now, which this node renews");
+                return None;
             }
+            LeaseEvent::Published { revision } => {
+                info!(subnet = %self.own.text, revision, "our changed record is written");
+            }
+            LeaseEvent::Recovered => info!(subnet = %self.own.text, "our lease can be renewed again"),
         }
         self.health.lease = None;
         None

@@ -17,10 +17,14 @@ use crate::overlay::alloc::Wanted;
 use crate::overlay::plane::Plane;
 use crate::overlay::record::Record;
 use crate::overlay::records::{Raw, Records};
+use crate::overlay::repeats::Repeats;
 use crate::store::{Change, Event, RawRecord, Store};
 
 /// How often a wait that goes on is spoken of.
 pub(crate) const REMIND: Duration = Duration::from_secs(30);
+
+/// So many reasons in a row are logged.
+const REASONS: u32 = 10;
 
 /// Reads etcd until the event loop takes over.
 pub(crate) struct Reader<S> {
@@ -217,6 +221,8 @@ pub(crate) struct Waiting {
     said: Option<(String, Instant)>,
     /// What etcd fails by, while it does.
     down: Option<String>,
+    /// Whoever writes the config decides how many reasons there are.
+    lines: Repeats,
     subnet_file: PathBuf,
     /// Why the subnet of `subnet.env` is not ours any more, once that is known.
     given_up: Mutex<Option<String>>,
@@ -225,7 +231,13 @@ pub(crate) struct Waiting {
 impl Waiting {
     /// For the daemon of this `subnet.env`, beside which the CNI plugin finds the reason too.
     pub(crate) fn new(subnet_file: &Path) -> Self {
-        Self { said: None, down: None, subnet_file: subnet_file.to_owned(), given_up: Mutex::default() }
+        Self {
+            said: None,
+            down: None,
+            lines: Repeats::new(REASONS),
+            subnet_file: subnet_file.to_owned(),
+            given_up: Mutex::default(),
+        }
     }
 
     /// `loud`: worth a line even if the wait has only begun.
@@ -237,7 +249,11 @@ impl Waiting {
         self.explain(why);
         let first = self.said.is_none();
         self.said = Some((why.to_owned(), Instant::now()));
-        if loud || !first {
+        let now = Instant::now();
+        if let Some(times) = self.lines.count(now) {
+            warn!(times, "waited for other reasons in between, which are not told");
+        }
+        if (loud || !first) && self.lines.admit(now) {
             warn!("{why}");
         }
     }

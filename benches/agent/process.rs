@@ -50,7 +50,7 @@ impl Started {
     pub(crate) fn steps(&self) -> String {
         let steps = [
             ("interface", "the tunnel goes over this interface"),
-            ("lease", "lease"),
+            ("lease", "this node holds its subnet"),
             ("device", DEVICE_UP),
             ("subnet.env", "subnet.env written"),
             ("ready", "ready"),

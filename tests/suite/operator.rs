@@ -10,6 +10,8 @@ use twill_lab::{Lab, NODE_CONFIG, Peer, wait_until};
 
 #[path = "operator_twill.rs"]
 mod twill;
+#[path = "operator_words.rs"]
+mod words;
 
 /// For states that take milliseconds on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -135,6 +137,19 @@ fn a_record_that_is_written_again_and_again_is_counted() {
     wait_until("what came after it is in the kernel", PATIENCE, || {
         last.holds(&Peer::new("10.5.202.0/24", "10.99.1.202", "02:00:00:01:00:ca"))
     });
+    let said = daemons[0].log().len() - before;
+    assert!(said < 20_000, "{said} bytes:\n{}", daemons[0].log());
+    assert!(daemons[0].runs());
+}
+
+#[test]
+fn our_own_record_is_put_back_again_and_again_with_few_lines() {
+    let (lab, mut daemons, _pods) = Lab::running(1, NODE_CONFIG, &[]);
+    let (key, before) = (lab.node(1).as_peer().key(), daemons[0].log().len());
+    let (own, name) = (lab.get(&key).unwrap(), key.rsplit('/').next().unwrap().to_owned());
+    let spoilt = |number: usize| own.value.replacen('}', &format!(r#","X":{number}}}"#), 1);
+    lab.put_in_turn(&name, (1..2_000).map(spoilt));
+    wait_until("the record is as it was", PATIENCE, || (lab.get(&key).unwrap().value == own.value).then_some(()));
     let said = daemons[0].log().len() - before;
     assert!(said < 20_000, "{said} bytes:\n{}", daemons[0].log());
     assert!(daemons[0].runs());

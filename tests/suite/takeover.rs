@@ -66,7 +66,10 @@ fn the_second_waits_until_the_first_has_stopped_and_takes_over() {
     let told = lines(&log);
     let at =
         |words: &str| told.iter().position(|line| line.contains(words)).unwrap_or_else(|| panic!("{words}: {log}"));
-    assert!(at("taking over") < at("lease subnet=") && at("taking over") < at("the device is up"), "{log}");
+    assert!(
+        at("taking over") < at("this node holds its subnet") && at("taking over") < at("the device is up"),
+        "{log}"
+    );
     assert!(!first.log().contains("mended") && !log.contains("changed by another"), "{}{log}", first.log());
     assert_eq!(second.terminate().status.code(), Some(0));
 }

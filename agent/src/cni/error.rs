@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::overlay::Shown;
+
 /// Codes of errors. Below 100 the specification's own, 100 and above the plugin's.
 pub mod code {
     /// The configuration asks for a CNI version that we don't speak.
@@ -88,13 +90,8 @@ pub(crate) fn os_text(error: &std::io::Error) -> String {
 /// terminal obeys.
 pub(crate) fn excerpt(bytes: &[u8]) -> String {
     const LONGEST: usize = 500;
-    let text = String::from_utf8_lossy(bytes);
-    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let line = line.replace(|c: char| c.is_control(), "\u{fffd}");
-    match line.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}...", &line[..end]),
-        None => line,
-    }
+    let words = bytes.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).collect::<Vec<_>>();
+    Shown::up_to(LONGEST, &words.join(&b' ')).to_string()
 }
 
 #[cfg(test)]
@@ -118,7 +115,7 @@ mod tests {
 
     #[test]
     fn an_excerpt_is_one_short_line() {
-        assert_eq!(excerpt(b"  a\n b\xff \x1b[2J"), "a b\u{fffd} \u{fffd}[2J");
-        assert_eq!(excerpt(&[b'x'; 5000]).len(), 503);
+        assert_eq!(excerpt(b"  a\n b\xff \x1b[2J"), "a b\\xff \\u{1b}[2J");
+        assert_eq!(excerpt(&[b'x'; 5000]), format!("{}... (5,000 bytes)", "x".repeat(500)));
     }
 }

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::time::Duration;
 
 use super::{Left, Listing};
 use crate::overlay::record::{BadRecord, Family, Record, SubnetKey};
+use crate::overlay::words::Span;
 use crate::overlay::{Shown, shown};
 use crate::store::RawRecord;
 
@@ -77,19 +77,9 @@ fn time_left(raw: &RawRecord, left: &Left, is_good: bool) -> String {
     match (raw.lease, left.get(&raw.lease)) {
         (0, _) if is_good => "reservation".to_owned(),
         (0, _) => "no-lease".to_owned(),
-        (_, Some(Some(left))) => duration(*left),
+        (_, Some(Some(left))) => Span(*left).to_string(),
         (_, Some(None)) => "ended".to_owned(),
         (_, None) => NONE.to_owned(),
-    }
-}
-
-/// `23h59m`, `59m30s`, `30s`.
-fn duration(left: Duration) -> String {
-    let seconds = left.as_secs();
-    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
-        (0, 0, seconds) => format!("{seconds}s"),
-        (0, minutes, seconds) => format!("{minutes}m{seconds}s"),
-        (hours, minutes, _) => format!("{hours}h{minutes}m"),
     }
 }
 
@@ -128,6 +118,8 @@ pub(crate) fn name(key: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// The lines of a table, with single spaces between the cells.

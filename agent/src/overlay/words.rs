@@ -1,6 +1,7 @@
 //! Rows, questions and answers in the words of iproute2, for the log: what an operator would type.
 
 use std::fmt::{self, Display, Formatter};
+use std::time::Duration;
 
 use super::kernel::{Fdb, Miss, Neigh, Op, Route, Row, Via};
 use super::miss::Answer;
@@ -30,6 +31,21 @@ impl Display for Command<'_> {
             }
             Op::Delete(Row::Neigh(address)) => write!(f, "ip neigh del {address} dev {device}"),
             Op::Delete(Row::Route(route)) => write!(f, "ip route del {}", Words { route, device }),
+        }
+    }
+}
+
+/// A time as a number of its two largest units: `23h59m`, `59m30s`, `30s`.
+#[derive(Debug, Clone, Copy)]
+pub struct Span(pub Duration);
+
+impl Display for Span {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs();
+        match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+            (0, 0, seconds) => write!(f, "{seconds}s"),
+            (0, minutes, seconds) => write!(f, "{minutes}m{seconds}s"),
+            (hours, minutes, _) => write!(f, "{hours}h{minutes}m"),
         }
     }
 }

@@ -76,8 +76,8 @@ pub(super) async fn get_subnet(
                 if reader.is_config_changed() {
                     break;
                 }
-                let lease = held.lease.map_or("none: a reservation".to_owned(), |lease| format!("{:x}", lease.0));
-                info!(subnet = %held.key, revision = held.revision, %lease, "lease");
+                let lease = held.lease.map_or("none, a reservation".to_owned(), |lease| format!("{:x}", lease.0));
+                info!(subnet = %held.key, revision = held.revision, %lease, "this node holds its subnet");
                 return Ok(Some(held));
             }
             Err(error @ AcquireError::NoFreeSubnet { .. }) => {
