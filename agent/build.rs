@@ -1,4 +1,4 @@
-//! Which commit the programs are of, for `--version`.
+//! Which commit the programs are of, for `--version`; and small relocations in static programs.
 //!
 //! `TWILL_COMMIT` names it where it is set: a source archive has no history. Without it git is asked, for optimised builds
 //! only: in a debug build each commit would compile the agent anew.
@@ -13,6 +13,12 @@ fn main() {
     let commit = commit.map_or_else(|| "development build".to_owned(), |commit| format!("commit {commit}"));
     let version = std::env::var("CARGO_PKG_VERSION").unwrap_or_default();
     println!("cargo::rustc-env=TWILL_VERSION={version} ({commit})");
+    let is_static =
+        std::env::var("CARGO_CFG_TARGET_FEATURE").is_ok_and(|on| on.split(',').any(|on| on == "crt-static"));
+    if is_static {
+        // A static program relocates itself, and so needs no loader that knows the form. 0.4 MB of twilld.
+        println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+    }
 }
 
 /// The commit that is checked out; `None` outside a git repository or without git.

@@ -50,10 +50,13 @@ pub struct Error {
     source: io::Error,
 }
 
-/// Installs the `flannel` beside this program, and the configuration that is built in.
+/// Installs the `flannel` beside this program, or the one of the Debian package, and the configuration that is built in.
 pub fn install_cni(bin_dir: &Path, conf_dir: &Path) -> Result<Installed, Error> {
     let own = std::env::current_exe().map_err(failed("find", Path::new("this program")))?;
-    install(&own.with_file_name(PLUGIN), DEFAULT_CONFLIST, bin_dir, conf_dir)
+    let beside = own.with_file_name(PLUGIN);
+    let packaged = own.parent().and_then(Path::parent).map(|usr| usr.join("libexec/twill").join(PLUGIN));
+    let plugin = packaged.filter(|packaged| !beside.exists() && packaged.exists()).unwrap_or(beside);
+    install(&plugin, DEFAULT_CONFLIST, bin_dir, conf_dir)
 }
 
 /// Installs the plugin at `plugin` and a configuration, one that the operator wrote for example.

@@ -233,6 +233,8 @@ impl Site {
             mtu: outer.checked_sub(overhead).filter(|mtu| *mtu >= least).ok_or_else(too_small)?,
             learning: backend.learning,
             gbp: backend.gbp,
+            // With all peers programmed a lost row is put back at its notification.
+            l2miss: self.on_demand,
             address: IpNetwork::from(subnet.network()),
         })
     }

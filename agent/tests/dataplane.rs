@@ -37,6 +37,7 @@ fn in_namespace<F: AsyncFnOnce(Kernel, Device) + Send + 'static>(test: F) {
                 mtu: 1450,
                 learning: false,
                 gbp: false,
+                l2miss: true,
                 address: "10.5.1.0/32".parse().unwrap(),
             };
             test(kernel, device).await;

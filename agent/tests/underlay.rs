@@ -76,6 +76,7 @@ async fn make(kernel: &mut Kernel) {
         mtu: 1450,
         learning: false,
         gbp: false,
+        l2miss: true,
         address: "10.5.1.0/32".parse().unwrap(),
     };
     kernel.make(&device).await.unwrap();

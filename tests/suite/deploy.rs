@@ -11,10 +11,16 @@ use std::process::{Command, Output};
 mod chart;
 #[path = "deploy_docker.rs"]
 mod docker;
+#[path = "deploy_image.rs"]
+mod image;
 #[path = "deploy_manifests.rs"]
 mod manifests;
+#[path = "deploy_migration.rs"]
+mod migration;
 #[path = "deploy_network.rs"]
 mod network;
+#[path = "deploy_package.rs"]
+mod package;
 #[path = "deploy_scripts.rs"]
 mod scripts;
 #[path = "deploy_units.rs"]

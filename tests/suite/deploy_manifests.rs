@@ -105,6 +105,18 @@ fn the_overlays_fit_every_release_of_kubernetes() {
     assert!(!output(python().args(validate).arg(&wrong)).status.success());
 }
 
+/// As in the image, where one file is both.
+#[test]
+fn the_daemon_is_the_operator_s_command_by_that_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let link = folder.path().join("twill");
+    std::os::unix::fs::symlink(twill_lab::program("twilld").unwrap(), &link).unwrap();
+    let [by_link, own] =
+        [link.clone(), twill_lab::program("twill").unwrap()].map(|program| run(Command::new(program).arg("--help")));
+    assert_eq!(by_link, own);
+    assert!(run(Command::new(&link).arg("--version")).starts_with("twill 0."));
+}
+
 #[test]
 fn every_flag_in_the_overlays_is_one_that_the_programs_know() {
     for overlay in OVERLAYS {

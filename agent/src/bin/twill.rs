@@ -132,7 +132,7 @@ impl Command {
     }
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     process::command_signals();
     out::panics("twill");
     let flags: Flags = cli::read();

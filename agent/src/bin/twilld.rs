@@ -1,8 +1,10 @@
-//! The daemon.
+//! The daemon; and the operator's command for whoever calls it by that name, so that an image holds both in one file.
 
 // They panic where standard output or error cannot be written: the log doesn't.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+use std::ffi::OsStr;
+use std::path::Path;
 use std::process::ExitCode;
 
 use tracing::{error, info};
@@ -10,10 +12,17 @@ use twill_agent::cli::Flags;
 use twill_agent::eventloop::Ended;
 use twill_agent::{log, process, start};
 
+#[path = "twill.rs"]
+mod twill;
+
 /// Our subnet is another node's.
 const LEASE_LOST: u8 = 3;
 
 fn main() -> ExitCode {
+    let name = std::env::args_os().next();
+    if name.is_some_and(|name| Path::new(&name).file_name() == Some(OsStr::new("twill"))) {
+        return twill::main();
+    }
     process::daemon_signals();
     let flags = Flags::read();
     let _last_lines = log::to_stderr(flags.verbosity, flags.log_format);

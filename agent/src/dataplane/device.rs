@@ -231,6 +231,6 @@ fn spec(device: &Device) -> VxlanSpec {
         mtu: device.mtu,
         learning: device.learning,
         gbp: device.gbp,
-        l2miss: true,
+        l2miss: device.l2miss,
     }
 }

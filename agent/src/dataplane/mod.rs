@@ -47,6 +47,9 @@ pub struct Device {
     pub learning: bool,
     /// Whether it carries group policy marks (VXLAN-GBP).
     pub gbp: bool,
+    /// Whether the kernel asks for the VTEP of an unknown MAC. Without it the device is flannel's to the flag, so that a
+    /// flannel that follows keeps it.
+    pub l2miss: bool,
     /// Its address: the subnet's first one, as /32 or /128.
     pub address: IpNetwork,
 }

@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Puts a release together in target/dist-out, from the programs that `make dist-programs` has built for each architecture.
+#
+#   release.sh ARCH...
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+readonly out=target/dist-out
+[[ $# -gt 0 ]] || { printf 'release.sh: no architecture\n' >&2 && exit 2; }
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+commit=${TWILL_COMMIT:-$(git rev-parse --short=12 HEAD)}
+epoch=$(git log -1 --format=%ct)
+PATH=$PWD/target/deploy-tools/bin:$PATH
+export SOURCE_DATE_EPOCH=$epoch
+
+rm -rf "$out"
+mkdir -p "$out"
+work=$(mktemp -d)
+cleanup() {
+    umount -q "$work/storage/overlay" 2>/dev/null || true
+    rm -rf "$work"
+}
+trap cleanup EXIT
+
+# cargo-cyclonedx writes beside each manifest of the workspace.
+sbom() {
+    cargo cyclonedx --quiet --format json --target all --override-filename sbom.cdx
+    mv agent/sbom.cdx.json "$1"
+    rm -f ./*/sbom.cdx.json
+}
+
+# The same files give the same archive.
+archive() {
+    tar --sort=name --mtime="@$epoch" --owner=0 --group=0 --numeric-owner -C "$work" -cf - "$1" | gzip -n -9
+}
+
+tarball() {
+    local arch=$1 programs=$2
+    local name=twill-$version-linux-$arch
+    mkdir -p "$work/$name"/{bin,doc}
+    install -m 755 "$programs"/{twilld,twill,flannel} "$work/$name/bin/"
+    cp -r deploy/systemd deploy/cni deploy/etcd deploy/kubernetes "$work/$name/"
+    install -m 644 README.md CHANGELOG.md LICENSE deploy/MIGRATION.md "$sbom" "$work/$name/doc/"
+    install -m 644 deploy/README.md "$work/$name/doc/DEPLOY.md"
+    archive "$name" >"$out/$name.tar.gz"
+}
+
+sbom=$out/twill-$version.cdx.json
+sbom "$sbom"
+for arch in "$@"; do
+    case $arch in
+        amd64) programs=target/x86_64-unknown-linux-gnu/dist ;;
+        arm64) programs=target/aarch64-unknown-linux-gnu/dist ;;
+        *) printf 'release.sh: no recipe for %s\n' "$arch" >&2 && exit 2 ;;
+    esac
+    tarball "$arch" "$programs"
+    deploy/debian/build.sh --arch "$arch" --output "$out/twill_$version-1_$arch.deb"
+    deploy/image/build.sh --programs "$programs" --tag "twill:$version" --arch "$arch" --commit "$commit" --sbom "$sbom" \
+        --root "$work/storage" --archive "$out/twill-$version-image-$arch.tar"
+done
+target/deploy-tools/helm package deploy/helm/twill --destination "$out" >/dev/null
+cd "$out"
+sha256sum -- * >SHA256SUMS
+ls -l

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Installs what `make dist` needs besides: what builds for arm64, and cargo-cyclonedx, which makes the SBOM.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
+
+fail() {
+    printf 'setup: %s\n' "$1" >&2
+    exit 1
+}
+
+if ! command -v aarch64-linux-gnu-gcc >/dev/null || [[ ! -e /usr/aarch64-linux-gnu/lib/libc.a ]]; then
+    printf 'setup: installing gcc-aarch64-linux-gnu\n'
+    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+        gcc-aarch64-linux-gnu libc6-dev-arm64-cross; } >/dev/null </dev/null ||
+        fail 'gcc-aarch64-linux-gnu could not be installed'
+fi
+if [[ ! -d $(rustc --print sysroot)/lib/rustlib/aarch64-unknown-linux-gnu/lib ]]; then
+    printf 'setup: installing the standard library of Rust for arm64\n'
+    rustup target add aarch64-unknown-linux-gnu </dev/null ||
+        fail 'no standard library for arm64: make dist ARCHS=amd64 does without'
+fi
+if [[ ! -x target/deploy-tools/bin/cargo-cyclonedx ]]; then
+    printf 'setup: building cargo-cyclonedx\n'
+    cargo install --quiet --locked --root target/deploy-tools cargo-cyclonedx@0.5.9 || fail 'cargo-cyclonedx could not be built'
+fi
