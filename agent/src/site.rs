@@ -90,7 +90,7 @@ pub enum Unfit {
     Mtu {
         /// The interface.
         interface: String,
-        /// Its MTU, or the config's.
+        /// Its MTU. One of the config was found large enough when that was read.
         mtu: u32,
         /// What VXLAN adds.
         overhead: u32,

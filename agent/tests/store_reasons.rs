@@ -195,6 +195,24 @@ async fn an_outage_that_cuts_the_watch_says_what_is_left(release: Release) {
     says(&reason, &[&format!("nothing listens at {} (", etcd.url())]);
 }
 
+async fn an_outage_whose_reason_changes_says_so(release: Release) {
+    let mut etcd = Etcd::start(release);
+    let options = etcd.options();
+    etcd.kill();
+    let mut events = EtcdStore::connect(options).unwrap().follow();
+    let mut reason = async || loop {
+        if let Event::Down { reason } = tokio::time::timeout(4 * LIMIT, events.recv()).await.unwrap().unwrap() {
+            break reason;
+        }
+    };
+    says(&reason().await, &["nothing listens at"]);
+    etcd.restart();
+    for words in ["user add root:secret", "user grant-role root root", "auth enable"] {
+        etcd.ctl(&words.split(' ').collect::<Vec<_>>());
+    }
+    says(&reason().await, &["etcd asks who we are"]);
+}
+
 async fn a_user_that_is_missing_or_wrong_is_told(release: Release) {
     let etcd = Etcd::start(release);
     for words in ["user add root:secret", "user grant-role root root", "auth enable"] {
@@ -249,6 +267,7 @@ on_each_etcd!(
     a_server_that_is_not_trusted_is_told_with_the_reason,
     a_client_certificate_that_is_wanted_or_refused_is_told,
     an_outage_that_cuts_the_watch_says_what_is_left,
+    an_outage_whose_reason_changes_says_so,
     a_user_that_is_missing_or_wrong_is_told,
     a_full_quota_is_told,
     a_lost_majority_is_told,

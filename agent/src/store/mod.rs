@@ -71,7 +71,8 @@ pub enum Event {
     /// What the network config's key holds now; `None`: it does not exist. Part of each complete read, and then sent when
     /// the key changes.
     Config(Option<Vec<u8>>),
-    /// The store does not answer; retries go on. Sent once per outage.
+    /// The store does not answer; retries go on. Sent once per outage, and again where its reason is another half a minute
+    /// later.
     Down {
         /// Why, for people.
         reason: String,

@@ -30,13 +30,18 @@ const MAYBE_SPLIT: usize = 64 << 10;
 /// A watch that lived for so long, more than opening it may take, was no failure: waits begin anew after it.
 const STEADY: Duration = Duration::from_secs(10);
 
+/// How long the reason of an outage stands before another one is told. A connection that fails may say something else
+/// each time.
+const STANDS: Duration = Duration::from_secs(30);
+
 /// The task behind `EtcdStore::follow`.
 pub(super) struct Follower {
     connection: Arc<Connection>,
     keys: Arc<Keys>,
     events: mpsc::Sender<Event>,
     backoff: Backoff,
-    down: bool,
+    /// The reason that was told while the store fails, and when it was looked at last.
+    told: Option<(String, Instant)>,
 }
 
 /// Nobody listens any more.
@@ -82,7 +87,7 @@ struct Watches {
 
 impl Follower {
     pub(super) fn new(connection: Arc<Connection>, keys: Arc<Keys>, events: mpsc::Sender<Event>) -> Self {
-        Self { connection, keys, events, backoff: Backoff::default(), down: false }
+        Self { connection, keys, events, backoff: Backoff::default(), told: None }
     }
 
     /// Runs until nobody listens.
@@ -375,13 +380,15 @@ impl Follower {
         Failure { kind, ..failure }
     }
 
-    /// The store fails: says so, the first time, and waits.
+    /// The store fails: says so, the first time and when the reason is another, and waits.
     async fn failed(&mut self, failure: Failure) -> Result<(), Unheard> {
-        if !self.down {
+        if self.told.as_ref().is_none_or(|(_, at)| at.elapsed() >= STANDS) {
             let failure = self.connection.explained(failure).await;
             let error = if failure.kind == Kind::Denied { self.denied(failure.error).await } else { failure.error };
-            self.down = true;
-            self.tell(Event::Down { reason: error.to_string() }).await?;
+            let told = self.told.replace((error.reason.clone(), Instant::now()));
+            if told.is_none_or(|(told, _)| is_another(&told, &error.reason)) {
+                self.tell(Event::Down { reason: error.to_string() }).await?;
+            }
         }
         sleep(self.backoff.failed()).await;
         Ok(())
@@ -412,7 +419,7 @@ impl Follower {
     }
 
     async fn works(&mut self) -> Result<(), Unheard> {
-        if std::mem::take(&mut self.down) {
+        if self.told.take().is_some() {
             self.tell(Event::Up).await?;
         }
         Ok(())
@@ -421,6 +428,12 @@ impl Follower {
     async fn tell(&self, event: Event) -> Result<(), Unheard> {
         self.events.send(event).await.map_err(|_| Unheard)
     }
+}
+
+/// Whether two reasons differ in more than the original words behind them.
+fn is_another(told: &str, reason: &str) -> bool {
+    let words = |reason: &str| reason.split(" (").next().map(str::to_owned);
+    words(told) != words(reason)
 }
 
 fn reading(keys: &Keys) -> Access<'_> {
