@@ -22,10 +22,10 @@ cleanup() {
 }
 trap cleanup EXIT
 
-# cargo-cyclonedx writes beside each manifest of the workspace.
+# cargo-cyclonedx writes beside each manifest of the workspace, with the workspace's path here, which must not count.
 sbom() {
     cargo cyclonedx --quiet --format json --target all --override-filename sbom.cdx
-    mv agent/sbom.cdx.json "$1"
+    sed "s,$PWD,/twill,g" agent/sbom.cdx.json >"$1"
     rm -f ./*/sbom.cdx.json
 }
 
