@@ -189,7 +189,7 @@ fn a_wiped_or_restored_etcd_has_our_record_again_at_once() {
     lab.etcd().start();
     lab.put_config(NODE_CONFIG);
     wait_until("the records are in the new etcd", PATIENCE, || is_back().then_some(()));
-    pods[1].ping(pods[0].addr()).unwrap();
+    wait_until("the peer is back", PATIENCE, || pods[1].ping(pods[0].addr()));
 
     lab.etcd().save();
     for number in 0..20 {
