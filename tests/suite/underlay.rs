@@ -312,14 +312,28 @@ fn a_tentative_address_is_waited_for() {
     lab.put_config(IPV6_ONLY);
     let node = lab.node(1);
     node.exec("ip -6 addr flush dev eth0 scope global").unwrap();
-    // Long enough to be seen.
-    node.netns().sysctl("ipv6/conf/eth0/dad_transmits", "3").unwrap();
+    // A second each: long enough to be seen.
+    node.netns().sysctl("ipv6/conf/eth0/dad_transmits", "7").unwrap();
     node.exec(&format!("ip addr add {}/64 dev eth0", node.addr6())).unwrap();
     let mut daemon = node.twilld(&["--iface=eth0"]);
     daemon.wait_ready();
     daemon.wait_log(&["waiting for duplicate address detection", &node.addr6().to_string()], PATIENCE);
     wait_recorded(&lab, &format!(r#""PublicIPv6":"{}""#, node.addr6()));
     assert!(flagged(&node, "tentative").is_empty());
+}
+
+#[test]
+fn a_tentative_address_is_not_waited_for_for_ever() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(IPV6_ONLY);
+    let node = lab.node(1);
+    node.netns().sysctl("ipv6/conf/eth0/dad_transmits", "1000").unwrap();
+    // Listed before the one that is there.
+    node.exec("ip addr add fd99::77/64 dev eth0").unwrap();
+    let mut daemon = node.twilld(&[]);
+    daemon.wait_log(&["duplicate address detection is not through after", "fd99::77"], PATIENCE);
+    daemon.wait_ready();
+    wait_recorded(&lab, &format!(r#""PublicIPv6":"{}""#, node.addr6()));
 }
 
 #[test]

@@ -50,6 +50,8 @@ fn the_state_of_an_address_is_read_and_a_change_of_it_is_heard() {
     in_namespace(|| {
         block_on(async {
             let mut dumper = two_links();
+            // Detection that does not end while the test looks.
+            std::fs::write("/proc/sys/net/ipv6/conf/b0/dad_transmits", "100").unwrap();
             ip("addr add fd01::6/64 dev a0 nodad preferred_lft 0\n\
                 addr add 10.1.0.6/24 dev a0 preferred_lft 0\n\
                 addr add 10.8.0.1 peer 10.8.0.2/32 dev a0\n\
@@ -66,7 +68,6 @@ fn the_state_of_an_address_is_read_and_a_change_of_it_is_heard() {
             assert_eq!((is("10.8.0.1/32").peer, is("10.1.0.5/24").peer), (Some(address("10.8.0.2")), None));
             assert!(is("10.9.0.1/24").is_host_local() && is("10.9.1.1/24").is_link_local());
             assert!(!is("10.1.0.5/24").is_host_local() && !is("10.1.0.5/24").is_link_local());
-            // Detection takes a second at least.
             let tentative = addresses(&mut dumper, "b0")["fd02::7/64"];
             assert!(tentative.is_tentative() && !tentative.is_duplicate());
 
