@@ -56,10 +56,10 @@ fn dump(plane: &Plane) -> Observed {
     let mut observed = Observed::default();
     for (subnet, peer) in plane.peers().iter() {
         let idle = Duration::ZERO;
-        observed.fdb.push(SeenFdb { row: peer.vtep.fdb(), idle });
+        observed.fdb.push(SeenFdb { row: peer.vtep.fdb(), idle, ages: false });
         let (address, mac) = (subnet.network(), Some(peer.vtep.mac));
         observed.neighbours.push(SeenNeigh { address, mac, state: NeighState::Permanent, protocol: PROTOCOL });
-        observed.routes.push(Route::peer(*subnet, plane.setup().net.index(subnet)));
+        observed.routes.push(Route::peer(*subnet, plane.setup().net.index(subnet)).into());
     }
     observed
 }

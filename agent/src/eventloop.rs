@@ -24,6 +24,7 @@ use crate::overlay::{Shown, SubnetKey};
 use crate::site::Site;
 use crate::store::{self, Change, RawRecord};
 
+mod contested;
 mod half;
 mod health;
 mod signals;
@@ -221,16 +222,27 @@ impl<D: Dataplane> EventLoop<D> {
 
     /// Works out whether we are ready. Asked between two pieces of work only, so that it does not flicker with each.
     fn note_ready(&mut self) {
+        for half in &mut self.halves {
+            for words in half.look_for_contested() {
+                self.told.contested(&half.device.name, &words, half::now());
+            }
+        }
         let behind = self.halves.iter().filter(|half| !half.in_sync());
         let behind = behind.map(|half| format!("kernel: {} is not as the records want it", half.device.name));
         let displaced = self.records.displaced(self.halves.iter().map(|half| &half.plane));
-        self.health.update(behind.chain(displaced).collect(), peers_of(&self.halves), || programmed_of(&self.halves));
+        let contested = self.halves.iter().flat_map(|half| half.contested.iter().cloned());
+        self.health.update(behind.chain(displaced).chain(contested).collect(), peers_of(&self.halves), || {
+            programmed_of(&self.halves)
+        });
     }
 
     /// Says in the log what has waited for a pause.
     fn say(&mut self) {
         if self.halves.iter().any(|half| half.plane.has_programmed()) {
             self.told.expect_programmed(half::now);
+        }
+        for half in self.halves.iter_mut().filter(|half| half.plane.has_mended()) {
+            self.told.mended(&half.device.name, half.plane.take_mended(), half::now());
         }
         if self.told.due().is_some_and(|due| due <= half::now()) {
             let planes = self.halves.iter_mut().map(|half| &mut half.plane);

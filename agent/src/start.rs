@@ -258,7 +258,6 @@ async fn half(
         }
     };
     info!(device = %device.name, mac = %device.mac, mtu = device.mtu, address = %device.address, how = %made, "the device is up");
-    kernel.elsewhere = plane.routes_elsewhere();
     Ok(Half::new(plane, kernel, device, Instant::now()))
 }
 

@@ -9,7 +9,7 @@ use twill_agent::dataplane::kernel::Kernel;
 use twill_agent::dataplane::{Dataplane, Device, Event, Made};
 use twill_agent::overlay::MacAddr;
 use twill_agent::overlay::config::Backend;
-use twill_agent::overlay::kernel::{Fdb, Neigh, Observed, Op, Route, Row, Via};
+use twill_agent::overlay::kernel::{Fdb, Neigh, Observed, Op, Route, Row, SeenRoute, Via};
 use twill_agent::overlay::reconcile::Seen;
 
 /// Runs a test in a network namespace of its own that has an interface `eth0` with 10.99.0.1/16.
@@ -100,7 +100,7 @@ fn a_dump_shows_what_was_put_also_with_a_look_at_the_interfaces_in_between() {
         let refusal = Route::refusal("10.5.7.0/24".parse().unwrap());
         let base = Route::base("10.5.0.0/16".parse().unwrap(), "10.5.1.0".parse().unwrap());
         for wanted in [route, base, refusal] {
-            assert!(observed.routes.contains(&wanted), "{wanted:?} in {:?}", observed.routes);
+            assert!(observed.routes.contains(&wanted.into()), "{wanted:?} in {:?}", observed.routes);
         }
     });
 }
@@ -126,12 +126,16 @@ fn of_two_routes_to_a_subnet_the_one_that_is_named_goes() {
         ip("route add 10.5.2.0/24 via 10.5.2.0 dev flannel.1 onlink");
         let (_, _, ours) = peer();
         let observed = observe(&mut kernel);
-        let flannels = observed.routes.iter().find(|route| route.destination == ours.destination && **route != ours);
-        let flannels = *flannels.unwrap();
+        let flannels = observed
+            .routes
+            .iter()
+            .map(|seen| seen.route)
+            .find(|route| route.destination == ours.destination && *route != ours);
+        let flannels = flannels.unwrap();
         assert_eq!((flannels.metric, flannels.protocol), (0, 3));
         assert_eq!(kernel.apply(&[Op::Delete(Row::Route(flannels))]).unwrap(), []);
         assert_eq!(kernel.apply(&[Op::Delete(Row::Route(flannels))]).unwrap(), [], "and not ours at the second time");
-        let left: Vec<Route> = observe(&mut kernel).routes;
+        let left: Vec<Route> = observe(&mut kernel).routes.iter().map(|seen| seen.route).collect();
         assert!(left.contains(&ours) && !left.contains(&flannels), "{left:?}");
     });
 }
@@ -145,7 +149,8 @@ fn a_route_that_somebody_puts_in_the_place_of_ours_is_told() {
         let base: ipnetwork::IpNetwork = "10.5.0.0/16".parse().unwrap();
         loop {
             match kernel.next_event().unwrap() {
-                Some(Event::Row(Seen::Route(route))) if route.destination == base => {
+                Some(Event::Row(Seen::Route(SeenRoute { route, ifindex }))) if route.destination == base => {
+                    assert!(ifindex.is_some(), "the other device");
                     assert_eq!((route.via, route.metric), (Via::Elsewhere, 0));
                     return;
                 }

@@ -76,9 +76,9 @@ fn a_stranger_s_route_asks_again_about_the_hosts_behind_it_only() {
         let via = Via::Direct("10.99.0.1".parse().unwrap());
         Route { destination: to.parse().unwrap(), via, metric: 0, protocol: 3 }
     };
-    plane.saw(&Seen::Route(strange("192.0.2.0/24")));
+    plane.saw(&Seen::Route(strange("192.0.2.0/24").into()));
     assert!(!plane.has_undecided());
-    plane.saw(&Seen::Route(strange("10.99.0.7/32")));
+    plane.saw(&Seen::Route(strange("10.99.0.7/32").into()));
     assert_eq!(decide(&mut plane, false), [Op::Delete(Row::Route(direct_route()))]);
     plane.saw(&Seen::Gone(Row::Route(strange("10.99.0.7/32"))));
     assert_eq!(decide(&mut plane, true), [Op::PutRoute(direct_route())]);
@@ -89,12 +89,13 @@ fn a_comparison_finds_nothing_to_do_where_all_is_right() {
     let mut plane = plane();
     joined(&mut plane, true);
     let base = Route::base("10.5.0.0/16".parse().unwrap(), "10.5.1.0".parse().unwrap());
-    let observed = Observed { routes: vec![base, direct_route()], ..Observed::default() };
+    let observed = Observed { routes: vec![base.into(), direct_route().into()], ..Observed::default() };
     let found = plane.reconcile(&observed, false, Instant::now());
     assert_eq!((found.right, found.due, found.strays), (1, 0, 0));
     assert_eq!(work(&mut plane), []);
     let flannel_s = Route { metric: 0, protocol: 3, ..direct_route() };
-    let observed = Observed { routes: vec![base, direct_route(), flannel_s], ..Observed::default() };
+    let observed =
+        Observed { routes: vec![base.into(), direct_route().into(), flannel_s.into()], ..Observed::default() };
     plane.reconcile(&observed, false, Instant::now());
     assert_eq!(work(&mut plane), [Op::Delete(Row::Route(flannel_s))]);
 }

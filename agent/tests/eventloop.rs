@@ -66,6 +66,10 @@ impl Dataplane for Shared {
         self.kernel().is_direct(host)
     }
 
+    fn device_name(&mut self, ifindex: u32) -> Result<Option<String>, Error> {
+        self.kernel().device_name(ifindex)
+    }
+
     fn apply(&mut self, ops: &[Op]) -> Result<Vec<Refused>, Error> {
         self.kernel().apply(ops)
     }

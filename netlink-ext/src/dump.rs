@@ -46,6 +46,11 @@ pub enum Query {
         /// Of this kind.
         kind: Option<route::Kind>,
     },
+    /// All routes of the main table.
+    MainTable {
+        /// Of this family.
+        family: Family,
+    },
     /// The route that the kernel takes to one address, as `ip route get` asks for it. It refuses with ENETUNREACH and
     /// the like if there is none.
     RouteTo {
@@ -85,7 +90,7 @@ pub enum Row {
     Fdb(fdb::Seen),
     /// Of [`Query::Neigh`].
     Neigh(neigh::Seen),
-    /// Of [`Query::Routes`] and [`Query::RouteTo`].
+    /// Of [`Query::Routes`], [`Query::MainTable`] and [`Query::RouteTo`].
     Route(route::Route),
     /// Of [`Query::DefaultRoutes`].
     DefaultRoute(nexthop::DefaultRoute),
@@ -114,7 +119,9 @@ impl Query {
     fn write(&self, datagram: &mut Datagram, sequence: u32) {
         let kind = match self {
             Self::Fdb { .. } | Self::Neigh { .. } => libc::RTM_GETNEIGH,
-            Self::Routes { .. } | Self::RouteTo { .. } | Self::DefaultRoutes { .. } => libc::RTM_GETROUTE,
+            Self::Routes { .. } | Self::MainTable { .. } | Self::RouteTo { .. } | Self::DefaultRoutes { .. } => {
+                libc::RTM_GETROUTE
+            }
             Self::Nexthops => nexthop::RTM_GETNEXTHOP,
             Self::Links | Self::LinkNamed { .. } => libc::RTM_GETLINK,
             Self::Addresses { .. } => libc::RTM_GETADDR,
@@ -137,14 +144,17 @@ impl Query {
             }
             Self::Routes { family, ifindex, protocol, kind } => {
                 let kind = kind.map_or(0, route::Kind::number);
-                body.header(&route::query_header(*family, protocol.unwrap_or(0), kind));
+                body.header(&route::query_header(*family, 0, protocol.unwrap_or(0), kind));
                 if let Some(ifindex) = ifindex {
                     body.u32(route::RTA_OIF, *ifindex);
                 }
             }
+            Self::MainTable { family } => {
+                body.header(&route::query_header(*family, libc::RT_TABLE_MAIN, 0, 0));
+            }
             Self::RouteTo { target } => route::encode_lookup(body, *target),
             Self::DefaultRoutes { family } => {
-                body.header(&route::query_header(*family, 0, route::Kind::Unicast.number()));
+                body.header(&route::query_header(*family, 0, 0, route::Kind::Unicast.number()));
             }
             Self::Nexthops => body.header(&nexthop::Object::query_header()),
             Self::Links => {
@@ -180,6 +190,10 @@ impl Query {
                     && kind.is_none_or(|kind| kind == route.kind)
                     && ifindex.is_none_or(|ifindex| route.ifindex == Some(ifindex));
                 fits.then_some(Row::Route(route))
+            }
+            Self::MainTable { .. } => {
+                let route = route::Route::parse(message)?;
+                (route.table == route::TABLE_MAIN).then_some(Row::Route(route))
             }
             Self::RouteTo { .. } => route::Route::parse_answer(message).map(Row::Route),
             Self::DefaultRoutes { .. } => nexthop::DefaultRoute::parse(message).map(Row::DefaultRoute),
@@ -271,6 +285,10 @@ impl Dumper {
                 }
             };
             return match refusal {
+                // The kernel makes IPv4's main table with its first route.
+                Some(refusal) if refusal.errno == libc::ENOENT && matches!(query, Query::MainTable { .. }) => {
+                    Ok(Step::Done)
+                }
                 Some(refusal) => Err(Error::Refused { step: STEP, refusal }),
                 None if interrupted => Ok(Step::Interrupted),
                 None => Ok(Step::Done),

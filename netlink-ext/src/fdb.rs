@@ -39,12 +39,20 @@ pub struct Seen {
     /// Time since a packet last used the row, in steps of 10 ms, or since the row was created. A put that finds the row
     /// leaves it.
     pub used: Duration,
+    /// Its frames go to another port, VNI or interface than the device's own. Deleting such a remote takes naming it
+    /// whole; deleting the row without a remote takes it away too.
+    pub diverted: bool,
 }
 
 impl Seen {
     /// Whether the row was written by hand and does not age, as [`Row`]s are.
     pub fn is_permanent(&self) -> bool {
         self.state & NUD_PERMANENT != 0
+    }
+
+    /// Whether the row ages (`vxlan_cleanup`): the kernel learned it, or somebody wrote it as `dynamic`.
+    pub fn ages(&self) -> bool {
+        self.state & (NUD_PERMANENT | NUD_NOARP) == 0
     }
 
     /// `None` for what is no row of a device's own table (a bridge's rows, other families).
@@ -55,7 +63,7 @@ impl Seen {
         }
         let remote = ndm.destination.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let row = Row { ifindex: ndm.ifindex, mac: ndm.mac?, remote };
-        Some(Self { row, state: ndm.state, flags: ndm.flags, used: ndm.used })
+        Some(Self { row, state: ndm.state, flags: ndm.flags, used: ndm.used, diverted: ndm.diverted })
     }
 }
 

@@ -9,6 +9,8 @@ use crate::wire::{Attributes, Message, address, u32_at};
 pub(crate) const NDA_DST: u16 = 1;
 pub(crate) const NDA_LLADDR: u16 = 2;
 const NDA_CACHEINFO: u16 = 3;
+const NDA_PORT: u16 = 6;
+const NDA_VNI: u16 = 7;
 pub(crate) const NDA_IFINDEX: u16 = 8;
 pub(crate) const NDA_PROTOCOL: u16 = 12;
 
@@ -33,7 +35,7 @@ pub(crate) fn header(family: u8, ifindex: u32, state: u16, flags: u8) -> [u8; 12
     [family, 0, 0, 0, i0, i1, i2, i3, s0, s1, flags, 0]
 }
 
-/// A received header with the attributes that matter. `NDA_VNI` is not read: its byte order varies.
+/// A received header with the attributes that matter. Of `NDA_VNI` only that it is there: its byte order varies.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ndm {
     pub(crate) family: u8,
@@ -45,6 +47,8 @@ pub(crate) struct Ndm {
     pub(crate) protocol: u8,
     /// Since the last use.
     pub(crate) used: Duration,
+    /// A port, a VNI or an interface is named. Of an FDB row the kernel names each only where it is not the device's own.
+    pub(crate) diverted: bool,
 }
 
 impl Ndm {
@@ -60,6 +64,7 @@ impl Ndm {
             mac: None,
             protocol: 0,
             used: Duration::ZERO,
+            diverted: false,
         };
         ndm.read(attributes);
         Some(ndm)
@@ -70,6 +75,7 @@ impl Ndm {
             match kind {
                 NDA_DST => self.destination = address(value),
                 NDA_LLADDR => self.mac = value.try_into().ok(),
+                NDA_PORT | NDA_VNI | NDA_IFINDEX => self.diverted = true,
                 NDA_PROTOCOL => self.protocol = value.first().copied().unwrap_or(0),
                 // struct nda_cacheinfo: confirmed, used, updated, refcnt
                 NDA_CACHEINFO => self.used = u32_at(value, 4).map_or(Duration::ZERO, |ticks| TICK * ticks),

@@ -33,6 +33,10 @@ pub enum Kind {
     Unreachable,
     /// It is dropped without a word.
     Blackhole,
+    /// It is dropped, and its sender is told that it may not (`EACCES`).
+    Prohibit,
+    /// The table is left; in the main table that mostly means that there is no route.
+    Throw,
 }
 
 impl Kind {
@@ -41,11 +45,14 @@ impl Kind {
             Self::Unicast => libc::RTN_UNICAST,
             Self::Unreachable => libc::RTN_UNREACHABLE,
             Self::Blackhole => libc::RTN_BLACKHOLE,
+            Self::Prohibit => libc::RTN_PROHIBIT,
+            Self::Throw => libc::RTN_THROW,
         }
     }
 
     fn from_number(number: u8) -> Option<Self> {
-        [Self::Unicast, Self::Unreachable, Self::Blackhole].into_iter().find(|kind| kind.number() == number)
+        let all = [Self::Unicast, Self::Unreachable, Self::Blackhole, Self::Prohibit, Self::Throw];
+        all.into_iter().find(|kind| kind.number() == number)
     }
 }
 
@@ -121,12 +128,12 @@ impl Route {
         [family.number(), prefix, 0, 0, table, self.protocol, scope, self.kind.number(), f0, f1, f2, f3]
     }
 
-    /// `None` for what a [`Route`] can't say: local, broadcast, multicast and policy kinds, cached exceptions. Of a
-    /// route with several next hops, neither device nor gateway are told.
+    /// `None` for what a [`Route`] can't say: local, broadcast and multicast kinds, a route of one TOS, cached exceptions.
+    /// Of a route with several next hops, neither device nor gateway are told.
     pub(crate) fn parse(message: &Message<'_>) -> Option<Self> {
         let (header, _) = message.split::<12>()?;
-        let flags = u32::from_ne_bytes([header[8], header[9], header[10], header[11]]);
-        if flags & RTM_F_CLONED != 0 { None } else { Self::parse_answer(message) }
+        let (tos, flags) = (header[3], u32::from_ne_bytes([header[8], header[9], header[10], header[11]]));
+        if flags & RTM_F_CLONED != 0 || tos != 0 { None } else { Self::parse_answer(message) }
     }
 
     /// The same for the answer to a lookup, which the kernel always marks as a cached one in IPv4.
@@ -169,9 +176,9 @@ impl Route {
     }
 }
 
-/// The header of a dump request. The kernel filters by protocol and kind where they are not 0.
-pub(crate) fn query_header(family: Family, protocol: u8, kind: u8) -> [u8; 12] {
-    [family.number(), 0, 0, 0, 0, protocol, 0, kind, 0, 0, 0, 0]
+/// The header of a dump request. The kernel filters by table, protocol and kind where they are not 0.
+pub(crate) fn query_header(family: Family, table: u8, protocol: u8, kind: u8) -> [u8; 12] {
+    [family.number(), 0, 0, 0, table, protocol, 0, kind, 0, 0, 0, 0]
 }
 
 /// The header of a lookup of one address, as `ip route get` sends it.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use netlink_ext::{Request, fdb, neigh, route};
 
 use crate::overlay::MacAddr;
-use crate::overlay::kernel::{Fdb, NeighState, Op, PROTOCOL, Route, Row, SeenFdb, SeenNeigh, Via};
+use crate::overlay::kernel::{Fdb, NeighState, Op, PROTOCOL, Route, Row, SeenFdb, SeenNeigh, SeenRoute, Via};
 
 /// The request that carries out an operation on the device of this index.
 pub(super) fn request(ifindex: u32, op: &Op) -> Request {
@@ -35,6 +35,8 @@ fn route_row(ifindex: u32, row: Route) -> route::Route {
         Via::Link { source } => (route::Kind::Unicast, None, Some(source)),
         Via::Gateway(gateway) | Via::Direct(gateway) => (route::Kind::Unicast, Some(gateway), None),
         Via::Blackhole => (route::Kind::Blackhole, None, None),
+        Via::Prohibit => (route::Kind::Prohibit, None, None),
+        Via::Throw => (route::Kind::Throw, None, None),
         Via::Unreachable | Via::Elsewhere => (route::Kind::Unreachable, None, None),
     };
     // To a host of the underlay's own link, the kernel finds the device.
@@ -52,10 +54,10 @@ fn route_row(ifindex: u32, row: Route) -> route::Route {
     }
 }
 
-/// An FDB row as the overlay sees it, if somebody put it: what the kernel learned ages by itself.
-pub(super) fn seen_fdb(seen: &fdb::Seen) -> Option<SeenFdb> {
-    let row = Fdb { mac: MacAddr(seen.row.mac), remote: seen.row.remote };
-    seen.is_permanent().then_some(SeenFdb { row, idle: seen.used })
+/// An FDB row as the overlay sees it.
+pub(super) fn seen_fdb(seen: &fdb::Seen) -> SeenFdb {
+    let remote = if seen.diverted { IpAddr::from([0; 4]) } else { seen.row.remote };
+    SeenFdb { row: Fdb { mac: MacAddr(seen.row.mac), remote }, idle: seen.used, ages: seen.ages() }
 }
 
 /// A neighbour as the overlay sees it.
@@ -69,10 +71,12 @@ pub(super) fn seen_neigh(seen: &neigh::Seen) -> SeenNeigh {
 }
 
 /// A route of the main table as the overlay sees it.
-pub(super) fn seen_route(ifindex: u32, seen: &route::Route) -> Option<Route> {
+pub(super) fn seen_route(ifindex: u32, seen: &route::Route) -> Option<SeenRoute> {
     let via = match (seen.kind, seen.gateway) {
         (route::Kind::Unreachable, _) => Via::Unreachable,
         (route::Kind::Blackhole, _) => Via::Blackhole,
+        (route::Kind::Prohibit, _) => Via::Prohibit,
+        (route::Kind::Throw, _) => Via::Throw,
         (route::Kind::Unicast, Some(gateway)) if seen.ifindex == Some(ifindex) => Via::Gateway(gateway),
         (route::Kind::Unicast, None) if seen.ifindex == Some(ifindex) => {
             Via::Link { source: seen.source.unwrap_or(unspecified(seen)) }
@@ -81,7 +85,8 @@ pub(super) fn seen_route(ifindex: u32, seen: &route::Route) -> Option<Route> {
         _ => Via::Elsewhere,
     };
     let route = Route { destination: seen.destination, via, metric: seen.metric, protocol: seen.protocol };
-    (seen.table == route::TABLE_MAIN).then_some(route)
+    let others = seen.ifindex.filter(|other| *other != ifindex);
+    (seen.table == route::TABLE_MAIN).then_some(SeenRoute { route, ifindex: others })
 }
 
 fn unspecified(route: &route::Route) -> IpAddr {

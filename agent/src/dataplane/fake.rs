@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use super::{Dataplane, Device, Error, Event, Made, Refused};
 use crate::overlay::MacAddr;
 use crate::overlay::iface::Interface;
-use crate::overlay::kernel::{Fdb, NeighState, Observed, Op, PROTOCOL, Route, Row, SeenFdb, SeenNeigh, Via};
+use crate::overlay::kernel::{Fdb, NeighState, Observed, Op, PROTOCOL, Route, Row, SeenFdb, SeenNeigh, SeenRoute, Via};
 
 /// A model of the tables that Twill writes to.
 #[derive(Debug, Default)]
@@ -78,7 +78,7 @@ impl FakeKernel {
     pub fn dump(&self) -> Observed {
         let fdb = self.fdb.iter().map(|(mac, (remote, idle))| {
             let row = Fdb { mac: *mac, remote: *remote };
-            SeenFdb { row, idle: *idle }
+            SeenFdb { row, idle: *idle, ages: false }
         });
         let neighbours = self.neighbours.iter().map(|(address, (mac, state, protocol))| SeenNeigh {
             address: *address,
@@ -92,6 +92,7 @@ impl FakeKernel {
             metric: *metric,
             protocol: *protocol,
         });
+        let routes = routes.map(SeenRoute::from);
         Observed { fdb: fdb.collect(), neighbours: neighbours.collect(), routes: routes.collect() }
     }
 }
@@ -108,6 +109,10 @@ impl Dataplane for FakeKernel {
 
     fn is_direct(&mut self, host: IpAddr) -> Result<bool, Error> {
         Ok(self.direct.contains(&host))
+    }
+
+    fn device_name(&mut self, ifindex: u32) -> Result<Option<String>, Error> {
+        Ok(self.interfaces.iter().find(|interface| interface.index == ifindex).map(|interface| interface.name.clone()))
     }
 
     fn apply(&mut self, ops: &[Op]) -> Result<Vec<Refused>, Error> {

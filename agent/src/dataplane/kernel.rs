@@ -18,7 +18,7 @@ use super::device::is_link_local;
 use super::{Dataplane, Device, Error, Event, Made, Refused, convert, underlay};
 use crate::overlay::MacAddr;
 use crate::overlay::iface::Interface;
-use crate::overlay::kernel::{Miss, Observed, Op, PROTOCOL, Row};
+use crate::overlay::kernel::{Miss, Observed, Op, Row};
 use crate::overlay::reconcile::Seen;
 
 /// Room for some 10,000 misses: the kernel doubles it and charges some 830 bytes for each.
@@ -44,11 +44,6 @@ pub struct Kernel {
     watched: underlay::Watched,
     /// `--iface-can-reach`: which interface leads there is part of the answer of [`Dataplane::interfaces`].
     pub reach: Option<IpAddr>,
-    /// We put routes on other devices too, or such that drop: dumps show them. The first one always does, since an
-    /// earlier daemon may have.
-    pub elsewhere: bool,
-    /// A dump was completed.
-    dumped: bool,
     /// A socket has failed: those for requests are opened anew before the next one.
     stale: bool,
     /// A socket has failed: what listens to the device is opened anew when the device is made.
@@ -91,8 +86,6 @@ impl Kernel {
             dump: None,
             watched: underlay::Watched::default(),
             reach: None,
-            elsewhere: false,
-            dumped: false,
             stale: false,
             deaf: false,
             created: None,
@@ -176,7 +169,7 @@ impl Kernel {
         let dump = match &mut self.dump {
             Some(dump) => dump,
             none => {
-                let dump = none.insert(Dump::new(ifindex, family, self.elsewhere || !self.dumped));
+                let dump = none.insert(Dump::new(ifindex, family));
                 while let Err(error) = dump.start(&mut self.dumper) {
                     dump.again(error)?;
                 }
@@ -232,6 +225,13 @@ impl Dataplane for Kernel {
         Ok(route.is_some_and(|route| route.kind == route::Kind::Unicast && route.gateway.is_none()))
     }
 
+    fn device_name(&mut self, ifindex: u32) -> Result<Option<String>, Error> {
+        self.refresh()?;
+        let links = self.looker.links().map_err(Error::from);
+        let links = self.noted(links)?;
+        Ok(links.into_iter().find(|link| link.index == ifindex).map(|link| link.name))
+    }
+
     fn apply(&mut self, ops: &[Op]) -> Result<Vec<Refused>, Error> {
         let ifindex = self.live.as_ref().map_or(0, |live| live.ifindex);
         self.requests.clear();
@@ -246,7 +246,6 @@ impl Dataplane for Kernel {
     fn observe(&mut self) -> Result<(Observed, bool), Error> {
         let step = self.observe_now();
         let is_last = step.as_ref().is_ok_and(|(_, is_last)| *is_last);
-        self.dumped |= is_last;
         if is_last || step.is_err() {
             self.dump = None;
         }
@@ -293,7 +292,7 @@ impl Live {
             Change::Neigh { entry, gone: true } => Some(Event::Row(Seen::Gone(Row::Neigh(entry.address)))),
             Change::Neigh { entry, gone: false } => Some(Event::Row(Seen::Neigh(convert::seen_neigh(&entry)))),
             Change::Fdb { row, gone } => {
-                let seen = convert::seen_fdb(&row)?;
+                let seen = convert::seen_fdb(&row);
                 Some(Event::Row(if gone { Seen::Gone(Row::Fdb(seen.row)) } else { Seen::Fdb(seen) }))
             }
             Change::Overrun => Some(Event::Overrun),
@@ -302,24 +301,15 @@ impl Live {
 
     fn route_event(&self, route: &route::Route, gone: bool) -> Option<Event> {
         let seen = convert::seen_route(self.ifindex, route)?;
-        Some(Event::Row(if gone { Seen::Gone(Row::Route(seen)) } else { Seen::Route(seen) }))
+        Some(Event::Row(if gone { Seen::Gone(Row::Route(seen.route)) } else { Seen::Route(seen) }))
     }
 }
 
 impl Dump {
-    fn new(ifindex: u32, family: Family, elsewhere: bool) -> Self {
-        let routes = |ifindex: Option<u32>, kind| {
-            let protocol = ifindex.is_none().then_some(PROTOCOL).filter(|_| kind != Some(route::Kind::Unicast));
-            Query::Routes { family, ifindex, protocol, kind }
-        };
-        // Taken from the end.
-        let mut queries = vec![routes(None, Some(route::Kind::Unreachable))];
-        if elsewhere {
-            queries.extend([routes(None, Some(route::Kind::Blackhole)), routes(None, Some(route::Kind::Unicast))]);
-        } else {
-            queries.push(routes(Some(ifindex), None));
-        }
-        queries.extend([Query::Neigh { ifindex, family }, Query::Fdb { ifindex }]);
+    fn new(ifindex: u32, family: Family) -> Self {
+        // Taken from the end. All of the main table: a stranger's route on any device may go before ours, and ours are not
+        // all on our device.
+        let queries = vec![Query::MainTable { family }, Query::Neigh { ifindex, family }, Query::Fdb { ifindex }];
         Self { queries, tries: 0 }
     }
 
@@ -334,7 +324,7 @@ impl Dump {
     fn step(&mut self, dumper: &mut Dumper, ifindex: u32) -> Result<(Observed, bool), Error> {
         let mut observed = Observed::default();
         let seen = dumper.step(&mut |row| match row {
-            Dumped::Fdb(seen) => observed.fdb.extend(convert::seen_fdb(&seen)),
+            Dumped::Fdb(seen) => observed.fdb.push(convert::seen_fdb(&seen)),
             Dumped::Neigh(seen) => observed.neighbours.push(convert::seen_neigh(&seen)),
             Dumped::Route(seen) => observed.routes.extend(convert::seen_route(ifindex, &seen)),
             Dumped::Link(_) | Dumped::Address(_) | Dumped::NeighParams(_) => {}

@@ -116,6 +116,9 @@ pub trait Dataplane {
     /// Whether this host sends to an address without a gateway in between.
     fn is_direct(&mut self, host: IpAddr) -> Result<bool, Error>;
 
+    /// The name of the device of this index, if there is one.
+    fn device_name(&mut self, ifindex: u32) -> Result<Option<String>, Error>;
+
     /// Applies operations in order; those that the kernel refuses don't keep the others from being done.
     fn apply(&mut self, ops: &[Op]) -> Result<Vec<Refused>, Error>;
 

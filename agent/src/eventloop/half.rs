@@ -82,6 +82,8 @@ pub struct Half<D> {
     underlay_changed: bool,
     /// What the next comparison finds is logged for the operator.
     tell_comparison: bool,
+    /// Which routes of other programs go before ours, for people.
+    pub(super) contested: Vec<String>,
     /// The last time that the kernel was heard, it had nothing to tell.
     quiet: bool,
     /// Until then more misses are expected.
@@ -110,6 +112,7 @@ impl<D: Dataplane> Half<D> {
             // It may have changed while nobody listened.
             underlay_changed: true,
             tell_comparison: false,
+            contested: Vec::new(),
             quiet: false,
             flood_until: now,
             worked_at: now,

@@ -13,6 +13,8 @@ use crate::overlay::programmed::Programmed;
 use crate::overlay::record::BadRecord;
 use crate::overlay::records::Records;
 use crate::overlay::repeats::Repeats;
+use crate::overlay::strangers::Mended;
+use crate::overlay::words::Found;
 use crate::overlay::{NetworkConfig, Shown};
 
 /// With more peers changed at once than this, the log has one line for them all.
@@ -28,6 +30,9 @@ const WINDOW: Duration = Duration::from_secs(10);
 const PEERS_KNOWN: usize = 1_000;
 /// How long a peer that was programmed waits for its line: packets that ask for the next peers go first.
 const PACKETS_FIRST: Duration = Duration::from_millis(20);
+
+/// What [`Mended`] counts, in its order.
+const MENDED: [&str; 3] = ["a route", "a neighbour", "an FDB row"];
 
 /// The lines that repeat, and what of them was counted only.
 pub(super) struct Told {
@@ -47,6 +52,9 @@ pub(super) struct Told {
     programmed: Repeats,
     programmed_at: Option<Instant>,
     config: Repeats,
+    /// Routes, neighbours and FDB rows of other programs that were mended.
+    mended: [Repeats; 3],
+    contested: Repeats,
 }
 
 impl Default for Told {
@@ -65,6 +73,8 @@ impl Default for Told {
             programmed: Repeats::new(FEW),
             programmed_at: None,
             config: Repeats::new(FEW),
+            mended: std::array::from_fn(|_| Repeats::new(1)),
+            contested: Repeats::new(FEW),
         }
     }
 }
@@ -166,6 +176,29 @@ impl Told {
         }
     }
 
+    /// Rows of other programs on our device contradicted the records, and were removed or overwritten.
+    pub(super) fn mended(&mut self, device: &str, mended: Mended, now: Instant) {
+        for ((found, repeats), what) in mended.kinds.iter().zip(&mut self.mended).zip(MENDED) {
+            let Some((row, count)) = found else { continue };
+            let row = Found { row, device };
+            let admitted = (0..*count).filter(|_| repeats.admit(now)).count();
+            if admitted > 0 {
+                warn!(device, %row, count, "{what} of another program contradicted the records, mended");
+            } else {
+                debug!(device, %row, count, "{what} of another program contradicted the records, mended");
+            }
+        }
+    }
+
+    /// A route of another program goes before ours.
+    pub(super) fn contested(&mut self, device: &str, words: &str, now: Instant) {
+        if self.contested.admit(now) {
+            warn!(device, "{words}; it is not on our device: remove it, or give it a higher metric than ours");
+        } else {
+            debug!(device, "{words}");
+        }
+    }
+
     /// Peers were put into the kernel: [`Told::say`] is to be asked for them soon.
     pub(super) fn expect_programmed(&mut self, now: impl FnOnce() -> Instant) {
         if self.programmed_at.is_none() {
@@ -175,8 +208,8 @@ impl Told {
 
     /// When [`Told::say`] has something to say.
     pub(super) fn due(&self) -> Option<Instant> {
-        let counts = [&self.peers, &self.many, &self.restless, &self.kept_out, &self.programmed, &self.config];
-        counts.into_iter().filter_map(Repeats::due).chain(self.programmed_at).min()
+        let one = [&self.peers, &self.many, &self.restless, &self.kept_out, &self.programmed, &self.config, &self.contested];
+        one.into_iter().chain(&self.mended).filter_map(Repeats::due).chain(self.programmed_at).min()
     }
 
     /// Says what was counted, and which peers were put into the kernel, where it is time for it.
@@ -198,6 +231,14 @@ impl Told {
         }
         if let Some(peers) = self.programmed.count(now) {
             info!(peers, "more peers programmed");
+        }
+        for (repeats, what) in self.mended.iter_mut().zip(MENDED) {
+            if let Some(count) = repeats.count(now) {
+                warn!(count, "more times {what} of another program contradicted the records, mended");
+            }
+        }
+        if let Some(count) = self.contested.count(now) {
+            warn!(count, "more routes of other programs came that go before ours");
         }
         if let Some(times) = self.config.count(now) {
             warn!(

@@ -42,6 +42,7 @@ impl Plane {
         let (vtep, wanted) = (peer.vtep, self.wants(peer) || peer.seen != 0);
         // What of it is still wanted then is not deleted: that is looked at when its turn comes.
         if wanted && direct {
+            self.note_former(vtep.fdb());
             self.strays.extend(self.rows(subnet, vtep));
         } else if !direct {
             self.strays.insert(Row::Route(self.direct_route(subnet, host)));

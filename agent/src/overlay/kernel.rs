@@ -74,6 +74,10 @@ pub enum Via {
     Unreachable,
     /// Nowhere, without a word.
     Blackhole,
+    /// Nowhere: senders are told that they may not. Somebody else's.
+    Prohibit,
+    /// Out of the main table. Somebody else's.
+    Throw,
     /// Not through our device: somebody else's.
     Elsewhere,
 }
@@ -150,17 +154,36 @@ pub struct Observed {
     pub fdb: Vec<SeenFdb>,
     /// The neighbours on our device.
     pub neighbours: Vec<SeenNeigh>,
-    /// The routes through our device, and the unreachable ones that carry our protocol.
-    pub routes: Vec<Route>,
+    /// The routes of the main table.
+    pub routes: Vec<SeenRoute>,
 }
 
 /// An FDB row as dumped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SeenFdb {
-    /// The row. The remote is unspecified where the kernel names none.
+    /// The row. The remote is unspecified where the kernel names none, or more than a remote: then the row can be deleted
+    /// only as a whole.
     pub row: Fdb,
     /// Since when no packet used it.
     pub idle: Duration,
+    /// The kernel learned it, or somebody wrote it like that: it goes by itself.
+    pub ages: bool,
+}
+
+/// A route as dumped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SeenRoute {
+    /// The route.
+    pub route: Route,
+    /// The device that it leads through, where it is one and not ours.
+    pub ifindex: Option<u32>,
+}
+
+impl From<Route> for SeenRoute {
+    /// One through our device, or through none.
+    fn from(route: Route) -> Self {
+        Self { route, ifindex: None }
+    }
 }
 
 /// A neighbour as dumped.

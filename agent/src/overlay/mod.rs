@@ -19,6 +19,7 @@ pub mod record;
 pub mod records;
 pub mod repeats;
 pub mod shown;
+pub mod strangers;
 pub mod words;
 
 pub use config::NetworkConfig;

@@ -17,6 +17,7 @@ use super::miss::Refusals;
 use super::peers::{Claim, Delta, Peer, Peers, Source, Vtep};
 use super::programmed::{Cause, Programmed};
 use super::reconcile::Comparison;
+use super::strangers::Strangers;
 
 /// When a peer is put into the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +69,8 @@ pub struct Plane {
     pub(super) everyone: bool,
     /// The dump under way, if one is.
     pub(super) comparison: Comparison,
+    /// Rows of other programs.
+    pub(super) strangers: Strangers,
     retry: Retry,
     /// Misses for MACs that no peer has.
     pub(super) unknown_macs: u64,
@@ -145,6 +148,7 @@ impl Plane {
             refused: BTreeSet::new(),
             everyone: false,
             comparison: Comparison::default(),
+            strangers: Strangers::default(),
             retry: Retry::default(),
             unknown_macs: 0,
             programmed: Programmed::default(),
@@ -168,11 +172,6 @@ impl Plane {
     /// What nothing else of our own subnet takes is dropped (`--ip-blackhole-route`).
     pub fn drop_own(&mut self) {
         (self.blackhole, self.base_due) = (true, true);
-    }
-
-    /// Whether it puts routes that don't go through its device.
-    pub fn routes_elsewhere(&self) -> bool {
-        self.direct_routing || self.blackhole
     }
 
     /// The peers.
@@ -238,8 +237,10 @@ impl Plane {
                 if self.direct_routing {
                     self.undecided.insert(subnet);
                 }
+                self.review_strangers(subnet);
             }
             Delta::Changed { subnet, old } => {
+                self.note_former(old.fdb());
                 self.host_changed(subnet, old.remote);
                 if self.target(&subnet).is_some() {
                     self.strays.insert(Row::Fdb(old.fdb()));
@@ -253,10 +254,13 @@ impl Plane {
                     }
                 }
                 self.reanswer(subnet);
+                self.review_strangers(subnet);
             }
             Delta::Left { subnet, ref peer, .. } => {
                 self.due.remove(&subnet);
                 self.retry.peers.remove(&subnet);
+                self.note_former(peer.vtep.fdb());
+                self.recheck_contested();
                 let guests = self.take_guests(subnet);
                 self.strays.extend(guests);
                 if peer.direct {
@@ -344,7 +348,7 @@ impl Plane {
 
     /// Whether the kernel has all that is wanted, as far as is known.
     pub fn is_settled(&self) -> bool {
-        !self.is_due() && self.undecided.is_empty() && self.retry.at.is_none()
+        !self.is_due() && self.undecided.is_empty() && self.retry.at.is_none() && self.retry.is_empty()
     }
 
     /// What waiting packets wait for.
@@ -432,9 +436,14 @@ impl Plane {
         }
         self.retry.peers.extend(refused);
         if !self.retry.is_empty() && self.retry.at.is_none() {
-            self.retry.delay = (self.retry.delay * 2).clamp(RETRY_FIRST, RETRY_MOST);
-            self.retry.at = Some(now + self.retry.delay);
+            self.pause(now);
         }
+    }
+
+    /// What is to be tried again is due after a pause, twice as long as the one before.
+    fn pause(&mut self, now: Instant) {
+        self.retry.delay = (self.retry.delay * 2).clamp(RETRY_FIRST, RETRY_MOST);
+        self.retry.at = Some(now + self.retry.delay);
     }
 
     fn settle_peer(&mut self, subnet: IpNetwork, worked: bool) {
@@ -450,7 +459,13 @@ impl Plane {
             }
             let guests = self.take_guests(subnet);
             self.strays.extend(guests);
+            self.recheck_contested();
         }
+    }
+
+    /// Deletes a row after a pause, as if that had failed.
+    pub(super) fn remove_later(&mut self, row: Row) {
+        self.retry.rows.insert(row);
     }
 
     /// Moves what is due by the clock: failed operations, and refusals whose time is over.
@@ -462,6 +477,8 @@ impl Plane {
             self.due.append(&mut self.retry.peers);
             self.strays.append(&mut self.retry.rows);
             self.base_due |= std::mem::take(&mut self.retry.base);
+        } else if self.retry.at.is_none() && !self.retry.is_empty() {
+            self.pause(now);
         } else if self.retry.at.is_none() && !self.is_due() {
             self.retry.delay = Duration::ZERO;
         }

@@ -5,6 +5,8 @@
 //! - routes with our protocol, or of the shape that flannel gives them on the same device;
 //! - neighbours with our protocol, or permanent ones of a gateway address (flannel's);
 //! - every FDB row of our device.
+//!
+//! What is another program's is `strangers`'.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,8 +14,9 @@ use std::time::Instant;
 
 use ipnetwork::IpNetwork;
 
-use super::kernel::{Miss, NeighState, Observed, Op, PROTOCOL, Route, Row, SeenFdb, SeenNeigh, Via};
+use super::kernel::{Miss, Neigh, NeighState, Observed, Op, PROTOCOL, Route, Row, SeenFdb, SeenNeigh, SeenRoute, Via};
 use super::plane::{Owner, PeerMode, Plane};
+use super::strangers::{Contradiction, LeftAlone};
 
 const FDB: u8 = 1;
 const NEIGH: u8 = 2;
@@ -43,7 +46,7 @@ pub enum Seen {
     /// A neighbour on our device.
     Neigh(SeenNeigh),
     /// A route that is there now, of whomever: putting one replaces another with its prefix and metric without a word.
-    Route(Route),
+    Route(SeenRoute),
     /// A row that is no longer there.
     Gone(Row),
 }
@@ -57,6 +60,9 @@ pub(super) struct Comparison {
     refusals_seen: BTreeSet<IpNetwork>,
     /// Addresses that wait for an answer.
     waiting: Vec<IpAddr>,
+    /// Rows of others, and those of them that are wrong.
+    pub(super) left_alone: LeftAlone,
+    pub(super) contradictions: Vec<Contradiction>,
 }
 
 impl Plane {
@@ -79,18 +85,28 @@ impl Plane {
     pub fn compare(&mut self, part: &Observed) {
         part.fdb.iter().for_each(|row| self.mark_fdb(row));
         part.neighbours.iter().for_each(|row| self.mark_neigh(row));
-        part.routes.iter().for_each(|route| self.mark_route(*route));
+        part.routes.iter().for_each(|route| self.mark_route(route));
     }
 
     /// The dump is complete; what differs is due. `adopt` as with [`Plane::reconcile`].
     pub fn end_comparison(&mut self, adopt: bool, now: Instant) -> Found {
-        let Comparison { mut strays, base_seen, refusals_seen, waiting } = std::mem::take(&mut self.comparison);
+        let comparison = std::mem::take(&mut self.comparison);
+        let Comparison { mut strays, base_seen, refusals_seen, waiting, left_alone, contradictions } = comparison;
         let base_missing = self.base().any(|base| !base_seen.contains(&base));
         self.base_due = base_missing;
         self.restore_refusals(&refusals_seen);
+        if !adopt {
+            // At the start they are what an earlier daemon left.
+            strays.iter().for_each(|row| {
+                if let Row::Fdb(fdb) = row {
+                    self.note_fdb(*fdb)
+                }
+            });
+        }
         let before = self.strays.len();
         self.strays.append(&mut strays);
         let mut found = self.judge(adopt);
+        self.end_with_strangers(left_alone, contradictions);
         found.strays = self.strays.len() - before;
         for address in waiting {
             self.miss(Miss::Address(address), now);
@@ -101,42 +117,72 @@ impl Plane {
     /// Compares one notified row with what is wanted; what differs is due.
     pub fn saw(&mut self, seen: &Seen) {
         match seen {
-            Seen::Fdb(row) => match self.peers.of_mac(row.row.mac) {
-                Some(subnet) if self.target(&subnet).is_some() => {
-                    if self.peers.get(&subnet).is_some_and(|peer| peer.vtep.fdb() != row.row) {
-                        self.drifted(subnet);
-                    }
-                }
-                _ => {
-                    self.strays.insert(Row::Fdb(row.row));
-                }
-            },
-            Seen::Neigh(seen) => match self.gateway_of(seen.address) {
-                Some((subnet, vtep)) if seen.state != NeighState::Permanent || seen.mac != Some(vtep.mac) => {
-                    self.drifted(subnet);
-                }
-                Some(_) => {}
-                None if self.owns_neigh(seen) && !self.guests.contains(&seen.address) => {
-                    self.strays.insert(Row::Neigh(seen.address));
-                }
-                None => {}
-            },
-            Seen::Route(route) if self.is_wanted(&Row::Route(*route)) => {}
-            Seen::Route(route) => {
+            Seen::Fdb(row) => self.saw_fdb(row),
+            Seen::Neigh(seen) => self.saw_neigh(seen),
+            Seen::Route(SeenRoute { route, .. }) if self.is_wanted(&Row::Route(*route)) => {}
+            Seen::Route(seen) => {
+                let route = &seen.route;
                 self.others_route(route);
                 if let Some(replaced) = self.wanted_in_place_of(route) {
                     self.lost(&Row::Route(replaced));
                 }
                 if self.owns_route(route) {
                     self.strays.insert(Row::Route(*route));
+                } else {
+                    self.saw_strangers_route(seen);
                 }
             }
             Seen::Gone(row) => {
                 if let Row::Route(route) = row {
                     self.others_route(route);
                 }
+                self.strangers_row_gone(row);
                 self.lost(row);
             }
+        }
+    }
+
+    fn saw_fdb(&mut self, seen: &SeenFdb) {
+        let row = seen.row;
+        let target = self.peers.of_mac(row.mac).filter(|subnet| self.target(subnet).is_some());
+        if let Some(subnet) = target {
+            let is_right = self.target(&subnet).is_some_and(|vtep| vtep.fdb() == row);
+            if !is_right || seen.ages {
+                self.drifted(subnet);
+            }
+            if is_right {
+                return;
+            }
+        } else if self.is_learned(seen) {
+            return;
+        }
+        // With a second remote the row has ours as well, and putting that again takes nothing away.
+        self.note_fdb(row);
+        self.strays.insert(Row::Fdb(row));
+    }
+
+    fn saw_neigh(&mut self, seen: &SeenNeigh) {
+        let address = seen.address;
+        let guest = self.guests.contains(&address).then(|| self.setup.net.subnet_of(address)).flatten();
+        match self.gateway_of(address) {
+            Some((subnet, vtep)) if seen.state != NeighState::Permanent || seen.mac != Some(vtep.mac) => {
+                self.note_overwritten(seen);
+                self.drifted(subnet);
+            }
+            Some(_) => {}
+            None if guest.is_some() => {
+                if let Some(mac) = guest.and_then(|subnet| self.peers.get(&subnet)).map(|peer| peer.vtep.mac)
+                    && seen.mac != Some(mac)
+                {
+                    self.note_overwritten(seen);
+                    self.urgent.push((Op::PutNeigh(Neigh { address, mac }), Owner::Answer(address)));
+                }
+            }
+            None if self.owns_neigh(seen) => {
+                self.strays.insert(Row::Neigh(address));
+            }
+            None if self.is_strangers_neigh(seen) => self.saw_strangers_neigh(seen),
+            None => {}
         }
     }
 
@@ -213,6 +259,13 @@ impl Plane {
     }
 
     fn mark_fdb(&mut self, seen: &SeenFdb) {
+        if seen.ages {
+            // Of a peer it is put again, which makes it permanent.
+            if !self.is_learned(seen) {
+                self.comparison.strays.insert(Row::Fdb(seen.row));
+            }
+            return;
+        }
         let idle = self.setup.idle;
         let holder = self.peers.of_mac(seen.row.mac).and_then(|subnet| self.peers.get_mut(&subnet));
         match holder {
@@ -236,14 +289,21 @@ impl Plane {
             } else if self.owns_neigh(seen) {
                 // Deleted only if the peer is not wanted, and else overwritten.
                 self.comparison.strays.insert(Row::Neigh(seen.address));
+            } else if self.is_strangers_neigh(seen) {
+                self.mark_strangers_neigh(seen);
             }
-        } else if self.owns_neigh(seen) && !self.guests.contains(&seen.address) {
+        } else if self.guests.contains(&seen.address) {
+        } else if self.owns_neigh(seen) {
             self.comparison.strays.insert(Row::Neigh(seen.address));
+        } else if self.is_strangers_neigh(seen) {
+            self.mark_strangers_neigh(seen);
         }
     }
 
-    fn mark_route(&mut self, route: Route) {
+    fn mark_route(&mut self, seen: &SeenRoute) {
+        let route = seen.route;
         if !self.owns_route(&route) {
+            self.mark_strangers_route(seen);
             return;
         }
         if route.protocol == PROTOCOL {
@@ -328,7 +388,7 @@ impl Plane {
                 let is_host = || self.peers.get(&destination).is_some_and(|peer| peer.vtep.remote == host);
                 inside && (protocol == PROTOCOL || self.direct_routing && is_host())
             }
-            Via::Elsewhere => false,
+            Via::Elsewhere | Via::Prohibit | Via::Throw => false,
             Via::Gateway(gateway) => {
                 protocol == PROTOCOL || gateway == destination.network() && self.setup.net.contains_subnet(&destination)
             }

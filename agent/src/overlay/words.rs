@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::kernel::{Fdb, Miss, Neigh, Op, Route, Row, Via};
 use super::miss::Answer;
+use super::strangers::{Contested, Contradiction};
 
 /// An operation as a command of iproute2, on the device of this name.
 #[derive(Debug, Clone, Copy)]
@@ -64,9 +65,80 @@ impl Display for Words<'_> {
             Via::Direct(host) => write!(f, "{destination} via {host}"),
             Via::Unreachable => write!(f, "unreachable {destination}"),
             Via::Blackhole => write!(f, "blackhole {destination}"),
+            Via::Prohibit => write!(f, "prohibit {destination}"),
+            Via::Throw => write!(f, "throw {destination}"),
             Via::Elsewhere => write!(f, "{destination}"),
         }?;
-        write!(f, " proto {protocol} metric {metric}")
+        write!(f, " proto {} metric {metric}", Protocol(*protocol))
+    }
+}
+
+/// A routing protocol as iproute2 names it (`etc/rt_protos`).
+struct Protocol(u8);
+
+impl Display for Protocol {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let name = match self.0 {
+            2 => "kernel",
+            3 => "boot",
+            4 => "static",
+            9 => "ra",
+            11 => "zebra",
+            12 => "bird",
+            16 => "dhcp",
+            18 => "keepalived",
+            186 => "bgp",
+            188 => "ospf",
+            number => return write!(f, "{number}"),
+        };
+        f.write_str(name)
+    }
+}
+
+/// A row of another program on the device of this name, as iproute2 shows it.
+pub struct Found<'a> {
+    /// The row.
+    pub row: &'a Contradiction,
+    /// The name of our device.
+    pub device: &'a str,
+}
+
+impl Display for Found<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let device = self.device;
+        match self.row {
+            Contradiction::Route(route) => Words { route, device }.fmt(f),
+            Contradiction::Neigh(address, mac) => write!(f, "{address} dev {device} lladdr {mac}"),
+            Contradiction::Fdb(Fdb { mac, remote }) if remote.is_unspecified() => write!(f, "{mac} dev {device}"),
+            Contradiction::Fdb(Fdb { mac, remote }) => write!(f, "{mac} dev {device} dst {remote}"),
+        }
+    }
+}
+
+/// A route of another program that goes before ours, as a sentence, with the name of its device where it has one.
+pub struct GoesBefore<'a> {
+    /// The route and what it takes.
+    pub contested: &'a Contested,
+    /// The name of its device.
+    pub device: Option<&'a str>,
+    /// Whether what it takes is one peer's subnet.
+    pub is_peer: bool,
+}
+
+impl Display for GoesBefore<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Contested { part, route, .. } = self.contested;
+        let Route { destination, via, metric, protocol } = route;
+        let whose = if self.is_peer { "peer" } else { "peers in" };
+        write!(f, "{whose} {part}: a route of another program, `")?;
+        match (via, self.device) {
+            (Via::Direct(gateway), Some(device)) => write!(f, "{destination} via {gateway} dev {device}")?,
+            (Via::Elsewhere, Some(device)) => write!(f, "{destination} dev {device}")?,
+            _ => {
+                return write!(f, "{}`, goes before ours", Words { route, device: "" });
+            }
+        }
+        write!(f, " proto {} metric {metric}`, goes before ours", Protocol(*protocol))
     }
 }
 

@@ -11,7 +11,7 @@ use twill_agent::dataplane::Dataplane;
 use twill_agent::dataplane::fake::FakeKernel;
 use twill_agent::overlay::MacAddr;
 use twill_agent::overlay::config::FamilyConfig;
-use twill_agent::overlay::kernel::{Fdb, Miss, NeighState, Observed, Op, PROTOCOL, Route, Row, Via};
+use twill_agent::overlay::kernel::{Fdb, Miss, NeighState, Observed, Op, PROTOCOL, Route, Row, SeenNeigh, Via};
 use twill_agent::overlay::miss::{Answer, REFUSAL_TIME, REFUSALS};
 use twill_agent::overlay::peers::{Claim, Source, Standing, Vtep};
 use twill_agent::overlay::plane::{PeerMode, Plane, Setup};
@@ -19,6 +19,7 @@ use twill_agent::overlay::reconcile::{Found, Seen};
 
 mod model;
 mod scenarios;
+mod strangers;
 
 /// A plane, its kernel and a clock.
 struct World {
@@ -190,7 +191,9 @@ impl World {
         let complete = |(s, peer): (&IpNetwork, &twill_agent::overlay::peers::Peer)| {
             let fdb = self.kernel.fdb.get(&peer.vtep.mac).is_some_and(|(remote, _)| *remote == peer.vtep.remote);
             let neigh = self.kernel.neighbours.get(&s.network());
-            let neigh = neigh == Some(&(Some(peer.vtep.mac), NeighState::Permanent, PROTOCOL));
+            // Another program may have written the very same.
+            let neigh =
+                neigh.is_some_and(|(mac, state, _)| (*mac, *state) == (Some(peer.vtep.mac), NeighState::Permanent));
             let route =
                 self.kernel.routes.iter().any(|((d, _), (via, protocol))| {
                     d == s && *via == Via::Gateway(s.network()) && *protocol == PROTOCOL

@@ -17,6 +17,11 @@ enum Step {
     LoseNeigh(u8),
     LoseRoute(u8),
     Idle(u8),
+    /// Another program's route on our device: to a peer's subnet or the second half of it, with this metric, through the
+    /// gateway of this peer or through none.
+    StrangersRoute(u8, bool, u32, Option<u8>),
+    /// Its neighbour there.
+    StrangersNeigh(u8, u8, u8, bool),
     Resync,
     DumpPart,
     Restart,
@@ -34,7 +39,11 @@ fn step() -> impl Strategy<Value = Step> {
         1 => mac.clone().prop_map(Step::MacMiss),
         1 => mac.clone().prop_map(Step::LoseFdb),
         1 => peer.clone().prop_map(Step::LoseNeigh),
-        1 => peer.prop_map(Step::LoseRoute),
+        1 => peer.clone().prop_map(Step::LoseRoute),
+        2 => (peer.clone(), any::<bool>(), prop::sample::select(vec![0, 5, 9_000]), prop::option::of(peer.clone()))
+            .prop_map(|(p, half, metric, gateway)| Step::StrangersRoute(p, half, metric, gateway)),
+        2 => (peer, 0..4_u8, mac.clone(), any::<bool>())
+            .prop_map(|(p, h, m, permanent)| Step::StrangersNeigh(p, h, m, permanent)),
         1 => mac.prop_map(Step::Idle),
         1 => Just(Step::Resync),
         3 => Just(Step::DumpPart),
@@ -87,6 +96,20 @@ impl World {
                     *idle = IDLE;
                 }
             }
+            Step::StrangersRoute(peer, half, metric, gateway) => {
+                let part = format!("10.5.{peer}.128/25").parse().unwrap();
+                let destination = if half { part } else { subnet(peer) };
+                let via = gateway.map_or(Via::Link { source: pod(1, 0) }, |gateway| Via::Gateway(pod(gateway, 0)));
+                let route = Route { destination, via, metric, protocol: 4 };
+                self.kernel.routes.insert((destination, metric), (via, route.protocol));
+                self.plane.saw(&Seen::Route(route.into()));
+            }
+            Step::StrangersNeigh(peer, host, mac, permanent) => {
+                let state = if permanent { NeighState::Permanent } else { NeighState::Other };
+                let (address, mac) = (pod(peer, host), Some(vtep(mac, 0).mac));
+                self.kernel.neighbours.insert(address, (mac, state, 0));
+                self.plane.saw(&Seen::Neigh(SeenNeigh { address, mac, state, protocol: 0 }));
+            }
             Step::Resync => {
                 let adopt = self.dump.take().is_some_and(|(_, adopt)| adopt);
                 let observed = self.kernel.dump();
@@ -109,8 +132,30 @@ impl World {
         peers.iter().map(|(subnet, peer)| (*subnet, peer.vtep)).collect()
     }
 
+    /// No row of another program leads a peer's packets to anybody else, and what harms no peer is left alone.
+    fn check_strangers(&self) {
+        let peer_of = |address: IpAddr| {
+            let subnet = self.plane.setup().net.subnet_of(address)?;
+            self.plane.peers().get(&subnet).map(|peer| (subnet, peer.vtep.mac))
+        };
+        for ((destination, metric), (via, protocol)) in &self.kernel.routes {
+            if let (4, Some((subnet, _))) = (*protocol, peer_of(destination.network())) {
+                let is_part = *destination != subnet;
+                assert!(is_part && *via == Via::Gateway(subnet.network()), "{destination} {metric} {via:?}");
+            }
+        }
+        for (address, (mac, state, protocol)) in &self.kernel.neighbours {
+            if let (0, Some((_, wanted))) = (*protocol, peer_of(*address))
+                && *state != NeighState::Incomplete
+            {
+                assert_eq!(*mac, Some(wanted), "{address}");
+            }
+        }
+    }
+
     /// What holds whenever nothing is due: the kernel has exactly what is wanted, and a second comparison finds nothing.
     fn check_settled(&mut self) {
+        self.check_strangers();
         let wanted: Vec<IpNetwork> = self.programmed();
         let all = self.plane.setup().mode == PeerMode::All;
         let expected: BTreeSet<IpNetwork> =
@@ -139,7 +184,8 @@ proptest! {
         let mut world = World::new(if all { PeerMode::All } else { PeerMode::OnDemand });
         world.kernel.fail_at = fail_at;
         // What somebody took away leaves the rest of the peer without it.
-        world.ordered = !steps.iter().any(|(step, _)| matches!(step, Step::LoseFdb(_) | Step::LoseNeigh(_)));
+        let breaks = |step: &Step| matches!(step, Step::LoseFdb(_) | Step::LoseNeigh(_) | Step::StrangersNeigh(..));
+        world.ordered = !steps.iter().any(|(step, _)| breaks(step));
         for (revision, (step, settle)) in (1..).zip(&steps) {
             world = world.step(step, revision);
             if *settle {
@@ -168,6 +214,8 @@ fn each_operation_may_fail_once_in_a_full_life() {
         Step::Put(6, 6, 6, 0, true),
         Step::Miss(6, 1),
         Step::LoseRoute(2),
+        Step::StrangersRoute(2, true, 0, Some(6)),
+        Step::StrangersNeigh(2, 3, 7, true),
         Step::Remove(3, 0),
         Step::Remove(2, 0),
         Step::Resync,

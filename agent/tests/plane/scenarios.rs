@@ -202,7 +202,7 @@ fn a_route_that_somebody_replaced_is_put_again() {
         for route in wanted {
             let wrong = Route { via: Via::Elsewhere, protocol: 4, ..route };
             world.kernel.routes.insert((route.destination, route.metric), (wrong.via, wrong.protocol));
-            world.plane.saw(&Seen::Route(wrong));
+            world.plane.saw(&Seen::Route(wrong.into()));
             world.settle();
             let there = world.kernel.routes[&(route.destination, route.metric)];
             assert_eq!(there, (route.via, PROTOCOL), "{route:?}");
@@ -295,7 +295,11 @@ fn rows_that_somebody_takes_or_changes_come_back_at_the_notification() {
     }
     let wrong = Fdb { mac: vtep(2, 2).mac, remote: "10.99.9.9".parse().unwrap() };
     world.apply(&[Op::PutFdb(wrong)]);
-    world.plane.saw(&Seen::Fdb(twill_agent::overlay::kernel::SeenFdb { row: wrong, idle: Duration::ZERO }));
+    world.plane.saw(&Seen::Fdb(twill_agent::overlay::kernel::SeenFdb {
+        row: wrong,
+        idle: Duration::ZERO,
+        ages: false,
+    }));
     world.settle();
     world.assert_exactly(&[subnet(2)]);
 }

@@ -1,6 +1,7 @@
 //! FDB rows, neighbours, routes, addresses and neighbour-table parameters: put, replaced, deleted and dumped.
 
 use netlink_ext::addr::Address;
+use netlink_ext::dump::{Query, Row};
 use netlink_ext::neigh::{Entry, State};
 use netlink_ext::neightbl::{self, Params};
 use netlink_ext::route::{Kind, Route};
@@ -94,6 +95,10 @@ fn forms(host: &Host) -> Vec<Route> {
         Route { gateway: gateway("fd01:1::"), onlink: true, metric: 77, ..host.route("fd01:1::/64") },
         dropped("fd01:9::/64", Kind::Unreachable),
         dropped("fd01:10::/64", Kind::Blackhole),
+        dropped("10.244.11.0/24", Kind::Prohibit),
+        dropped("10.244.12.0/24", Kind::Throw),
+        dropped("fd01:11::/64", Kind::Prohibit),
+        dropped("fd01:12::/64", Kind::Throw),
     ]
 }
 
@@ -142,6 +147,29 @@ fn each_filter_of_a_route_dump_holds() {
         assert!(all.contains(&foreign) && all.iter().all(|route| route.ifindex == Some(ifindex)), "{all:?}");
         let v6 = host.dumper.routes(Family::V6, None, Some(116), Some(Kind::Unreachable)).unwrap();
         assert_eq!(v6, [routes[8]]);
+    });
+}
+
+#[test]
+fn the_main_table_is_shown_whole_and_alone_and_may_not_be_there_yet() {
+    in_namespace(|| {
+        let mut dumper = Dumper::open().unwrap();
+        let mut main = |family| -> Vec<Route> {
+            let rows = dumper.collect(&Query::MainTable { family }).unwrap();
+            let routes =
+                rows.into_iter().map(|row| if let Row::Route(route) = row { route } else { panic!("{row:?}") });
+            routes.filter(|route| route.protocol == 116).collect()
+        };
+        assert_eq!(Family::BOTH.map(&mut main), [vec![], vec![]]);
+        let mut host = Host::new();
+        host.ask_user_space();
+        let forms = forms(&host);
+        done(host.batch.send(&forms.iter().map(|route| Request::PutRoute(*route)).collect::<Vec<_>>()));
+        let mut shown: Vec<Route> = Family::BOTH.into_iter().flat_map(main).collect();
+        let mut expected: Vec<Route> = forms.into_iter().filter(|route| route.table == 254).collect();
+        shown.sort();
+        expected.sort();
+        assert_eq!(shown, expected);
     });
 }
 
