@@ -137,6 +137,11 @@ impl<D: Dataplane> EventLoop<D> {
     pub async fn run(mut self, signals: Signals, feeds: Feeds) -> Ended {
         self.health.file = Some("not written yet".to_owned());
         self.write_env();
+        if self.halves.iter().any(|half| half.plane.peers().is_displaced_by_ourselves()) {
+            // Once: a clone of ours would answer in kind.
+            info!(subnet = %self.own.text, "our record of another address was written after this one, which is written again");
+            self.own.keeper.publish(self.own.record.clone());
+        }
         let mut sources = Sources::new(signals, feeds, self.health.rules.clone());
         // One timer for all turns: making one anew each time costs more than the rest of a turn.
         let mut timer = pin!(tokio::time::sleep(NOTHING_TO_DO));

@@ -142,39 +142,50 @@ fn another_key_for_a_living_nodes_subnet_changes_nothing_and_is_named_there() {
     assert!(lines(&daemons[1], &["not ready"]).is_empty(), "{}", daemons[1].log());
 }
 
+/// Gives node 2 this address in place of that one, takes its subnet.env away and starts its daemon anew; returns it as a peer.
+fn starts_elsewhere(lab: &Lab, daemons: &mut [Twilld], mode: &str, from: &str, to: &str) -> Peer {
+    let node = lab.node(2);
+    daemons[1].terminate();
+    let lines = [
+        format!("addr del {from}/16 dev eth0"),
+        format!("addr add {to}/16 dev eth0"),
+        "route replace default via 10.99.0.1".to_owned(),
+    ];
+    node.netns().ip_batch(lines).unwrap();
+    std::fs::remove_file(node.subnet_file()).unwrap();
+    daemons[1] = node.twilld(&[mode]);
+    daemons[1].wait_ready();
+    let subnet = node.subnet_env().unwrap().subnet.unwrap();
+    Peer::new(&format!("{}/24", subnet.network()), to, &node.link("flannel.1").unwrap().mac)
+}
+
 /// Its record under the old address lives on for a day, with the MAC of the device that both have.
 #[test]
 fn a_node_that_comes_back_with_another_address_and_subnet_and_its_old_mac_is_followed_at_once() {
     for mode in MODES {
         let (lab, mut daemons, _) = pair(mode);
-        let (node, before) = (lab.node(2), lab.node(2).as_peer());
-        daemons[1].terminate();
-        node.netns()
-            .ip_batch([
-                "addr del 10.99.0.12/16 dev eth0",
-                "addr add 10.99.0.42/16 dev eth0",
-                "route replace default via 10.99.0.1",
-            ])
-            .unwrap();
-        std::fs::remove_file(node.subnet_file()).unwrap();
-        daemons[1] = node.twilld(&[mode]);
-        daemons[1].wait_ready();
-        let subnet = node.subnet_env().unwrap().subnet.unwrap();
-        let now = Peer::new(&format!("{}/24", subnet.network()), "10.99.0.42", &node.link("flannel.1").unwrap().mac);
-        assert!(now.mac == before.mac && now.subnet != before.subnet, "{now:?} {before:?}");
+        let before = lab.node(2).as_peer();
+        let away = starts_elsewhere(&lab, &mut daemons, mode, "10.99.0.12", "10.99.0.42");
+        assert!(away.mac == before.mac && away.subnet != before.subnet, "{away:?} {before:?}");
         assert!(lab.get(&before.key()).is_some_and(|record| record.lease != 0), "the old record is there");
-        daemons[0].wait_log(&["peer joined", &now.subnet.to_string()], PATIENCE);
-        wait_until("node 1 reaches it", PATIENCE, || {
-            lab.node(1).exec(&format!("ping -n -c1 -W1 {}", now.subnet.network()))
-        });
-        lab.node(1).holds_exactly(std::slice::from_ref(&now)).unwrap();
-        assert!(lines(&daemons[1], &["not ready"]).is_empty(), "{}", daemons[1].log());
-        assert!(
-            !lines(&daemons[1], &["record kept out", &before.mac, "is our own"]).is_empty(),
-            "{}",
-            daemons[1].log()
-        );
+        let said = lines(&daemons[1], &["record kept out", &before.mac, "is our own"]);
+        assert!(!said.is_empty(), "{}", daemons[1].log());
+        is_followed(&lab, &away, "with another address");
+        // Back again, where its old record says all that it should: it is written again all the same.
+        let back = starts_elsewhere(&lab, &mut daemons, mode, "10.99.0.42", "10.99.0.12");
+        assert_eq!(back, before);
+        is_followed(&lab, &back, "back again");
+        assert!(lines(&daemons[1], &["WARN not ready"]).is_empty(), "{}", daemons[1].log());
     }
+}
+
+/// Node 1 reaches this peer, and holds no other.
+#[track_caller]
+fn is_followed(lab: &Lab, peer: &Peer, when: &str) {
+    wait_until(&format!("node 1 reaches node 2 {when}"), PATIENCE, || {
+        lab.node(1).exec(&format!("ping -n -c1 -W1 {}", peer.subnet.network()))?;
+        lab.node(1).holds_exactly(std::slice::from_ref(peer))
+    });
 }
 
 /// A node has a MAC for each family, and is cut off in one of them where only that one is claimed.

@@ -208,7 +208,8 @@ impl Told {
 
     /// When [`Told::say`] has something to say.
     pub(super) fn due(&self) -> Option<Instant> {
-        let one = [&self.peers, &self.many, &self.restless, &self.kept_out, &self.programmed, &self.config, &self.contested];
+        let one =
+            [&self.peers, &self.many, &self.restless, &self.kept_out, &self.programmed, &self.config, &self.contested];
         one.into_iter().chain(&self.mended).filter_map(Repeats::due).chain(self.programmed_at).min()
     }
 

@@ -163,6 +163,12 @@ impl Peers {
         }
     }
 
+    /// Whether that record is one of our own, of another address or subnet, which was written after ours.
+    pub fn is_displaced_by_ourselves(&self) -> bool {
+        let displaced_by = self.displaced_by.and_then(|place| self.claim_aside(place));
+        displaced_by.zip(self.own).is_some_and(|(theirs, (_, ours))| theirs.is_same_node(&ours))
+    }
+
     /// The record of another key that the other nodes follow instead of ours, since it comes first ([`Claim`]).
     pub fn displaced_by(&self) -> Option<Place> {
         self.displaced_by

@@ -105,6 +105,12 @@ pub(super) enum Identity {
 }
 
 impl Claim {
+    /// Whether another claim tells for certain that it is of the same node.
+    pub(super) fn is_same_node(&self, other: &Self) -> bool {
+        let node = self.standing.node;
+        self.vtep.remote == other.vtep.remote || node != 0 && node == other.standing.node
+    }
+
     /// What may tell that another claim, to the same MAC or to the same subnet only, is of the same node.
     pub(super) fn identities(&self, same_mac: bool) -> impl Iterator<Item = Identity> {
         let id = match self.standing.node {
