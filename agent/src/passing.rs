@@ -52,12 +52,12 @@ impl<'a> Passing<'a> {
     pub(crate) async fn wait<T, E: Passes>(
         &self,
         step: &str,
-        mut attempt: impl FnMut() -> Result<T, E>,
+        mut attempt: impl AsyncFnMut() -> Result<T, E>,
     ) -> Result<T, E> {
         let mut pause = PAUSE_FIRST;
         let mut said: Option<Instant> = None;
         loop {
-            match attempt() {
+            match attempt().await {
                 Err(error) if error.passes() => {
                     let why = format!("{step}: {error}; trying until it works");
                     if said.is_none_or(|at| at.elapsed() >= REMIND) {
@@ -92,7 +92,7 @@ mod tests {
         let passing = Passing::new(&readiness, &file);
         let mut errnos = vec![libc::ENOMEM, libc::EMFILE, libc::EINTR, libc::ENOBUFS];
         let mut attempts = 0;
-        let result = passing.wait("make the device", || {
+        let result = passing.wait("make the device", async || {
             attempts += 1;
             errnos.pop().map_or(Ok(7), |errno| Err(io::Error::from_raw_os_error(errno)))
         });
@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(attempts, 5);
         let waited = told.borrow().missing.join("");
         assert!(waited.contains("waiting for make the device: ") && waited.contains("os error 12"), "{waited}");
-        let denied = || Err::<(), _>(io::Error::from_raw_os_error(libc::EPERM));
+        let denied = async || Err::<(), _>(io::Error::from_raw_os_error(libc::EPERM));
         assert_eq!(passing.wait("make the device", denied).await.unwrap_err().raw_os_error(), Some(libc::EPERM));
     }
 }

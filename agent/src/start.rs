@@ -84,10 +84,10 @@ async fn prepare(
         tokio::spawn(http::serve(address, asked, descriptors));
     }
     let passing = Passing::new(&readiness, &flags.subnet_file);
-    let mut kernel = passing.wait("open the netlink sockets", Kernel::open).await?;
+    let mut kernel = passing.wait("open the netlink sockets", async || Kernel::open()).await?;
     let wish = flags.wish();
     kernel.reach = wish.can_reach;
-    let interfaces = passing.wait("read the interfaces", || kernel.interfaces()).await?;
+    let interfaces = passing.wait("read the interfaces", async || kernel.interfaces()).await?;
     // Which families are needed is known only from the config; an interface that isn't there is said at once.
     let is_awaited = [false, true].iter().any(|v6| iface::awaited(&interfaces, &wish, *v6).is_some());
     if let (false, Err(error)) = (is_awaited, iface::choose(&interfaces, &wish, false)) {
@@ -206,7 +206,7 @@ async fn rules(
         forward: flags.iptables_forward_rules,
     };
     let resync = Duration::from_secs(flags.iptables_resync);
-    let start = || masquerade::keep(wanted.clone(), resync);
+    let start = async || masquerade::keep(wanted.clone(), resync);
     passing
         .wait("start the thread that keeps the nftables rules", start)
         .await
@@ -227,12 +227,14 @@ async fn halves(
     for (end, plane) in ends.iter().zip(planes) {
         let kernel = match first.take() {
             Some(kernel) => kernel,
-            None => passing.wait("open the netlink sockets", Kernel::open).await?,
+            None => passing.wait("open the netlink sockets", async || Kernel::open()).await?,
         };
         match half(site, end, held, plane, kernel, passing).await {
             Ok(half) => halves.push(half),
             Err(error) => {
-                halves.iter_mut().for_each(|half| take_back(&mut half.dataplane, &half.device));
+                for half in &mut halves {
+                    take_back(&mut half.dataplane, &half.device).await;
+                }
                 return Err(error);
             }
         }
@@ -250,10 +252,10 @@ async fn half(
 ) -> Result<Half<Kernel>> {
     let device = site.device(end, &held.key, held.record.mac(end.family).unwrap_or(MacAddr([0; 6])))?;
     let what = format!("make the device {}", device.name);
-    let made = match passing.wait(&what, || kernel.make_sync(&device)).await {
+    let made = match passing.wait(&what, async || kernel.make(&device).await).await {
         Ok(made) => made,
         Err(error) => {
-            take_back(&mut kernel, &device);
+            take_back(&mut kernel, &device).await;
             return Err(error).context(what);
         }
     };
@@ -262,8 +264,8 @@ async fn half(
 }
 
 /// Deletes a device that this start has created.
-fn take_back(kernel: &mut Kernel, device: &Device) {
-    if let Err(error) = kernel.undo(device) {
+async fn take_back(kernel: &mut Kernel, device: &Device) {
+    if let Err(error) = kernel.undo(device).await {
         warn!(device = %device.name, %error, "cannot delete the device that was made for this start");
     }
 }
@@ -272,7 +274,7 @@ fn take_back(kernel: &mut Kernel, device: &Device) {
 async fn unhindered(site: &Site, ends: &[End], kernel: &mut Kernel, passing: &Passing<'_>) -> Result<()> {
     for end in ends {
         let (name, backend, local) = (site.device_name(end.family), &site.config.backend, end.chosen.local);
-        let obstacle = || kernel.obstacle(&name, backend, local);
+        let obstacle = async || kernel.obstacle(&name, backend, local);
         if let Some(error) = passing.wait("look for what has the device's name or port", obstacle).await? {
             return Err(error).context(format!("make the device {name}"));
         }

@@ -211,6 +211,14 @@ fn a_changed_mac_mtu_address_and_state_are_mended_on_the_living_device() {
     });
 }
 
+#[test]
+fn a_refusal_about_the_device_has_the_kernel_s_words() {
+    in_namespace(async |mut kernel, device| {
+        let error = kernel.make(&Device { mtu: 10, ..device }).await.unwrap_err().to_string();
+        assert_eq!(error, "create flannel.1: Invalid argument (os error 22): MTU must be between 68 and 65535");
+    });
+}
+
 /// A parameter below /proc/sys/net, in the namespace of this thread.
 fn parameter(key: &str) -> String {
     std::fs::read_to_string(format!("/proc/sys/net/{key}")).unwrap().trim().to_owned()
@@ -277,12 +285,12 @@ fn a_device_in_external_mode_on_our_port_is_an_obstacle_and_a_start_that_fails_t
         let error = kernel.make(&device).await.unwrap_err().to_string();
         let words = "cannot set up flannel.1: UDP port 8472 is held by a UDP socket on 0.0.0.0:8472 (pid ";
         assert!(error.starts_with(words), "{error}");
-        kernel.undo(&device).unwrap();
+        kernel.undo(&device).await.unwrap();
         assert!(!ip("-o link show").contains("flannel.1"), "it was left behind");
         // One that was there before stays.
         ip("link add flannel.1 type vxlan id 1 local 10.99.0.1 dstport 8472 dev eth0 nolearning");
         kernel.make(&device).await.unwrap_err();
-        kernel.undo(&device).unwrap();
+        kernel.undo(&device).await.unwrap();
         assert!(ip("-o link show").contains("flannel.1"));
         ip("link del flannel.1");
         drop(holder);

@@ -6,12 +6,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use netlink_packet_core::Emitable;
-use netlink_packet_route::link::LinkMessage;
-
 use crate::netlink::{BUFFER, Netlink, refusal_of_error};
 use crate::wire::{Body, Datagram, Messages};
-use crate::{Error, Refusal, addr, conf, fdb, link, neigh, neightbl, route};
+use crate::{Error, Refusal, addr, conf, fdb, neigh, neightbl, route};
 
 /// Messages in one datagram. More gain nothing (each costs the kernel a microsecond or so, the call about as much), and
 /// the caller can look after something else between two datagrams.
@@ -54,23 +51,11 @@ pub enum Request {
     SetNeighParams(neightbl::Params),
     /// Sets what a device takes in from its link.
     SetConf(conf::Setting),
-    /// Creates a link; EEXIST if one has the name.
-    CreateLink(Box<LinkMessage>),
-    /// Changes the link whose ifindex the message holds.
-    ChangeLink(Box<LinkMessage>),
-    /// Deletes a link.
-    DelLink {
-        /// The device.
-        ifindex: u32,
-    },
 }
 
 impl Request {
     fn is_delete(&self) -> bool {
-        matches!(
-            self,
-            Self::DelFdb(_) | Self::DelNeigh { .. } | Self::DelRoute(_) | Self::DelAddress(_) | Self::DelLink { .. }
-        )
+        matches!(self, Self::DelFdb(_) | Self::DelNeigh { .. } | Self::DelRoute(_) | Self::DelAddress(_))
     }
 
     /// Message type and flags besides `NLM_F_REQUEST`.
@@ -85,9 +70,6 @@ impl Request {
             Self::DelAddress(_) => (libc::RTM_DELADDR, 0),
             Self::SetNeighParams(_) => (libc::RTM_SETNEIGHTBL, 0),
             Self::SetConf(_) => (libc::RTM_SETLINK, 0),
-            Self::CreateLink(_) => (libc::RTM_NEWLINK, libc::NLM_F_CREATE | libc::NLM_F_EXCL),
-            Self::ChangeLink(_) => (libc::RTM_NEWLINK, 0),
-            Self::DelLink { .. } => (libc::RTM_DELLINK, 0),
         }
     }
 
@@ -101,10 +83,6 @@ impl Request {
             Self::PutAddress(address) | Self::DelAddress(address) => address.encode(body),
             Self::SetNeighParams(params) => params.encode(body),
             Self::SetConf(setting) => setting.encode(body),
-            Self::CreateLink(message) | Self::ChangeLink(message) => {
-                message.emit(body.reserve(message.buffer_len()));
-            }
-            Self::DelLink { ifindex } => body.header(&link::header(*ifindex)),
         }
     }
 
@@ -149,7 +127,7 @@ impl BatchSocket {
     /// A refused request keeps none of the others from being carried out.
     ///
     /// When the kernel's answers are lost or the datagram could not be sent, the piece is sent anew, smaller, through a new
-    /// socket of the same port if need be: every request may be made twice. A delete or a creation that is then found done counts as done.
+    /// socket of the same port if need be: every request may be made twice. A delete that is then found done counts as done.
     ///
     /// # Errors
     /// Only if the socket itself fails; then it is unknown which requests of the last chunk were carried out.
@@ -223,9 +201,7 @@ fn drop_done(failures: &mut Vec<Failure>, known: usize, requests: &[Request], se
     failures.retain(|failure| {
         at += 1;
         let request = &requests[failure.index];
-        let done = (request.is_delete() && failure.refusal.is_gone())
-            || (matches!(request, Request::CreateLink(_)) && failure.refusal.is_exists());
-        at <= known || failure.index >= sent_before || !done
+        at <= known || failure.index >= sent_before || !(request.is_delete() && failure.refusal.is_gone())
     });
 }
 

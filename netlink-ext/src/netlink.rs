@@ -28,6 +28,8 @@ const NLM_F_CAPPED: u16 = 0x100;
 /// `NLM_F_ACK_TLVS`: ext-ack attributes follow.
 const NLM_F_ACK_TLVS: u16 = 0x200;
 const NLMSGERR_ATTR_MSG: u16 = 1;
+/// The bytes of the header of the request (`struct nlmsghdr`), which an acknowledgement repeats.
+pub(crate) const ECHOED: usize = 16;
 
 /// The socket. Dropping it closes it.
 #[derive(Debug)]
@@ -164,7 +166,7 @@ pub(crate) fn refusal_of_error(flags: u16, body: &[u8]) -> Option<crate::Refusal
     // struct nlmsgerr: the error, then the header of the request, then its body unless that was capped.
     let echoed = match crate::wire::u32_at(body, 4) {
         Some(length) if flags & NLM_F_CAPPED == 0 => (length as usize).next_multiple_of(4),
-        _ => 16,
+        _ => ECHOED,
     };
     refusal(flags, body, 4 + echoed)
 }
@@ -180,11 +182,15 @@ fn refusal(flags: u16, body: &[u8], attributes_at: usize) -> Option<crate::Refus
         return None;
     }
     let attributes = body.get(attributes_at..).filter(|_| flags & NLM_F_ACK_TLVS != 0).unwrap_or_default();
-    let message = Attributes::new(attributes)
+    Some(crate::Refusal { errno: -error, message: explanation(attributes) })
+}
+
+/// The text among the attributes of an answer, in the kernel's words.
+pub(crate) fn explanation(attributes: &[u8]) -> Option<String> {
+    Attributes::new(attributes)
         .find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG)
         .map(|(_, text)| crate::wire::string(text))
-        .filter(|text| !text.is_empty());
-    Some(crate::Refusal { errno: -error, message })
+        .filter(|text| !text.is_empty())
 }
 
 #[cfg(test)]
@@ -202,6 +208,7 @@ mod tests {
             let refusal = refusal_of_error(flags, bytes).unwrap();
             assert_eq!((refusal.errno, refusal.message.as_deref()), (17, Some("why")));
         }
+        assert_eq!(Some(crate::Refusal::from_answer(-17, &capped[4..])), refusal_of_error(0x300, &capped));
         assert_eq!(refusal_of_error(NLM_F_CAPPED, &[0; 20]), None);
         assert_eq!(refusal_of_done(0, &[0; 4]), None);
     }

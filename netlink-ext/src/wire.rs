@@ -67,13 +67,6 @@ impl Body<'_> {
         self.bytes.extend_from_slice(header);
     }
 
-    /// Space of `length` bytes for an encoder that fills a slice.
-    pub(crate) fn reserve(&mut self, length: usize) -> &mut [u8] {
-        let start = self.bytes.len();
-        self.bytes.resize(start + length, 0);
-        &mut self.bytes[start..]
-    }
-
     pub(crate) fn attribute(&mut self, kind: u16, value: &[u8]) {
         let length = (4 + value.len()) as u16;
         self.bytes.extend_from_slice(&length.to_ne_bytes());

@@ -35,6 +35,22 @@ impl Injection {
         Self { strace, trace }
     }
 
+    /// Waits until calls fail.
+    fn wait_attached(&self, daemon: &Twilld) {
+        let status = format!("/proc/{}/status", daemon.pid());
+        wait_until("strace is attached", PATIENCE, || {
+            fs::read_to_string(&status)
+                .unwrap()
+                .lines()
+                .any(|line| line.strip_prefix("TracerPid:").is_some_and(|tracer| tracer.trim() != "0"))
+        });
+    }
+
+    /// How many sockets like those for links failed to open so far.
+    fn route_sockets(&self) -> usize {
+        fs::read_to_string(&self.trace).unwrap_or_default().matches("NETLINK_ROUTE").count()
+    }
+
     /// How many calls have failed so far.
     fn count(&self) -> usize {
         fs::read_to_string(&self.trace).unwrap_or_default().matches("(INJECTED)").count()
@@ -97,6 +113,30 @@ fn sockets_that_are_interrupted_without_end_are_opened_anew() {
 #[test]
 fn sockets_that_cannot_be_read_are_opened_anew() {
     comes_back("recvfrom:error=EBADF");
+}
+
+#[test]
+fn sockets_that_overrun_without_end_are_opened_anew() {
+    comes_back("recvfrom:error=ENOBUFS");
+}
+
+#[test]
+fn a_device_that_is_as_wanted_needs_no_connection() {
+    let (_lab, node, daemon, peers) = running();
+    let injection = Injection::new(&daemon, "socket:error=EMFILE");
+    injection.wait_attached(&daemon);
+    // The device is looked at, and the address deleted.
+    node.exec("ip addr add 10.9.9.9/32 dev flannel.1").unwrap();
+    wait_until("a strange address is deleted", PATIENCE, || {
+        !node.exec("ip addr show dev flannel.1").unwrap().contains("10.9.9.9")
+    });
+    assert_eq!(injection.route_sockets(), 0);
+    // The device is changed, which takes a connection.
+    node.exec("ip link set flannel.1 mtu 1300").unwrap();
+    wait_until("a connection for links fails to open", PATIENCE, || injection.route_sockets() > 0);
+    drop(injection);
+    wait_until("the MTU is set right", PATIENCE, || node.link("flannel.1").unwrap().mtu != 1300);
+    wait_until("all is there again", PATIENCE, || node.holds_exactly(&peers));
 }
 
 #[test]

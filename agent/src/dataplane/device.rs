@@ -8,6 +8,7 @@ use netlink_ext::{Family, Request, addr::Address, neightbl::Params};
 use tracing::{debug, info, warn};
 
 use super::kernel::Kernel;
+use super::link::{self, LinkRequest};
 use super::{Device, Error, Made, holder, shield};
 use crate::overlay::config::Backend;
 
@@ -16,9 +17,9 @@ const APP_PROBES: u32 = 3;
 
 impl Kernel {
     /// Makes the device what is wanted, and listens to it.
-    pub(super) fn make_now(&mut self, device: &Device) -> Result<Made, Error> {
+    pub(super) async fn make_now(&mut self, device: &Device) -> Result<Made, Error> {
         let spec = spec(device);
-        let (mut made, link) = self.link(&spec)?;
+        let (mut made, link) = self.link(&spec).await?;
         let tolerated: Vec<Difference> =
             spec.differences(&link).into_iter().filter(|difference| *difference != Difference::Down).collect();
         if made != Made::AsWanted {
@@ -31,7 +32,7 @@ impl Kernel {
         self.shield(&link, device)?;
         let furnished = self.furnish(link.index, device)?;
         if !link.up {
-            self.set_up(&spec, link.index)?;
+            self.set_up(&spec, link.index).await?;
         }
         if furnished && made == Made::AsWanted {
             made = Made::Changed(vec![format!("address, not {}", device.address)]);
@@ -61,19 +62,18 @@ impl Kernel {
 
     /// Deletes the device if it was this process that created it: for a start that fails. One that was there before
     /// stays, since it may carry traffic.
-    pub fn undo(&mut self, device: &Device) -> Result<(), Error> {
+    pub async fn undo(&mut self, device: &Device) -> Result<(), Error> {
         let Some(ifindex) = self.created.take() else { return Ok(()) };
-        self.refresh()?;
-        self.one("delete", &device.name, Request::DelLink { ifindex })
+        link::send("delete", &device.name, LinkRequest::Delete(ifindex)).await
     }
 
     /// Brings the link to what is wanted; what it came to, and the link.
-    fn link(&mut self, spec: &VxlanSpec) -> Result<(Made, Link), Error> {
+    async fn link(&mut self, spec: &VxlanSpec) -> Result<(Made, Link), Error> {
         let mut reasons = Vec::new();
         if let Some(renamed) = self.renamed(spec)? {
             // It holds our VNI and port, so nothing could be made beside it.
             reasons.push(format!("renamed to {}", renamed.name));
-            self.one("delete", &spec.name, Request::DelLink { ifindex: renamed.index })?;
+            link::send("delete", &spec.name, LinkRequest::Delete(renamed.index)).await?;
         } else if let Some(link) = self.looker.link_named(&spec.name)? {
             let differences = spec.differences(&link);
             if let Some(Difference::NotVxlan { seen }) = differences.first() {
@@ -86,45 +86,47 @@ impl Kernel {
             }
             reasons = mend.iter().map(Difference::to_string).collect();
             if mend.iter().all(Difference::live_change) {
-                match self.change(spec, link.index, &mend) {
+                match self.change(spec, link.index, &mend).await {
                     Ok(()) => return Ok((Made::Changed(reasons), self.look(spec)?)),
                     Err(error @ Error::PortTaken { .. }) => return Err(error),
                     Err(error) if error.is_of_socket() => return Err(error),
                     Err(error) => info!(device = %spec.name, %error, "cannot change the living device, making it anew"),
                 }
             }
-            self.one("delete", &spec.name, Request::DelLink { ifindex: link.index })?;
+            link::send("delete", &spec.name, LinkRequest::Delete(link.index)).await?;
         }
-        let created = self.one("create", &spec.name, Request::CreateLink(Box::new(spec.message())));
-        if let Err(error) = created {
+        let link = self.create(spec).await?;
+        self.created = Some(link.index);
+        Ok((Made::Created(reasons), link))
+    }
+
+    async fn create(&mut self, spec: &VxlanSpec) -> Result<Link, Error> {
+        if let Err(error) = link::send("create", &spec.name, LinkRequest::Create(spec.message())).await {
             // The kernel says no more than that something exists.
             return Err(taken(&self.looker.links()?, spec).unwrap_or(error));
         }
-        let link = self.look(spec)?;
-        self.created = Some(link.index);
-        Ok((Made::Created(reasons), link))
+        // It may have been made twice, and then it is not certain whose link exists.
+        let link = self.looker.link_named(&spec.name)?.filter(|link| is_ours(link, spec));
+        link.ok_or_else(|| Error::Vanished { name: spec.name.clone() })
     }
 
     /// Our device under another name: the index that we made, still with our MAC and VNI.
     fn renamed(&mut self, spec: &VxlanSpec) -> Result<Option<Link>, Error> {
         let Some(ifindex) = self.ifindex() else { return Ok(None) };
-        let is_ours = |link: &Link| {
-            let vni = link.vxlan.as_ref().map(|vxlan| vxlan.vni);
-            link.index == ifindex && link.name != spec.name && link.mac == Some(spec.mac) && vni == Some(spec.vni)
-        };
-        Ok(self.looker.links()?.into_iter().find(is_ours))
+        let is_renamed = |link: &Link| link.index == ifindex && link.name != spec.name && is_ours(link, spec);
+        Ok(self.looker.links()?.into_iter().find(is_renamed))
     }
 
-    fn change(&mut self, spec: &VxlanSpec, ifindex: u32, differences: &[Difference]) -> Result<(), Error> {
+    async fn change(&mut self, spec: &VxlanSpec, ifindex: u32, differences: &[Difference]) -> Result<(), Error> {
         for message in spec.change_messages(ifindex, differences) {
-            let changed = self.one("change", &spec.name, Request::ChangeLink(Box::new(message)));
+            let changed = link::send("change", &spec.name, LinkRequest::Change(message)).await;
             self.named_port(spec, changed)?;
         }
         Ok(())
     }
 
-    fn set_up(&mut self, spec: &VxlanSpec, ifindex: u32) -> Result<(), Error> {
-        let up = self.one("set up", &spec.name, Request::ChangeLink(Box::new(up_message(ifindex))));
+    async fn set_up(&mut self, spec: &VxlanSpec, ifindex: u32) -> Result<(), Error> {
+        let up = link::send("set up", &spec.name, LinkRequest::Change(up_message(ifindex))).await;
         self.named_port(spec, up)
     }
 
@@ -136,14 +138,6 @@ impl Kernel {
                 Err(taken_port(spec, holder::of_port(&links, spec)))
             }
             other => other,
-        }
-    }
-
-    /// One request about the link.
-    fn one(&mut self, step: &'static str, name: &str, request: Request) -> Result<(), Error> {
-        match self.batch.send(&[request])?.into_iter().next() {
-            None => Ok(()),
-            Some(failure) => Err(Error::Link { step, name: name.to_owned(), source: failure.refusal }),
         }
     }
 
@@ -188,6 +182,11 @@ impl Kernel {
             .into()),
         }
     }
+}
+
+/// Whether a link has our MAC and VNI, whatever its name.
+fn is_ours(link: &Link, spec: &VxlanSpec) -> bool {
+    link.mac == Some(spec.mac) && link.vxlan.as_ref().is_some_and(|vxlan| vxlan.vni == spec.vni)
 }
 
 fn foreign(spec: &VxlanSpec, kind: Option<String>) -> Error {

@@ -1,4 +1,5 @@
-//! The real kernel, through netlink-ext: its sockets, its tables, what it tells. `device` makes the VXLAN device.
+//! The real kernel, through netlink-ext: its sockets, its tables, what it tells. `device` makes the VXLAN device, through
+//! rtnetlink.
 //!
 //! Each socket may fail. Then all of them are closed and opened again at the next [`Dataplane::make`], which has to be
 //! followed by a comparison: what the kernel told meanwhile is lost.
@@ -122,12 +123,6 @@ impl Kernel {
         Ok(())
     }
 
-    /// [`Dataplane::make`], which has nothing to wait for.
-    pub fn make_sync(&mut self, device: &Device) -> Result<Made, Error> {
-        let made = self.refresh().and_then(|()| self.make_now(device));
-        self.noted(made)
-    }
-
     /// Remembers that a socket has failed: none is used again, and what listens to the device is opened anew with them.
     pub(super) fn noted<T>(&mut self, result: Result<T, Error>) -> Result<T, Error> {
         if result.as_ref().is_err_and(Error::is_of_socket) {
@@ -207,7 +202,11 @@ impl Kernel {
 
 impl Dataplane for Kernel {
     async fn make(&mut self, device: &Device) -> Result<Made, Error> {
-        self.make_sync(device)
+        let made = match self.refresh() {
+            Ok(()) => self.make_now(device).await,
+            Err(error) => Err(error),
+        };
+        self.noted(made)
     }
 
     fn interfaces(&mut self) -> Result<Vec<Interface>, Error> {

@@ -19,6 +19,7 @@ mod device;
 pub mod fake;
 mod holder;
 pub mod kernel;
+mod link;
 mod shield;
 mod underlay;
 

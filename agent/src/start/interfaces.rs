@@ -19,7 +19,7 @@ pub(super) async fn settled(site: &Site, kernel: &mut Kernel, passing: &Passing<
     let deadline = Instant::now() + MOST;
     let mut said = Vec::new();
     loop {
-        let interfaces = passing.wait("read the interfaces", || kernel.interfaces()).await?;
+        let interfaces = passing.wait("read the interfaces", async || kernel.interfaces()).await?;
         let awaited = site.awaited(&interfaces);
         if awaited.is_empty() {
             return Ok(interfaces);

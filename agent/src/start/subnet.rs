@@ -68,7 +68,7 @@ pub(super) async fn get_subnet(
         let known = (Census::new(&intake.known, &intake.planes), intake.revision + 1);
         lease::tell_of_previous(&wanted, known.0, &progress);
         let passing = Passing::new(readiness, &site.subnet_file);
-        let macs = passing.wait("read the devices' MACs", || macs(site, ends, &intake.known, kernel)).await?;
+        let macs = passing.wait("read the devices' MACs", async || macs(site, ends, &intake.known, kernel)).await?;
         let record = identity.put(site.record(ends, |family| macs[&family]));
         match lease::acquire_telling(store, &wanted, known, &record, lease::TTL, &progress).await {
             Ok(held) => {

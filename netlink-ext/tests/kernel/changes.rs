@@ -3,7 +3,7 @@
 use netlink_ext::addr::Address;
 use netlink_ext::{BatchSocket, Change, ChangeScope, ChangeSocket, Request};
 
-use crate::support::{Host, address, block_on, create, done, in_namespace, pod, send};
+use crate::support::{Host, address, block_on, create, delete, done, in_namespace, pod, send};
 
 fn listen(host: &Host, receive_buffer: usize) -> ChangeSocket {
     let ignore_ports = vec![host.batch.port()];
@@ -72,7 +72,7 @@ fn fdb_rows_are_heard_whoever_wrote_them() {
         block_on(async {
             let mut host = Host::new();
             let mut changes = listen(&host, 1 << 20);
-            let other = create(&mut host.batch, &mut host.dumper, "x9", 9);
+            let other = create(&mut host.dumper, "x9", 9);
             let row = host.row(1, "10.0.0.2");
             let elsewhere = netlink_ext::fdb::Row { ifindex: other.index, ..row };
             done(host.batch.send(&[
@@ -96,9 +96,8 @@ fn links_come_change_and_go() {
         block_on(async {
             let mut host = Host::new();
             let mut changes = listen(&host, 1 << 20);
-            let mut batch = BatchSocket::open().unwrap();
-            let link = create(&mut batch, &mut host.dumper, "x9", 9);
-            done(batch.send(&[Request::DelLink { ifindex: link.index }]));
+            let link = create(&mut host.dumper, "x9", 9);
+            delete(link.index);
             let heard = until(&mut changes, |change| matches!(change, Change::LinkGone { .. })).await;
             assert!(heard.iter().any(|change| matches!(change, Change::Link(seen) if *seen == link)), "{heard:?}");
             assert_eq!(heard.last(), Some(&Change::LinkGone { ifindex: link.index, name: "x9".into() }));

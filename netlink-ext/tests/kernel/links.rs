@@ -1,9 +1,11 @@
 //! VXLAN links: created, compared, changed while they live.
 
 use netlink_ext::link::{Difference, VxlanSpec};
-use netlink_ext::{Dumper, Request};
+use netlink_ext::{Dumper, Refusal, Request};
 
-use crate::support::{Far, Host, PORT, address, create, done, in_namespace, ip, output, pod, send, spec};
+use crate::support::{
+    Far, Host, PORT, address, change, create, delete, done, in_namespace, ip, links, output, pod, send, spec,
+};
 
 fn underlay(dumper: &mut Dumper) -> u32 {
     dumper.link_named("u0").unwrap().unwrap().index
@@ -26,13 +28,14 @@ fn a_created_link_is_as_specified() {
             port: PORT + 1,
             ..spec("x6", 6, underlay)
         };
-        done(host.batch.send(&[Request::CreateLink(Box::new(v6.message()))]));
+        links(async |links| links.add(v6.message()).execute().await).unwrap();
         let seen = host.dumper.link_named("x6").unwrap().unwrap();
         assert_eq!(v6.differences(&seen), [Difference::Down]);
 
-        let again = host.batch.send(&[Request::CreateLink(Box::new(v6.message()))]).unwrap();
-        assert!(again[0].refusal.is_exists());
-        done(host.batch.send(&[Request::DelLink { ifindex: seen.index }]));
+        let again = links(async |links| links.add(v6.message()).execute().await);
+        let Err(rtnetlink::Error::NetlinkError(answer)) = again else { panic!("created twice: {again:?}") };
+        assert!(Refusal { errno: -answer.raw_code(), message: None }.is_exists(), "{answer}");
+        delete(seen.index);
         assert_eq!(host.dumper.link_named("x6").unwrap(), None);
     });
 }
@@ -66,7 +69,7 @@ fn what_can_be_changed_on_the_living_device_is() {
         assert_eq!(differences.len(), 6, "{differences:?}");
         assert!(differences.iter().all(Difference::live_change));
         let messages = wanted.change_messages(seen.index, &differences);
-        done(host.batch.send(&messages.into_iter().map(|m| Request::ChangeLink(Box::new(m))).collect::<Vec<_>>()));
+        change(messages);
         let seen = host.dumper.link_named("x0").unwrap().unwrap();
         assert_eq!(wanted.differences(&seen), []);
         assert_eq!(host.dumper.fdb(seen.index).unwrap()[0].row, row, "nothing is lost");
@@ -90,7 +93,7 @@ fn a_changed_local_address_is_used_towards_known_peers_at_once() {
 
         let wanted = VxlanSpec { local: address("10.0.0.9"), ..spec("x0", 1, underlay(&mut host.dumper)) };
         let messages = wanted.change_messages(host.ifindex(), &wanted.differences(&host.overlay));
-        done(host.batch.send(&messages.into_iter().map(|m| Request::ChangeLink(Box::new(m))).collect::<Vec<_>>()));
+        change(messages);
         assert_eq!(source(), address("10.0.0.9"));
     });
 }
@@ -142,7 +145,7 @@ fn a_device_made_anew_has_another_index() {
     in_namespace(|| {
         let mut host = Host::new();
         let before = host.ifindex();
-        done(host.batch.send(&[Request::DelLink { ifindex: before }]));
-        assert_ne!(create(&mut host.batch, &mut host.dumper, "x0", 1).index, before);
+        delete(before);
+        assert_ne!(create(&mut host.dumper, "x0", 1).index, before);
     });
 }

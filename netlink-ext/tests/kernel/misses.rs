@@ -72,7 +72,7 @@ fn neither_our_writes_nor_other_devices_reach_the_socket() {
         block_on(async {
             let mut host = Host::new();
             host.ask_user_space();
-            let other = create(&mut host.batch, &mut host.dumper, "x9", 9);
+            let other = create(&mut host.dumper, "x9", 9);
             let mut elsewhere = host.route("10.245.0.0/16");
             elsewhere.ifindex = Some(other.index);
             let mut requests = asking(other.index).to_vec();

@@ -15,6 +15,8 @@ use netlink_ext::neightbl::Params;
 use netlink_ext::route::{Kind, Route, TABLE_MAIN};
 use netlink_ext::{BatchSocket, Dumper, Error, Failure, Family, Mac, Miss, MissSocket, Request};
 use nix::sched::{CloneFlags, unshare};
+use rtnetlink::LinkHandle;
+use rtnetlink::packet_route::link::LinkMessage;
 
 /// Long enough to mean "never"; nothing waits for it unless the test fails.
 const NEVER: Duration = Duration::from_secs(20);
@@ -81,8 +83,8 @@ impl Host {
             addr add fd00::1/64 dev u0 nodad\n\
             link set u0 up\n\
             link set u1 up");
-        let (mut batch, mut dumper) = (BatchSocket::open().unwrap(), Dumper::open().unwrap());
-        let overlay = create(&mut batch, &mut dumper, "x0", 1);
+        let (batch, mut dumper) = (BatchSocket::open().unwrap(), Dumper::open().unwrap());
+        let overlay = create(&mut dumper, "x0", 1);
         Self { batch, dumper, overlay }
     }
 
@@ -157,12 +159,36 @@ pub(crate) fn spec(name: &str, vni: u32, underlay: u32) -> VxlanSpec {
 }
 
 /// A VXLAN device over `u0`, set up.
-pub(crate) fn create(batch: &mut BatchSocket, dumper: &mut Dumper, name: &str, vni: u32) -> Link {
+pub(crate) fn create(dumper: &mut Dumper, name: &str, vni: u32) -> Link {
     let underlay = dumper.link_named("u0").unwrap().expect("u0").index;
-    done(batch.send(&[Request::CreateLink(Box::new(spec(name, vni, underlay).message()))]));
+    links(async |links| links.add(spec(name, vni, underlay).message()).execute().await).unwrap();
     let ifindex = dumper.link_named(name).unwrap().expect("the new device").index;
-    done(batch.send(&[Request::ChangeLink(Box::new(up_message(ifindex)))]));
+    change(vec![up_message(ifindex)]);
     dumper.link_named(name).unwrap().expect("the new device")
+}
+
+/// Changes links.
+pub(crate) fn change(messages: Vec<LinkMessage>) {
+    for message in messages {
+        links(async |links| links.change(message).execute().await).unwrap();
+    }
+}
+
+/// Deletes a link.
+pub(crate) fn delete(ifindex: u32) {
+    links(async |links| links.del(ifindex).execute().await).unwrap();
+}
+
+/// Something done to links by rtnetlink, on a thread of its own since the caller may be within a runtime.
+pub(crate) fn links<T: Send>(job: impl AsyncFnOnce(LinkHandle) -> T + Send) -> T {
+    let job = || {
+        block_on(async {
+            let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+            tokio::spawn(connection);
+            job(handle.link()).await
+        })
+    };
+    std::thread::scope(|scope| scope.spawn(job).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Every request was carried out.

@@ -44,7 +44,7 @@ fn an_fdb_row_is_put_replaced_and_deleted_by_its_remote() {
 fn an_fdb_dump_shows_one_device() {
     in_namespace(|| {
         let mut host = Host::new();
-        let other = create(&mut host.batch, &mut host.dumper, "x9", 9);
+        let other = create(&mut host.dumper, "x9", 9);
         let foreign = netlink_ext::fdb::Row { ifindex: other.index, ..host.row(9, "10.0.0.9") };
         done(host.batch.send(&[Request::PutFdb(host.row(1, "10.0.0.2")), Request::PutFdb(foreign)]));
         assert_eq!(host.dumper.fdb(host.overlay.index).unwrap()[0].row, host.row(1, "10.0.0.2"));
@@ -256,7 +256,6 @@ fn a_missing_device_is_gone_for_every_request() {
             Request::DelRoute(host.route("10.244.0.0/16")),
             Request::PutAddress(address),
             Request::DelAddress(address),
-            Request::DelLink { ifindex },
         ];
         let failures = host.batch.send(&requests).unwrap();
         assert_eq!(failures.len(), requests.len());
