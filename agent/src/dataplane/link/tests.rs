@@ -9,6 +9,8 @@ use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
 use super::*;
 
 const NAME: &str = "test0";
+/// Instead of an error number: the answer never comes.
+const NOTHING: i32 = 0;
 
 thread_local! {
     /// What the coming receives of this thread's sockets fail with. The answer is lost with the socket.
@@ -63,7 +65,11 @@ impl AsyncSocket for Lossy {
         };
         let failure = if polled.is_ready() { failures.pop_front() } else { None };
         FAILURES.set(failures);
-        failure.map_or(polled, |errno| Poll::Ready(Err(io::Error::from_raw_os_error(errno))))
+        match failure {
+            None => polled,
+            Some(NOTHING) => Poll::Pending,
+            Some(errno) => Poll::Ready(Err(io::Error::from_raw_os_error(errno))),
+        }
     }
 
     fn poll_recv_from_full(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Vec<u8>, SocketAddr)>> {
@@ -148,8 +154,22 @@ fn a_refusal_has_the_kernel_s_words_and_is_not_tried_again() {
     });
 }
 
-#[tokio::test]
-async fn what_is_gone_is_deleted() {
-    let (deleted, opened) = lossy("delete", LinkRequest::Delete(99_999), &[]).await;
-    assert_eq!((deleted.unwrap(), opened), ((), 1));
+#[test]
+fn a_request_without_an_answer_is_made_twice() {
+    in_namespace(async |_| {
+        tokio::time::pause();
+        let (result, opened) = lossy("delete", LinkRequest::Delete(9), &[NOTHING; 10]).await;
+        let error = result.unwrap_err();
+        assert_eq!(opened, TRIES_UNANSWERED);
+        assert!(error.is_passing() && error.is_of_socket(), "{error}");
+        assert_eq!(error.to_string(), "read answer to link request: no answer from the kernel");
+    });
+}
+
+#[test]
+fn what_is_gone_is_deleted() {
+    in_namespace(async |_| {
+        let (deleted, opened) = lossy("delete", LinkRequest::Delete(9), &[]).await;
+        assert_eq!((deleted.unwrap(), opened), ((), 1));
+    });
 }
