@@ -60,5 +60,5 @@ buildah "${storage[@]}" config --arch "$arch" --os linux --env PATH=/usr/bin --c
     "$container"
 # The times of the image and of its files.
 buildah "${storage[@]}" commit --quiet --format oci --timestamp 0 "$container" "$tag" >/dev/null
-buildah "${storage[@]}" inspect --type image --format '{{.FromImageDigest}}' "$tag"
+buildah "${storage[@]}" inspect --type image --format '{{.FromImageDigest}}{{"\n"}}' "$tag"
 [[ -z $archive ]] || buildah "${storage[@]}" push --quiet "$tag" "oci-archive:$archive:$tag"
