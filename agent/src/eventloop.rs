@@ -235,7 +235,7 @@ impl<D: Dataplane> EventLoop<D> {
         let behind = self.halves.iter().filter(|half| !half.in_sync());
         let behind = behind.map(|half| format!("kernel: {} is not as the records want it", half.device.name));
         let displaced = self.records.displaced(self.halves.iter().map(|half| &half.plane));
-        let contested = self.halves.iter().flat_map(|half| half.contested.iter().cloned());
+        let contested = self.halves.iter().flat_map(|half| half.contested.blocking.iter().cloned());
         self.health.update(behind.chain(displaced).chain(contested).collect(), peers_of(&self.halves), || {
             programmed_of(&self.halves)
         });

@@ -283,6 +283,33 @@ fn a_route_elsewhere_that_takes_nothing_from_a_peer_is_no_matter() {
     }
 }
 
+/// A node that has lost its subnet keeps the pods' bridge with an address of it, until its operator removes that.
+#[test]
+fn the_bridge_of_a_former_subnet_is_named_and_does_not_keep_a_node_from_being_ready() {
+    let mut pair = Pair::new(MODES[1]);
+    for (address, shown, blocks) in [("{gateway}/24", "{subnet}", false), ("{gateway}/25", "{gateway}/25", true)] {
+        pair.run("ip link add br9 type bridge");
+        pair.run("ip link set br9 up");
+        pair.run(&format!("ip addr add {address} dev br9"));
+        let named = pair.filled(&format!(
+            "peer {{subnet}}: a route of an address of this host, `{shown} dev br9 proto kernel metric 0`, goes before ours"
+        ));
+        pair.daemons[0].wait_log(&["WARN", &named], PATIENCE);
+        if blocks {
+            pair.daemons[0].wait_log(&["not ready", &named], PATIENCE);
+        }
+        pair.daemons[0].kill();
+        pair.restart(MODES[1]);
+        pair.daemons[0].wait_log(&["WARN", &named], PATIENCE);
+        if !blocks {
+            pair.daemons[0].wait_ready();
+        }
+        pair.run("ip link del br9");
+        pair.daemons[0].wait_ready();
+        pair.pods[0].ping(pair.pods[1].addr()).unwrap();
+    }
+}
+
 /// The second family has its own device, tables and metrics.
 #[test]
 fn ipv6_is_guarded_like_ipv4() {

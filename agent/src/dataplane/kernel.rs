@@ -283,9 +283,13 @@ impl Live {
             }
             _ if concerns => Some(Event::Underlay),
             // By name as well: an underlay that was made again has another index.
-            Change::Link(Link { name, .. }) | Change::LinkGone { name, .. } => {
-                (name == self.underlay_name).then_some(Event::Underlay)
+            Change::Link(Link { ref name, .. }) | Change::LinkGone { ref name, .. } if *name == self.underlay_name => {
+                Some(Event::Underlay)
             }
+            Change::Link(Link { index: ifindex, up: false, .. }) | Change::LinkGone { ifindex, .. } => {
+                Some(Event::Row(Seen::DeviceDown(ifindex)))
+            }
+            Change::Link(_) => None,
             Change::Address { .. } | Change::Nexthop { .. } => None,
             Change::Route { route, gone } => self.route_event(&route, gone),
             Change::Neigh { entry, gone: true } => Some(Event::Row(Seen::Gone(Row::Neigh(entry.address)))),

@@ -4,10 +4,27 @@ use tracing::debug;
 
 use super::Half;
 use crate::dataplane::Dataplane;
+use crate::overlay::strangers::Contested;
 use crate::overlay::words::GoesBefore;
 
-/// How many routes of other programs are named that go before ours.
+/// How many of them are named.
 const NAMED: usize = 5;
+
+/// What goes before our routes.
+#[derive(Debug, Default)]
+pub(super) struct Named {
+    /// All, in words.
+    all: Vec<String>,
+    /// Those because of which this node is not ready.
+    pub blocking: Vec<String>,
+}
+
+impl Named {
+    /// Whether anything goes before our routes.
+    pub(super) fn is_any(&self) -> bool {
+        !self.all.is_empty()
+    }
+}
 
 impl<D: Dataplane> Half<D> {
     /// Works out which routes of other programs go before ours, where that may have changed. Returns those that are news.
@@ -15,29 +32,29 @@ impl<D: Dataplane> Half<D> {
         if !self.plane.take_contested_changed() {
             return Vec::new();
         }
-        let subnet_len = self.plane.setup().net.subnet_len;
-        let contested = self.plane.contested();
-        let more = contested.len().saturating_sub(NAMED);
-        let mut words: Vec<String> = contested
-            .iter()
-            .take(NAMED)
-            .map(|contested| {
-                let name = contested.ifindex.map(|ifindex| self.dataplane.device_name(ifindex));
-                let name = name.and_then(|name| {
-                    name.unwrap_or_else(|error| {
-                        debug!(%error, "cannot read the name of a device");
-                        None
-                    })
-                });
-                let is_peer = contested.part.prefix() == subnet_len;
-                GoesBefore { contested, device: name.as_deref(), is_peer }.to_string()
-            })
-            .collect();
-        if more > 0 {
-            words.push(format!("and {more} more routes of other programs go before ours"));
-        }
-        let news = words.iter().filter(|words| !self.contested.contains(words)).cloned().collect();
-        self.contested = words;
+        // Those that block come first.
+        let (mut contested, former): (Vec<Contested>, Vec<Contested>) =
+            self.plane.contested().into_iter().partition(|contested| !contested.may_be_our_former());
+        let blocking = contested.len();
+        contested.extend(former);
+        let mut all: Vec<String> = contested.iter().take(NAMED).map(|contested| self.words(contested)).collect();
+        let mut named = Named { blocking: all.iter().take(blocking).cloned().collect(), all: Vec::new() };
+        let more = |count: usize| format!("and {count} more routes of other programs go before ours");
+        named.blocking.extend((blocking > NAMED).then(|| more(blocking - NAMED)));
+        all.extend((contested.len() > NAMED).then(|| more(contested.len() - NAMED)));
+        let news = all.iter().filter(|words| !self.contested.all.contains(words)).cloned().collect();
+        named.all = all;
+        self.contested = named;
         news
+    }
+
+    fn words(&mut self, contested: &Contested) -> String {
+        let name = contested.ifindex.map_or(Ok(None), |ifindex| self.dataplane.device_name(ifindex));
+        let device = name.unwrap_or_else(|error| {
+            debug!(%error, "cannot read the name of a device");
+            None
+        });
+        let is_peer = contested.part.prefix() == self.plane.setup().net.subnet_len;
+        GoesBefore { contested, device: device.as_deref(), is_peer }.to_string()
     }
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info, trace, warn};
 
+use super::contested::Named;
 use super::sockets::Sockets;
 use crate::dataplane::{Dataplane, Device, Error, Event, Made};
 use crate::overlay::iface::Interface;
@@ -83,7 +84,7 @@ pub struct Half<D> {
     /// What the next comparison finds is logged for the operator.
     tell_comparison: bool,
     /// Which routes of other programs go before ours, for people.
-    pub(super) contested: Vec<String>,
+    pub(super) contested: Named,
     /// The last time that the kernel was heard, it had nothing to tell.
     quiet: bool,
     /// Until then more misses are expected.
@@ -112,7 +113,7 @@ impl<D: Dataplane> Half<D> {
             // It may have changed while nobody listened.
             underlay_changed: true,
             tell_comparison: false,
-            contested: Vec::new(),
+            contested: Named::default(),
             quiet: false,
             flood_until: now,
             worked_at: now,
@@ -162,6 +163,8 @@ impl<D: Dataplane> Half<D> {
                 Ok(Some(Event::Underlay)) => {
                     self.underlay_changed = true;
                     self.plane.redecide(None);
+                    // A link that went down has taken routes with it without a word, perhaps one that was named.
+                    self.again |= self.contested.is_any();
                 }
                 Ok(Some(Event::Overrun)) => {
                     debug!(device = %self.device.name, "kernel events were lost, comparing everything");

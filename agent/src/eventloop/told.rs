@@ -193,7 +193,10 @@ impl Told {
     /// A route of another program goes before ours.
     pub(super) fn contested(&mut self, device: &str, words: &str, now: Instant) {
         if self.contested.admit(now) {
-            warn!(device, "{words}; it is not on our device: remove it, or give it a higher metric than ours");
+            warn!(
+                device,
+                "{words}; it is not on our device: remove it or its address, or give it a higher metric than ours"
+            );
         } else {
             debug!(device, "{words}");
         }

@@ -4,9 +4,7 @@
 //! that are ours are touched:
 //! - routes with our protocol, or of the shape that flannel gives them on the same device;
 //! - neighbours with our protocol, or permanent ones of a gateway address (flannel's);
-//! - every FDB row of our device.
-//!
-//! What is another program's is `strangers`'.
+//! - every FDB row of our device. (What is another program's is `strangers`'.)
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -49,6 +47,8 @@ pub enum Seen {
     Route(SeenRoute),
     /// A row that is no longer there.
     Gone(Row),
+    /// Another device than ours is down or gone, and has taken its IPv4 routes with it without a word.
+    DeviceDown(u32),
 }
 
 /// A comparison under way: what the dump has shown so far, beside the marks at the peers.
@@ -132,6 +132,7 @@ impl Plane {
                     self.saw_strangers_route(seen);
                 }
             }
+            Seen::DeviceDown(ifindex) => self.strangers_device_down(*ifindex),
             Seen::Gone(row) => {
                 if let Row::Route(route) = row {
                     self.others_route(route);

@@ -61,6 +61,19 @@ pub struct Contested {
     pub ifindex: Option<u32>,
 }
 
+impl Contested {
+    /// Whether the kernel has put the route for an address of this host.
+    pub fn is_of_an_address(&self) -> bool {
+        self.route.protocol == KERNEL && self.route.via == Via::Elsewhere
+    }
+
+    /// Whether it may be that of the pods' bridge, which keeps the address of a subnet that this node has lost until its
+    /// operator removes it. That is no reason for this node to be held for unfit to run pods.
+    pub fn may_be_our_former(&self) -> bool {
+        self.is_of_an_address() && self.part == self.route.destination
+    }
+}
+
 /// What is known of strangers' rows.
 #[derive(Debug, Default)]
 pub(super) struct Strangers {
@@ -280,6 +293,15 @@ impl Plane {
                 Row::Neigh(address) => drop(left_alone.neighbours.remove(address)),
                 Row::Fdb(_) => {}
             }
+        }
+    }
+
+    /// The routes on another device are gone.
+    pub(super) fn strangers_device_down(&mut self, down: u32) {
+        for left_alone in [&mut self.strangers.left_alone, &mut self.comparison.left_alone] {
+            let before = left_alone.routes.len();
+            left_alone.routes.retain(|_, ifindex| *ifindex != Some(down));
+            self.strangers.changed |= left_alone.routes.len() != before;
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::kernel::{Fdb, Miss, Neigh, Op, Route, Row, Via};
 use super::miss::Answer;
+use super::shown::Shown;
 use super::strangers::{Contested, Contradiction};
 
 /// An operation as a command of iproute2, on the device of this name.
@@ -130,13 +131,12 @@ impl Display for GoesBefore<'_> {
         let Contested { part, route, .. } = self.contested;
         let Route { destination, via, metric, protocol } = route;
         let whose = if self.is_peer { "peer" } else { "peers in" };
-        write!(f, "{whose} {part}: a route of another program, `")?;
-        match (via, self.device) {
+        let who = if self.contested.is_of_an_address() { "an address of this host" } else { "another program" };
+        write!(f, "{whose} {part}: a route of {who}, `")?;
+        match (via, self.device.map(Shown::new)) {
             (Via::Direct(gateway), Some(device)) => write!(f, "{destination} via {gateway} dev {device}")?,
             (Via::Elsewhere, Some(device)) => write!(f, "{destination} dev {device}")?,
-            _ => {
-                return write!(f, "{}`, goes before ours", Words { route, device: "" });
-            }
+            _ => return write!(f, "{}`, goes before ours", Words { route, device: "" }),
         }
         write!(f, " proto {} metric {metric}`, goes before ours", Protocol(*protocol))
     }

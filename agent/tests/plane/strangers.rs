@@ -238,6 +238,19 @@ fn what_is_contested_follows_the_records_and_what_is_programmed() {
 }
 
 #[test]
+fn a_device_that_goes_takes_its_routes_with_it() {
+    let mut world = world(PeerMode::All);
+    for ifindex in [7, 8] {
+        let route = route(&format!("10.5.{}.0/24", ifindex - 5), Via::Elsewhere, 0);
+        world.plane.saw(&Seen::Route(SeenRoute { route, ifindex: Some(ifindex) }));
+    }
+    assert_eq!(world.plane.contested().len(), 2);
+    world.plane.saw(&Seen::DeviceDown(7));
+    assert!(world.plane.take_contested_changed());
+    assert_eq!(world.plane.contested().iter().map(|contested| contested.part).collect::<Vec<_>>(), [subnet(3)]);
+}
+
+#[test]
 fn somebody_who_never_stops_is_answered_at_the_pace_of_retries() {
     let mut world = world(PeerMode::All);
     let wrong = route("10.5.2.0/24", through("10.5.9.0"), 0);
