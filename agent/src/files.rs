@@ -100,8 +100,12 @@ pub(crate) fn put(path: &Path, content: &[u8], form: Form<'_>) -> Result<(), Put
 pub(crate) fn write_aside(folder: &Path, content: &[u8], form: Form<'_>) -> Result<NamedTempFile, PutError> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(form.prefix).suffix(form.suffix);
-    let mut file = builder.tempfile_in(folder).map_err(failed("write"))?;
-    file.write_all(content).map_err(failed("write"))?;
+    // Neither `tempfile_in` nor `NamedTempFile::write`: both put the random name into their errors, so a failure that lasts
+    // would have another text each time, and both hide the system's error number.
+    let mut create = OpenOptions::new();
+    create.read(true).write(true).create_new(true).mode(0o600);
+    let file = builder.make_in(folder, |path| create.open(path)).map_err(failed("write"))?;
+    file.as_file().write_all(content).map_err(failed("write"))?;
     file.as_file().set_permissions(Permissions::from_mode(form.mode)).map_err(failed("set the mode of"))?;
     if form.lasting {
         file.as_file().sync_all().map_err(failed("sync"))?;
@@ -238,6 +242,25 @@ mod tests {
         fs::write(dir.path().join("file"), "").unwrap();
         let error = put(&dir.path().join("file/below"), b"ours", FORM).unwrap_err();
         assert_eq!(error.step, "make the folder of");
+    }
+
+    /// Who compares two errors must see that a failure lasts.
+    #[test]
+    fn a_failure_that_lasts_has_the_same_text_and_number_each_time() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("taken")).unwrap();
+        let long = "l".repeat(255);
+        for (path, prefix, errno) in [
+            // Nobody can make a file there, root neither.
+            (Path::new("/proc/self/file"), ".new-", libc::ENOENT),
+            (&dir.path().join("file"), &*long, libc::ENAMETOOLONG),
+            (&dir.path().join("taken"), ".new-", libc::EISDIR),
+        ] {
+            let fails = || put(path, b"ours", Form { prefix, ..FORM }).unwrap_err();
+            let (first, second) = (fails(), fails());
+            assert_eq!(first.to_string(), second.to_string());
+            assert_eq!(first.source.raw_os_error(), Some(errno), "{first}");
+        }
     }
 
     #[test]
