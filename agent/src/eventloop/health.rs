@@ -87,14 +87,13 @@ impl Health {
         if self.said.as_ref() == Some(&missing) {
             return;
         }
-        let has_line = self.changes.0.admit(half::now());
         if missing.is_empty() {
-            if has_line {
+            if self.changes.0.admit(half::now()) {
                 info!(peers, programmed = programmed(), "ready");
             }
             self.status = ready(peers);
         } else if self.up {
-            if has_line {
+            if self.changes.0.admit(half::now()) {
                 warn!(missing = %missing.join("; "), "not ready");
             }
             self.status = format!("not ready: {}", missing.join("; "));
@@ -121,7 +120,7 @@ impl Health {
         }
         if let Some(times) = self.changes.0.count(half::now()) {
             let missing = self.missing().join("; ");
-            warn!(times, now = if missing.is_empty() { "ready" } else { "not ready" }, %missing, "ready and not ready in turn, again and again");
+            warn!(times, now = if missing.is_empty() { "ready" } else { "not ready" }, %missing, "the node keeps changing between ready and not ready");
         }
         // The status each time: the last one may have found no room.
         self.tell_systemd(Some(NotifyState::Watchdog));
@@ -140,4 +139,66 @@ impl Health {
 /// The status of a node that is ready.
 fn ready(peers: usize) -> String {
     format!("ready; {peers} peers")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Write};
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// The lines that are logged from now on, with what ends that.
+    fn log() -> (Sink, tracing::subscriber::DefaultGuard) {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let lines = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        (sink, tracing::subscriber::set_default(lines))
+    }
+
+    fn lines_with(sink: &Sink, words: &str) -> usize {
+        String::from_utf8(sink.0.lock().unwrap().clone()).unwrap().lines().filter(|line| line.contains(words)).count()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_without_a_line_take_none_from_those_with_one() {
+        let (sink, _guard) = log();
+        let mut health = Health::default();
+        for peer in 0..2 * CHANGES_IN_A_ROW {
+            health.update(vec![format!("flannel.1: {peer} peers to do")], 1, || 0);
+        }
+        health.update(Vec::new(), 1, || 1);
+        assert_eq!(lines_with(&sink, "ready peers=1 programmed=1"), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_changes_again_and_again_is_counted_once_a_minute() {
+        let (sink, _guard) = log();
+        let mut health = Health::default();
+        for _ in 0..50 {
+            health.update(Vec::new(), 1, || 1);
+            health.update(vec!["flannel.1: being made".to_owned()], 1, || 0);
+        }
+        assert_eq!(lines_with(&sink, "not ready missing="), CHANGES_IN_A_ROW as usize / 2);
+        health.alive(1);
+        assert_eq!(lines_with(&sink, "keeps changing"), 0);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        health.alive(1);
+        health.alive(1);
+        assert_eq!(lines_with(&sink, "the node keeps changing between ready and not ready times=80"), 1);
+    }
 }
