@@ -20,7 +20,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
+use crate::dataplane::holder::{Listener, listener};
+use crate::overlay::Shown;
 use crate::passing::Passes;
+use crate::process;
 
 /// Between two tries while another process has the lock.
 const TRY_EVERY: Duration = Duration::from_millis(100);
@@ -28,12 +31,10 @@ const TRY_EVERY: Duration = Duration::from_millis(100);
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 /// The least time between two answers to those who ask who holds the lock.
 const ANSWER_EVERY: Duration = Duration::from_millis(20);
-/// How often a holder may refuse to be asked: one that is about to listen does so at once.
+/// How often a connection to the holder may be refused before it counts as a process that never listens.
 const DEAF: usize = 5;
 /// The longest answer that is read.
 const ANSWER: usize = 200;
-/// include/uapi/linux/capability.h
-const CAP_NET_ADMIN: u32 = 12;
 
 /// Held until [`Lock::keep_until_exit`] has been called and the process has ended, else until it is dropped.
 #[derive(Debug)]
@@ -212,8 +213,22 @@ impl Holder {
         match Self::ask(&name(device)).await {
             Ok(holder) => Some(holder),
             Err(error) if matches!(error.raw_os_error(), Some(libc::ECONNREFUSED | libc::EPROTOTYPE)) => None,
-            // Too many ask it already.
-            Err(_) => Some(Self::default()),
+            // Its backlog is full, which it may see to itself, or whoever else asks it.
+            Err(_) => Some(Self::unasked(device)),
+        }
+    }
+
+    /// The holder as the kernel knows it.
+    fn unasked(device: &str) -> Self {
+        match listener(&name(device)) {
+            Ok(Some(Listener { inode, uid })) => {
+                Self { pid: process::with_socket(inode.into()), uid, about: String::new() }
+            }
+            Ok(None) => Self::default(),
+            Err(error) => {
+                warn!(%device, %error, "cannot find out who has the lock of this device");
+                Self::default()
+            }
         }
     }
 
@@ -228,8 +243,8 @@ impl Holder {
         let mut said = Vec::new();
         // Whatever has come by then.
         let _ = timeout(ANSWER_WITHIN, (&mut stream).take(ANSWER as u64).read_to_end(&mut said)).await;
-        let printable = String::from_utf8_lossy(&said).chars().filter(|c| matches!(c, ' '..='~')).collect();
-        Ok(Self { pid: Some(peer.pid()).filter(|pid| *pid != 0), uid: Some(peer.uid()), about: printable })
+        let about = Shown::up_to(ANSWER, &said).to_string();
+        Ok(Self { pid: Some(peer.pid()).filter(|pid| *pid != 0), uid: Some(peer.uid()), about })
     }
 
     /// Whether it may be a twilld: it has CAP_NET_ADMIN or, where that is hidden, is root or the user that this one is.
@@ -237,7 +252,7 @@ impl Holder {
     fn may_be_twilld(&self) -> bool {
         let Some(uid) = self.uid else { return true };
         let hidden = || uid == 0 || uid == rustix::process::geteuid().as_raw();
-        self.pid.and_then(capabilities).map_or_else(hidden, |set| set & (1 << CAP_NET_ADMIN) != 0)
+        self.pid.and_then(process::has_net_admin).unwrap_or_else(hidden)
     }
 }
 
@@ -250,11 +265,4 @@ impl fmt::Display for Holder {
         }
         if self.about.is_empty() { Ok(()) } else { write!(f, " ({})", self.about) }
     }
-}
-
-/// The effective capabilities of a process, if they can be seen.
-fn capabilities(pid: i32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-    u64::from_str_radix(effective.trim(), 16).ok()
 }

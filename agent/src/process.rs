@@ -2,6 +2,8 @@
 //!
 //! The signals that the daemon hears are in [`crate::eventloop`].
 
+use std::fmt::Display;
+use std::fs;
 use std::future::Future;
 
 use anyhow::{Context, Result};
@@ -45,6 +47,29 @@ pub fn daemon_signals() {
         mask.remove(delivered);
     }
     let _ = mask.thread_set_mask();
+}
+
+/// Whether a process has CAP_NET_ADMIN among its effective capabilities, as far as /proc shows them. `process` is its pid, or
+/// `self`.
+pub(crate) fn has_net_admin(process: impl Display) -> Option<bool> {
+    /// include/uapi/linux/capability.h
+    const CAP_NET_ADMIN: u32 = 12;
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    let set = u64::from_str_radix(effective.trim(), 16).ok()?;
+    Some(set & (1 << CAP_NET_ADMIN) != 0)
+}
+
+/// The process that has this socket open; `None` if there is none that we may look at. Reads the link of each descriptor of
+/// each process, which takes a second where there are a million.
+pub(crate) fn with_socket(inode: u64) -> Option<i32> {
+    let wanted = format!("socket:[{inode}]");
+    let has_it = |process: &fs::DirEntry| {
+        let Ok(open) = fs::read_dir(process.path().join("fd")) else { return false };
+        open.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == wanted.as_str()))
+    };
+    let pid = |process: &fs::DirEntry| process.file_name().to_str()?.parse().ok();
+    fs::read_dir("/proc").ok()?.flatten().filter(|process| pid(process).is_some()).find(has_it).as_ref().and_then(pid)
 }
 
 /// Runs the program's work on a runtime of this thread.

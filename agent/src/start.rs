@@ -284,12 +284,7 @@ async fn unhindered(site: &Site, ends: &[End], kernel: &mut Kernel, passing: &Pa
 
 /// Fails early where nothing could be done to the network at all.
 fn privileged() -> Result<()> {
-    // CAP_NET_ADMIN, include/uapi/linux/capability.h.
-    const NET_ADMIN: u32 = 12;
-    let status = std::fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
-    if effective.is_some_and(|set| set & (1 << NET_ADMIN) == 0) {
+    if crate::process::has_net_admin("self") == Some(false) {
         bail!(
             "no CAP_NET_ADMIN: run twilld as root or give it that capability; without it no device, route or neighbour can be made"
         );

@@ -42,6 +42,7 @@ mod netlink;
 pub mod nexthop;
 pub mod route;
 mod sys;
+pub mod unix;
 mod wire;
 
 pub use batch::{BatchSocket, Failure, Request};
@@ -49,6 +50,7 @@ pub use change::{Change, ChangeScope, ChangeSocket};
 pub use dump::Dumper;
 pub use error::{Error, Refusal, is_passing};
 pub use miss::{Miss, MissSocket, pending_misses};
+pub use netlink::uninterrupted;
 
 /// An Ethernet address, in the order of the wire.
 pub type Mac = [u8; 6];

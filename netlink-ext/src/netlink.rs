@@ -138,8 +138,11 @@ fn unbound() -> Result<Socket, Error> {
     Ok(socket)
 }
 
-/// Makes a system call again while a signal interrupts it.
-fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+/// Makes a system call again while a signal interrupts it, but not for ever.
+///
+/// # Errors
+/// Those of the call; `Interrupted` where a signal came each time.
+pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 1..INTERRUPTIONS {
         match call() {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => (),

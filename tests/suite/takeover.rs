@@ -149,12 +149,17 @@ fn who_cannot_change_the_device_cannot_keep_it() {
     let lab = lab();
     let node = lab.node(1);
     let name = SocketAddr::from_abstract_name("twilld.flannel.1").unwrap();
-    // Root without CAP_NET_ADMIN, as in a container that shares the node's network; another user; one that does not listen.
+    // Root without CAP_NET_ADMIN, as in a container that shares the node's network; another user, also one that
+    // keeps its backlog full so that nobody can ask who it is; one that does not listen.
     let script = "socket(S, AF_UNIX, SOCK_STREAM, 0) && bind(S, pack_sockaddr_un(\"\\0twilld.flannel.1\")) or die $!; \
-                  listen(S, 5) if $ARGV[0] eq 'listen'; $| = 1; print \"there\\n\"; sleep 1000";
+                  listen(S, 5) if $ARGV[0] eq 'listen'; \
+                  if ($ARGV[0] eq 'full') { listen(S, 0); socket(C, AF_UNIX, SOCK_STREAM, 0); connect(C, getsockname(S)) or die $! } \
+                  $| = 1; print \"there\\n\"; sleep 1000";
     for (wrapper, how) in [
         (&["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"][..], "listen"),
         (&["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"], "listen"),
+        (&["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"], "full"),
+        (&["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"], "full"),
         (&["env"], "deaf"),
     ] {
         let mut command: Command = node.netns().command(wrapper[0]).unwrap();

@@ -135,7 +135,7 @@ impl Kernel {
         match result {
             Err(Error::Link { source, .. }) if source.errno == libc::EADDRINUSE => {
                 let links = self.looker.links()?;
-                Err(taken_port(spec, holder::of_port(&links, spec)))
+                Err(taken_port(spec, self.holders.of_port(&links, spec)))
             }
             other => other,
         }

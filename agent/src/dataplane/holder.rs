@@ -1,15 +1,55 @@
-//! Who has a UDP port, when the kernel says no more than that it is in use.
+//! Who has a UDP port, when the kernel says no more than that it is in use; who listens on the name of a lock.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
 
 use netlink_ext::link::{Link, VxlanSpec};
+pub(crate) use netlink_ext::unix::{Listener, listener};
 
-/// Who keeps a device from having its UDP port, as far as it can be known from here.
-pub(super) fn of_port(links: &[Link], spec: &VxlanSpec) -> String {
-    of_device(links, spec).or_else(|| of_socket(spec)).unwrap_or_else(|| {
-        format!("somebody who can't be seen from here (on the host, `ss -lunp sport = {}` may tell)", spec.port)
-    })
+use crate::overlay::Shown;
+use crate::process;
+
+/// The least time between two searches of /proc for the process that has a socket: the event loop waits for them.
+const SEARCH_EVERY: Duration = Duration::from_secs(60);
+
+/// Says who keeps a device from having its UDP port, as far as it can be known from here.
+#[derive(Debug, Default)]
+pub(super) struct Holders {
+    /// When a process was searched for last, by its socket's inode, and what was found.
+    searched: Option<(Instant, u64, Option<String>)>,
+}
+
+impl Holders {
+    pub(super) fn of_port(&mut self, links: &[Link], spec: &VxlanSpec) -> String {
+        of_device(links, spec).or_else(|| self.of_socket(spec)).unwrap_or_else(|| {
+            format!("somebody who can't be seen from here (on the host, `ss -lunp sport = {}` may tell)", spec.port)
+        })
+    }
+
+    /// A UDP socket on the port, with its process where that can be found.
+    fn of_socket(&mut self, spec: &VxlanSpec) -> Option<String> {
+        let socket = socket_on(spec)?;
+        let process = self.process_of(socket.inode, Instant::now(), process_of);
+        let whose = process.unwrap_or_else(|| {
+            format!(
+                "of user {}, inode {}; its process can't be seen from here, or the kernel has it for a tunnel",
+                socket.user, socket.inode
+            )
+        });
+        Some(format!("a UDP socket on {} ({whose})", std::net::SocketAddr::new(socket.address, socket.port)))
+    }
+
+    /// What `search` finds for this socket, or found before. It is not asked more often than every [`SEARCH_EVERY`].
+    fn process_of(&mut self, inode: u64, now: Instant, search: impl FnOnce(u64) -> Option<String>) -> Option<String> {
+        let recent = self.searched.as_ref().filter(|(at, ..)| now < *at + SEARCH_EVERY);
+        if let Some((_, searched, found)) = recent {
+            return found.clone().filter(|_| *searched == inode);
+        }
+        let found = search(inode);
+        self.searched = Some((now, inode, found.clone()));
+        found
+    }
 }
 
 /// A VXLAN device that is up with the same port and does not share its socket with ours: the kernel shares one among
@@ -28,7 +68,7 @@ pub(super) fn of_device(links: &[Link], spec: &VxlanSpec) -> Option<String> {
 }
 
 /// A UDP socket on the port, from /proc/net/udp and udp6.
-fn of_socket(spec: &VxlanSpec) -> Option<String> {
+fn socket_on(spec: &VxlanSpec) -> Option<Udp> {
     let sockets = ["udp", "udp6"]
         .into_iter()
         .filter_map(|table| fs::read_to_string(format!("/proc/thread-self/net/{table}")).ok());
@@ -38,18 +78,11 @@ fn of_socket(spec: &VxlanSpec) -> Option<String> {
     let is_v4 = spec.local.is_ipv4();
     let of_family = |socket: &&Udp| socket.port == spec.port && socket.address.is_ipv4() == is_v4;
     let of_both = |socket: &&Udp| socket.port == spec.port && is_v4 && socket.address == Ipv6Addr::UNSPECIFIED;
-    let socket = sockets.iter().find(of_family).or_else(|| sockets.iter().find(of_both))?;
-    let whose = process_of(socket.inode).unwrap_or_else(|| {
-        format!(
-            "of user {}, inode {}; its process can't be seen from here, or the kernel has it for a tunnel",
-            socket.user, socket.inode
-        )
-    });
-    Some(format!("a UDP socket on {} ({whose})", std::net::SocketAddr::new(socket.address, socket.port)))
+    sockets.iter().find(of_family).or_else(|| sockets.iter().find(of_both)).copied()
 }
 
 /// A line of /proc/net/udp.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Udp {
     address: IpAddr,
     port: u16,
@@ -75,21 +108,11 @@ impl Udp {
     }
 }
 
-/// The process that has a socket open, as `pid 7, name`; `None` if there is none that we may look at.
+/// The process that has a socket open, as `pid 7, name`.
 fn process_of(inode: u64) -> Option<String> {
-    let wanted = format!("socket:[{inode}]");
-    let processes = fs::read_dir("/proc").ok()?.flatten().map(|entry| entry.path());
-    let has_it = |process: &std::path::PathBuf| {
-        let Ok(open) = fs::read_dir(process.join("fd")) else { return false };
-        open.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == wanted.as_str()))
-    };
-    let process = processes.filter(|path| pid(path).is_some()).find(has_it)?;
-    let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
-    Some(format!("pid {}, {}", pid(&process)?, name.trim().escape_debug()))
-}
-
-fn pid(process: &std::path::Path) -> Option<u32> {
-    process.file_name()?.to_str()?.parse().ok()
+    let pid = process::with_socket(inode)?;
+    let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    Some(format!("pid {pid}, {}", Shown::new(name.trim_ascii_end())))
 }
 
 #[cfg(test)]
@@ -108,5 +131,20 @@ mod tests {
         for junk in ["", "sl local_address rem_address st", "1: 0100:2118 0 0 0 0 0 0 0 0", "1: ZZ00007F:2118 x"] {
             assert_eq!(Udp::parse(junk), None, "{junk:?}");
         }
+    }
+
+    #[test]
+    fn a_process_is_searched_for_once_a_minute_at_the_most() {
+        let (began, mut holders, mut searches) = (Instant::now(), Holders::default(), Vec::new());
+        for second in 0..=60 {
+            // Another socket each time, as of a program that is started again and again; then the same one.
+            let inode = if second < 30 { second } else { 0 };
+            let found = holders.process_of(inode, began + Duration::from_secs(second), |inode| {
+                searches.push(second);
+                Some(format!("pid {inode}"))
+            });
+            assert_eq!(found, (inode == 0).then(|| "pid 0".to_owned()), "second {second}");
+        }
+        assert_eq!(searches, [0, 60]);
     }
 }

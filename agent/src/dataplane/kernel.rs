@@ -53,6 +53,7 @@ pub struct Kernel {
     pub(super) created: Option<u32>,
     /// Which parameters of the device could not be set, so that it is said once.
     pub(super) unset: Vec<String>,
+    pub(super) holders: super::holder::Holders,
 }
 
 /// The device as it was made, and what listens to it.
@@ -91,6 +92,7 @@ impl Kernel {
             deaf: false,
             created: None,
             unset: Vec::new(),
+            holders: super::holder::Holders::default(),
         })
     }
 

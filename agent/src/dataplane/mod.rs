@@ -17,7 +17,7 @@ use crate::overlay::reconcile::Seen;
 mod convert;
 mod device;
 pub mod fake;
-mod holder;
+pub(crate) mod holder;
 pub mod kernel;
 mod link;
 mod shield;

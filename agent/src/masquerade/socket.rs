@@ -5,6 +5,7 @@
 use std::io;
 use std::time::Duration;
 
+use netlink_ext::uninterrupted;
 use netlink_packet_core::{NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, NfTablesMessage, RuleAttribute, RuleMessage, TableAttribute, TableMessage,
@@ -42,8 +43,6 @@ const NLM_F_DUMP_INTR: u16 = 0x10;
 const OPEN: &str = "open a socket to nf_tables";
 /// For an answer of the kernel, in milliseconds: it is there at once unless something is very wrong.
 const ANSWER_WITHIN_MS: u16 = 5_000;
-/// So often in a row may a system call be interrupted (`EINTR`) before that is a failure.
-const INTERRUPTIONS: u32 = 64;
 
 /// A message as the kernel showed it.
 pub(super) struct Shown {
@@ -222,17 +221,6 @@ impl Nft {
             }
         }
     }
-}
-
-/// Makes a system call again while a signal interrupts it, but not for ever.
-fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    for _ in 1..INTERRUPTIONS {
-        match call() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result,
-        }
-    }
-    call()
 }
 
 fn fd(socket: &Socket) -> std::os::fd::BorrowedFd<'_> {
