@@ -141,9 +141,10 @@ async fn keep_for_ever(wanted: &Wanted, resync: Duration, state: &watch::Sender<
     let guard_only = rules::tables(wanted).iter().all(Table::is_guard_only);
     let (mut pause, mut said) = (REOPEN, false);
     let mut fight = Fight::new(Instant::now());
+    let mut known = Known::of(wanted);
     loop {
         let opened = Instant::now();
-        match Masquerade::open(wanted) {
+        match Masquerade::open(wanted, &mut known) {
             Ok(masquerade) => masquerade.keep(resync, state, &mut fight).await,
             Err(error) if guard_only && error.unsupported() => {
                 if !std::mem::replace(&mut said, true) {
@@ -166,14 +167,33 @@ const UNGUARDED: &str = "the kernel lacks the part of nf_tables that keeps what 
     router advertisements, redirects and ARP are kept out by the parameters of the device alone, as far as they are set";
 
 /// The rules in the kernel and what watches over them.
-struct Masquerade {
+struct Masquerade<'a> {
     nft: Nft,
     notices: Notices,
-    tables: Vec<Entry>,
+    known: &'a mut Known,
     sides: Vec<Side>,
     ours: Ours,
+}
+
+/// What outlives the sockets: new ones begin with a comparison, and say nothing that has been said.
+struct Known {
+    tables: Vec<Entry>,
     /// What was said last of each thing, so that only news is said.
     said: BTreeMap<&'static str, String>,
+}
+
+impl Known {
+    fn of(wanted: &Wanted) -> Self {
+        let tables = rules::tables(wanted).into_iter();
+        let tables = tables.map(|table| Entry { table, shown: None, known: false }).collect();
+        Self { tables, said: BTreeMap::new() }
+    }
+
+    /// Whether this is worth saying: something else was said of this thing last.
+    fn news(&mut self, thing: &'static str, text: &str) -> bool {
+        let before = self.said.insert(thing, text.to_owned());
+        !text.is_empty() && before.as_deref() != Some(text)
+    }
 }
 
 /// A table with what the kernel showed of it when it was last written.
@@ -193,17 +213,16 @@ struct Mended {
     again: Vec<String>,
 }
 
-impl Masquerade {
+impl<'a> Masquerade<'a> {
     /// Opens the sockets in the network namespace of this thread, within a tokio runtime. Writes nothing yet.
-    fn open(wanted: &Wanted) -> Result<Self, Error> {
-        let (tables, nft) = (rules::tables(wanted).into_iter(), Nft::open()?);
+    fn open(wanted: &Wanted, known: &'a mut Known) -> Result<Self, Error> {
+        let nft = Nft::open()?;
         Ok(Self {
             notices: Notices::open(rules::table_name(wanted.vni), nft.port)?,
             nft,
-            tables: tables.map(|table| Entry { table, shown: None, known: false }).collect(),
+            known,
             sides: wanted.sides.clone(),
             ours: Ours { masquerade: wanted.masquerade, forward: wanted.forward },
-            said: BTreeMap::new(),
         })
     }
 
@@ -211,7 +230,7 @@ impl Masquerade {
     fn mend(&mut self) -> (Mended, Option<Error>) {
         let (mut mended, mut first) = (Mended::default(), None);
         let mut unguarded = Vec::new();
-        for entry in &mut self.tables {
+        for entry in &mut self.known.tables {
             match entry.mend(&mut self.nft) {
                 Ok(false) => {}
                 Ok(true) if entry.known => mended.again.push(entry.table.to_string()),
@@ -227,7 +246,7 @@ impl Masquerade {
             entry.known = true;
         }
         let unguarded = unguarded.join("; ");
-        if self.news("unguarded", &unguarded) {
+        if self.known.news("unguarded", &unguarded) {
             warn!(tables = %unguarded, "{UNGUARDED}");
         }
         (mended, first)
@@ -240,14 +259,14 @@ impl Masquerade {
             Ok(chains) => chains,
             Err(error) => {
                 let error = error.to_string();
-                if self.news("read", &error) {
+                if self.known.news("read", &error) {
                     warn!(%error, "cannot read other tools' chains");
                 }
                 return false;
             }
         };
         let legacy = legacy::read();
-        if self.news("missing", &legacy.missing.join(", ")) {
+        if self.known.news("missing", &legacy.missing.join(", ")) {
             info!(missing = %legacy.missing.join(", "), "iptables-legacy is in use on this host and its programs are not here: \
                 whether an earlier flannel's chains are in it, `iptables-legacy-save | grep FLANNEL` tells; \
                 `iptables-legacy -t nat -D POSTROUTING ... -j FLANNEL-POSTRTG`, `-F FLANNEL-POSTRTG` and `-X FLANNEL-POSTRTG` \
@@ -259,30 +278,24 @@ impl Masquerade {
         if !removal.removed.is_empty() {
             fight.removed(&removal.removed, Instant::now());
         }
-        if self.news("kept", &removal.kept.join(", ")) {
+        if self.known.news("kept", &removal.kept.join(", ")) {
             info!(
                 kept = removal.kept.join(", "),
                 "a chain of an earlier flannel stays: what comes behind it could drop the network's packets"
             );
         }
-        if self.news("failed", &removal.failed.join(", ")) {
+        if self.known.news("failed", &removal.failed.join(", ")) {
             warn!(failed = removal.failed.join(", "), "cannot remove the rules of an earlier flannel");
         }
         let in_legacy =
             legacy.chains.against(&self.sides).into_iter().map(|chain| format!("{chain} of iptables-legacy"));
         let against = chains.against(&self.sides).into_iter().chain(in_legacy).collect::<Vec<_>>().join("; ");
-        if self.news("against", &against) {
+        if self.known.news("against", &against) {
             let networks: Vec<String> = self.sides.iter().map(|side| side.network.to_string()).collect();
             warn!(chains = %against, forward_rules = self.ours.forward,
                 "forwarded packets of the network are dropped by a chain that is not ours, and no rule of another table can change that: accept {} there", networks.join(" and "));
         }
         removal.failed.is_empty()
-    }
-
-    /// Whether this is worth saying: something else was said of this thing last.
-    fn news(&mut self, thing: &'static str, text: &str) -> bool {
-        let before = self.said.insert(thing, text.to_owned());
-        !text.is_empty() && before.as_deref() != Some(text)
     }
 
     /// Keeps the rules as they should be until a socket fails.
@@ -368,5 +381,30 @@ mod tests {
         assert!(refused(libc::EOPNOTSUPP).unsupported() && refused(libc::EINVAL).unsupported());
         assert!(!refused(libc::EPERM).unsupported() && !refused(libc::EBUSY).unsupported());
         assert!(!Error::Changing { step: "read the rules" }.unsupported());
+    }
+
+    /// A socket that fails again and again must not be a reason to write the tables again and again.
+    #[test]
+    fn new_sockets_find_the_tables_that_the_old_ones_wrote() {
+        let in_a_namespace = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            let net = |net: &str| net.parse().unwrap();
+            let side = Side { network: net("10.5.0.0/16"), subnet: net("10.5.1.0/24"), device: "flannel.1".to_owned() };
+            let wanted = Wanted { vni: 1, sides: vec![side], masquerade: true, fully_random: true, forward: true };
+            let mut known = Known::of(&wanted);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let _within = runtime.enter();
+            for time in 0..3 {
+                let (mended, error) = Masquerade::open(&wanted, &mut known).unwrap().mend();
+                assert!(error.is_none(), "{error:?}");
+                assert_eq!((mended.new.is_empty(), mended.again.len()), (time > 0, 0), "time {time}");
+            }
+            // What somebody has changed meanwhile is not new, but counted as his doing.
+            known.tables[0].shown = Some(Vec::new());
+            let (mended, _) = Masquerade::open(&wanted, &mut known).unwrap().mend();
+            assert_eq!((mended.new.len(), mended.again.len()), (0, 1));
+            assert!(known.news("missing", "iptables-legacy") && !known.news("missing", "iptables-legacy"));
+        };
+        std::thread::spawn(in_a_namespace).join().unwrap();
     }
 }
