@@ -32,7 +32,7 @@ const FAR: u64 = 24;
 const OWN_DESCRIPTORS: u64 = 64;
 /// How long a connection lives: for its request to come and its answer to go.
 const LIFE: Duration = Duration::from_secs(5);
-/// The longest request that is read, and what a connection costs; hyper takes no less.
+/// The largest request head, in bytes, and so the memory of a connection. It is hyper's least.
 const REQUEST: usize = 8192;
 /// Between two tries to listen, or to take a connection where that failed.
 const TRY_EVERY: Duration = Duration::from_millis(100);

@@ -69,7 +69,7 @@ impl<'a> Passing<'a> {
                 }
                 result => {
                     if said.is_some() && result.is_ok() {
-                        info!(step, "works now");
+                        info!(step, "succeeded after retries");
                     }
                     return result;
                 }

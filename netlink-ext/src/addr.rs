@@ -92,12 +92,12 @@ impl Seen {
         self.has(IFA_F_DADFAILED)
     }
 
-    /// It means this host only within itself.
+    /// Scope host: valid inside this host only.
     pub fn is_host_local(&self) -> bool {
         self.scope >= libc::RT_SCOPE_HOST
     }
 
-    /// It means this host only on its link.
+    /// Scope link: valid on its link only.
     pub fn is_link_local(&self) -> bool {
         self.scope == libc::RT_SCOPE_LINK
     }

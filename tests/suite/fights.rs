@@ -25,7 +25,7 @@ fn a_device_that_is_deleted_again_and_again() {
         });
     }
     let log = daemon.log();
-    assert!((1..=10).contains(&count(&log, "mended")), "{log}");
+    assert!((1..=10).contains(&count(&log, "the daemon restored it")), "{log}");
     assert!(count(&log, "ready") <= 21, "{log}");
     assert!(daemon.terminate().status.success());
 }

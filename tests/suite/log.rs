@@ -111,7 +111,7 @@ fn a_reader_that_does_not_read_stalls_nothing_and_gets_every_line_later() {
             if text.contains(word) { Ok(()) } else { Err(text) }
         });
     };
-    read_until(&mut text, "mended");
+    read_until(&mut text, "the daemon restored it");
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait_exit(PATIENCE).status.code(), Some(0));
     read_until(&mut text, "stopped");

@@ -89,7 +89,7 @@ fn flushed_and_deleted_tables_are_mended() {
             if now == before { Ok(()) } else { Err(now.join("\n")) }
         });
     }
-    daemons[0].wait_log(&["nftables rules were changed by another program, mended", "nft (pid "], PATIENCE);
+    daemons[0].wait_log(&["another program changed our nftables rules", "nft (pid "], PATIENCE);
     assert_eq!(seen(pods[0].netns(), lab.fabric(), outside()[0]), IpAddr::from(node.addr()));
 }
 

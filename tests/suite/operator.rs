@@ -103,11 +103,11 @@ fn thousands_of_junk_keys_are_a_few_lines_and_their_number() {
     let many = |name: &'static str| (0..3_000).map(move |at| (format!("{name}{at}").into_bytes(), b"{}".to_vec()));
     let before = daemons[0].log().len();
     lab.put_all_raw(&many("junk").collect::<Vec<_>>());
-    daemons[0].wait_log(&["more records kept out", "whose key names no subnet"], PATIENCE);
+    daemons[0].wait_log(&["more records ignored", "whose key names no subnet"], PATIENCE);
     let counted = || {
         let log = daemons[0].log();
         let named = log.lines().filter(|line| line.contains("record kept out key=junk")).count();
-        let more = log.lines().filter(|line| line.contains("more records kept out count="));
+        let more = log.lines().filter(|line| line.contains("more records ignored count="));
         let number = |line: &str| line.split("count=").nth(1)?.split(' ').next()?.parse::<usize>().ok();
         (named + more.filter_map(number).sum::<usize>() == 3_000).then_some(())
     };
@@ -117,7 +117,7 @@ fn thousands_of_junk_keys_are_a_few_lines_and_their_number() {
 
     assert!(daemons[0].terminate().status.success());
     daemons[0] = lab.node(1).twilld(&[]);
-    daemons[0].wait_log(&["records kept out", "3000 whose key names no subnet"], PATIENCE);
+    daemons[0].wait_log(&["ignored records in total", "3000 whose key names no subnet"], PATIENCE);
     daemons[0].wait_ready();
     assert!(daemons[0].log().len() < 8_000, "{}", daemons[0].log());
 }
@@ -133,7 +133,7 @@ fn a_record_that_is_written_again_and_again_is_counted() {
     lab.put_in_turn("10.5.200.0-24", (1..WRITES).map(|number| peer(number).record()));
     lab.put_in_turn("10.5.201.0-24", (1..WRITES).map(|number| format!(r#"{{"PublicIP":"x{number}"}}"#)));
     daemons[0].wait_log(&["more peers joined, left or changed", "changed="], PATIENCE);
-    daemons[0].wait_log(&["more records kept out", "whose value can't be read"], PATIENCE);
+    daemons[0].wait_log(&["more records ignored", "whose value can't be read"], PATIENCE);
     let last = Peer::new("10.5.202.0/24", "10.99.1.202", "02:00:00:01:00:ca");
     lab.put_raw(b"10.5.202.0-24", last.record().as_bytes());
     let node = lab.node(1);

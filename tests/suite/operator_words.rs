@@ -12,7 +12,7 @@ fn no_line_of_a_long_life_shows_the_program_s_own_words() {
     let node = lab.node(1);
     pods[0].ping("10.5.77.7".parse::<std::net::Ipv4Addr>().unwrap()).unwrap_err();
     node.exec("ip link set flannel.1 mtu 1300").unwrap();
-    daemons[0].wait_log(&["mended", "mtu"], PATIENCE);
+    daemons[0].wait_log(&["the daemon restored it", "mtu"], PATIENCE);
     node.exec("ip link del flannel.1").unwrap();
     wait_until("the device is back", PATIENCE, || node.link("flannel.1"));
     pods[0].ping(pods[1].addr()).unwrap();

@@ -97,7 +97,7 @@ fn a_node_whose_record_the_others_do_not_follow_is_not_ready_and_says_which_they
         victim.mac
     );
     daemons[1].wait_log(&["not ready", &claim], PATIENCE);
-    daemons[0].wait_log(&["peer kept out", "10.5.120.0/24", "10.5.222.0/24"], PATIENCE);
+    daemons[0].wait_log(&["peer dropped", "10.5.120.0/24", "10.5.222.0/24"], PATIENCE);
     wait_until("node 1 follows the leased one", PATIENCE, || lab.node(1).holds_exactly(std::slice::from_ref(&thief)));
     let before = lines(&daemons[1], &[" ready"]).len();
     // So is a daemon that starts now: it gets its subnet and its MAC, and finds both claimed.

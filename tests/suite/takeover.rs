@@ -70,7 +70,7 @@ fn the_second_waits_until_the_first_has_stopped_and_takes_over() {
         at("taking over") < at("this node holds its subnet") && at("taking over") < at("the device is up"),
         "{log}"
     );
-    assert!(!first.log().contains("mended") && !log.contains("changed by another"), "{}{log}", first.log());
+    assert!(!first.log().contains("restored") && !log.contains("another program"), "{}{log}", first.log());
     assert_eq!(second.terminate().status.code(), Some(0));
 }
 
@@ -91,7 +91,7 @@ fn the_second_ends_after_a_time_and_names_the_first() {
     assert_eq!((handles(&node), lab.records()), (rules, record), "the second has written something");
     assert!(first.runs());
     assert!(node.subnet_file().exists() && !node.run_dir().join("subnet.env.status").exists());
-    let (mut logs, told) = (first.log(), "mended");
+    let (mut logs, told) = (first.log(), "restored");
     assert!(!logs.contains(told), "{logs}");
     // A killed one has let go as well.
     first.kill();

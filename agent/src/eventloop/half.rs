@@ -198,7 +198,7 @@ impl<D: Dataplane> Half<D> {
         }
     }
 
-    /// Whether what was not yet heard is to be heard before anything is worked off.
+    /// Whether to read pending kernel events before doing other work.
     pub(super) fn is_flooded(&self, heard: Heard, now: Instant) -> bool {
         heard == Heard::More && now < self.worked_at + FLOOD_MOST
     }
@@ -251,7 +251,7 @@ impl<D: Dataplane> Half<D> {
     /// Says how often things went on that had no line of their own.
     pub(super) fn tell_repeats(&mut self, now: Instant) {
         if let Some(times) = self.mends.count(now) {
-            warn!(device = %self.device.name, times, "the device is changed by another program again and again, each time mended, once a second at the most");
+            warn!(device = %self.device.name, times, "another program keeps changing the device; the daemon restores it at most once a second");
         }
     }
 
@@ -268,12 +268,12 @@ impl<D: Dataplane> Half<D> {
     async fn make(&mut self, now: Instant) {
         match self.dataplane.make(&self.device).await {
             Ok(made) => {
-                // Looked at with everything else; whatever made the device anew may have been told of nowhere.
+                // Looked at with everything else. Whoever recreated the device may have sent no event.
                 self.underlay_changed = true;
                 if made != Made::AsWanted {
                     self.mended_at = Some(now);
                     if self.mends.admit(now) {
-                        warn!(device = %self.device.name, how = %made, "the device was not as it should be, mended");
+                        warn!(device = %self.device.name, how = %made, "another program changed or deleted the device; the daemon restored it");
                     }
                 }
                 self.made = true;

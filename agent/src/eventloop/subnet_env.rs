@@ -5,7 +5,7 @@ use tracing::{info, warn};
 use super::{EventLoop, half};
 use crate::handoff;
 
-/// With more in a minute, another program changes the file again and again.
+/// With more in a minute, another program keeps changing the file.
 pub(super) const LINES: u32 = 3;
 
 impl<D> EventLoop<D> {
@@ -14,7 +14,7 @@ impl<D> EventLoop<D> {
         let mtu = self.halves.iter().map(|half| half.device.mtu).min().unwrap_or_default();
         let written = self.site.subnet_env(&self.own.key, mtu).write(&self.site.subnet_file);
         if let Some(times) = self.rewritten.count(half::now()) {
-            warn!(times, "subnet.env is changed by another program again and again, each time written anew");
+            warn!(times, "another program keeps changing subnet.env; the daemon writes it again each time");
         }
         if let Ok(true) = written
             && self.rewritten.admit(half::now())

@@ -17,7 +17,7 @@ use crate::overlay::strangers::Mended;
 use crate::overlay::words::Found;
 use crate::overlay::{NetworkConfig, Shown};
 
-/// With more peers changed at once than this, the log has one line for them all.
+/// If more peers than this change at once, the log has one line for all of them.
 const PEERS_NAMED: usize = 20;
 /// Lines of one kind in a row.
 const FEW: u32 = 10;
@@ -87,7 +87,7 @@ pub fn kept_out_at_start(records: &Records) {
     let kinds = records.bad_by_kind();
     let count: usize = kinds.values().sum();
     if count > records.bad().count() {
-        warn!(count, kinds = in_words(&kinds), "records kept out, with those above");
+        warn!(count, kinds = in_words(&kinds), "ignored records in total, those above included");
     }
 }
 
@@ -231,7 +231,7 @@ impl Told {
         }
         if let Some(count) = self.kept_out.count(now) {
             let kinds = in_words(&std::mem::take(&mut self.kinds));
-            warn!(count, kinds, "more records kept out");
+            warn!(count, kinds, "more records ignored");
         }
         if let Some(peers) = self.programmed.count(now) {
             info!(peers, "more peers programmed");
@@ -271,7 +271,7 @@ fn say_delta(delta: &Delta) {
         Delta::Joined(subnet) => info!(%subnet, "peer joined"),
         Delta::Changed { subnet, old } => info!(%subnet, old_mac = %old.mac, old_remote = %old.remote, "peer changed"),
         Delta::Left { subnet, displaced_by: Some(by), peer } => {
-            warn!(%subnet, mac = %peer.vtep.mac, %by, "peer kept out: the record of another subnet comes first and has its MAC");
+            warn!(%subnet, mac = %peer.vtep.mac, %by, "peer dropped: the record of another subnet claims its MAC and takes precedence");
         }
         Delta::Left { subnet, .. } => info!(%subnet, "peer left"),
     }

@@ -235,7 +235,7 @@ impl<W: FnMut(&[u8]) -> io::Result<usize>> Writing<W> {
         let note = OWN_LINES.with_borrow_mut(|own| own.as_mut().map(std::mem::take)).unwrap_or_default();
         let lost = std::mem::take(&mut self.lost);
         if !self.write(&note) {
-            // Nobody has read the number. What was lost with it is the number itself.
+            // The line with the number was not written either, so the number stays.
             self.lost = lost;
         }
     }

@@ -33,7 +33,7 @@ pub(super) struct Fight {
     mended: Repeats,
     removed: Repeats,
     problems: Repeats,
-    /// When all repairs so far would have been made, one every [`EVERY`].
+    /// The time until which the repairs made so far use up the allowance of one every [`EVERY`].
     paid: Instant,
     last: Option<Writer>,
 }
@@ -48,7 +48,7 @@ impl Fight {
     pub(super) fn mended(&mut self, tables: &[String], by: Option<Writer>, now: Instant) {
         self.paid = self.paid.max(now) + EVERY;
         if self.mended.admit(now.into_std()) {
-            warn!(tables = tables.join(", "), by = %who(by.as_ref()), "nftables rules were changed by another program, mended");
+            warn!(tables = tables.join(", "), by = %who(by.as_ref()), "another program changed our nftables rules; the daemon restored them");
         }
         self.last = by;
     }
@@ -88,8 +88,7 @@ impl Fight {
         }
         let now = Instant::now().into_std();
         if let Some(times) = self.mended.count(now) {
-            warn!(times, by = %who(self.last.as_ref()), "nftables rules are changed by another program again and again, each time mended, \
-                once a second at the most");
+            warn!(times, by = %who(self.last.as_ref()), "another program keeps changing our nftables rules; the daemon restores them at most once a second");
         }
         if let Some(times) = self.removed.count(now) {
             warn!(
