@@ -15,7 +15,7 @@ fn no_line_of_a_long_life_shows_the_program_s_own_words() {
     daemons[0].wait_log(&["the daemon restored it", "mtu"], PATIENCE);
     node.exec("ip link del flannel.1").unwrap();
     wait_until("the device is back", PATIENCE, || node.link("flannel.1"));
-    pods[0].ping(pods[1].addr()).unwrap();
+    wait_until("the pods reach each other again", PATIENCE, || pods[0].ping(pods[1].addr()));
     let own = node.as_peer();
     lab.delete(&own.key());
     wait_until("the record is back", PATIENCE, || lab.get(&own.key()));
