@@ -362,7 +362,7 @@ impl<D: Dataplane> EventLoop<D> {
                 return Some(Ended::LeaseLost { holder });
             }
             LeaseEvent::Trouble { reason } => {
-                warn!(%reason, subnet = %self.own.text, "our lease cannot be renewed now, trying until it works");
+                warn!(%reason, subnet = %self.own.text, "etcd refuses or fails while this node keeps its record; retrying");
                 self.health.lease = Some(reason);
                 return None;
             }
@@ -382,8 +382,8 @@ impl<D: Dataplane> EventLoop<D> {
                 self.health.disputed = None;
                 return None;
             }
-            LeaseEvent::Claimed { by } => {
-                warn!(node = %Shown::new(&by), subnet = %self.own.text, "another machine has our public IP and was told that we are here: give one of them another address");
+            LeaseEvent::Claimed { by, times } => {
+                warn!(node = %Shown::new(&by), times, subnet = %self.own.text, "another machine started with our public IP; this node is alive and keeps its subnet: give one of the two another address");
                 return None;
             }
             LeaseEvent::Rehung { lease: None } => {

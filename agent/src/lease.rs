@@ -13,6 +13,7 @@ use ipnetwork::IpNetwork;
 
 use crate::overlay::alloc::{Decision, Relation, Seen, Wanted, decide};
 use crate::overlay::record::{Instance, Record, SubnetKey};
+use crate::overlay::shown;
 use crate::store::backoff::Backoff;
 use crate::store::{LeaseId, RawRecord, Store, Written};
 
@@ -327,13 +328,13 @@ impl<S: Store> Search<'_, S> {
     fn doubled(&self, key: SubnetKey, other: &Record) -> AcquireError {
         let bare = Record { node: None, ..self.record.clone() };
         let (public_ip, node) = (bare.holder(), self.wanted.node.unwrap_or("none").to_owned());
-        let theirs = other.instance.as_ref().map(|instance| instance.id.clone());
+        let theirs = other.instance.as_ref().map(|instance| shown(&instance.id));
         match (self.wanted.relation(other), self.wanted.instance, theirs) {
             (Relation::Instance, Some(instance), Some(other)) => {
                 AcquireError::Cloned { public_ip, node, instance: instance.to_owned(), other, key }
             }
             _ => {
-                let other_node = other.node.clone().unwrap_or_default();
+                let other_node = other.node.as_deref().map(shown).unwrap_or_default();
                 AcquireError::Doubled { public_ip, node, other_node, key }
             }
         }

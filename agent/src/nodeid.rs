@@ -22,7 +22,8 @@ pub fn id(flag: Option<&str>) -> Option<String> {
 
 /// The id of this instance: the beginning of the kernel's boot id and the number of the network namespace. The daemon has
 /// the same one whenever it is started again; a machine that was booted, or cloned and booted, has another one, and so has
-/// another namespace of this machine. `None` where /proc does not tell: then instances are not told apart.
+/// another namespace of this machine. Virtual machines that are resumed from one memory snapshot share the boot id and the
+/// number of the namespace: they are not told apart unless they have different node ids. `None` where /proc does not tell: then instances are not told apart.
 pub fn instance() -> Option<String> {
     let boot = std::fs::read_to_string(BOOT_ID).ok()?;
     instance_of(&boot, std::fs::metadata(NETWORK_NAMESPACE).ok()?.ino())

@@ -243,7 +243,7 @@ async fn two_living_nodes_with_one_address_are_both_named(release: Release) {
         held.key
     );
     assert_eq!(error.to_string(), expected);
-    assert_eq!(heard(&mut lease).await, LeaseEvent::Claimed { by: "stranger".to_owned() });
+    assert_eq!(heard(&mut lease).await, LeaseEvent::Claimed { by: "stranger".to_owned(), times: 1 });
     assert!(matches!(heard(&mut lease).await, LeaseEvent::Recreated { .. }));
     assert_eq!(store.record(&held.key.to_string()).await.unwrap().unwrap().value, held.record.to_json());
 }

@@ -87,7 +87,7 @@ fn a_role_without_write_permission_is_what_the_cni_plugin_names() {
         lab.etcdctl(&words.split(' ').collect::<Vec<_>>()).unwrap();
     }
     let mut daemon = lab.node(1).twilld(&["--etcd-username=node", "--etcd-password=secret"]);
-    daemon.wait_log(&["the store fails us while getting a lease"], PATIENCE);
+    daemon.wait_log(&["etcd fails while this node gets its lease"], PATIENCE);
     let refusal = lab.node(1).cni("ADD").unwrap_err();
     let needed = "the user needs a role with readwrite permission on /coreos.com/network/subnets/";
     assert!(refusal.contains("twilld last reported: ") && refusal.contains(needed), "{refusal}");
@@ -102,7 +102,7 @@ fn a_role_without_write_permission_is_what_the_cni_plugin_names() {
     ])
     .unwrap();
     daemon.wait_ready();
-    daemon.wait_log(&["the store works again"], PATIENCE);
+    daemon.wait_log(&["etcd works again"], PATIENCE);
     lab.node(1).cni("ADD").unwrap();
 }
 

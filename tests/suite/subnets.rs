@@ -120,7 +120,7 @@ fn what_was_overwritten_while_the_daemon_could_not_hear_is_put_back_too() {
         daemons[0].terminate();
         lab.put(&before.key, value);
         daemons[0] = lab.node(1).twilld(&[]);
-        daemons[0].wait_log(&["a record that no node follows stands where ours was"], PATIENCE);
+        daemons[0].wait_log(&["an unusable record has the key of our last subnet"], PATIENCE);
         daemons[0].wait_ready();
         let now = record(&lab);
         assert_eq!(now.key, before.key, "{value}");
@@ -200,7 +200,7 @@ fn the_later_of_two_clones_ends_and_both_are_named() {
     assert!(!lab.node(2).subnet_file().exists() && lab.node(2).link("flannel.1").is_err());
     let refusal = lab.node(2).cni("ADD").unwrap_err();
     assert!(refusal.contains("two machines have the public IP 10.99.0.11"), "{refusal}");
-    first.wait_log(&["another machine has our public IP and was told that we are here", "image-7 instance "], PATIENCE);
+    first.wait_log(&["another machine started with our public IP", "image-7 instance "], PATIENCE);
     // A plain restart of the first asks nobody and writes nothing.
     let before = record(&lab);
     first.terminate();

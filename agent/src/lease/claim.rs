@@ -24,11 +24,15 @@ const CLAIM: &str = "ClaimedBy";
 /// How long a machine with another node id has for its answer. A keeper answers in milliseconds, one whose etcd member hangs
 /// within 20 s: 15 to notice, and the longest backoff.
 pub(super) const CLAIM_WAIT: Duration = Duration::from_secs(30);
-/// How long another instance has: nearly always it is this machine before its last boot, which must not wait for long. A
-/// keeper that could not answer in time has its record back from us ([`Standing::Later`](crate::overlay::alloc::Standing)).
+/// How long a daemon with our node id has to answer. Mostly there is none: the record is our own from before the last boot,
+/// and a boot must not wait long. A daemon that answers too late gets its record back
+/// ([`Standing::Later`](crate::overlay::alloc::Standing)).
 pub(super) const INSTANCE_WAIT: Duration = Duration::from_secs(3);
-/// How often an answer is looked for, at the least. A look that takes longer than this says that etcd did not answer us.
+/// How often an answer is looked for, at the least. The time of a look that takes longer than this does not count: etcd may
+/// have been as slow for the other node.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often a wait that takes longer than planned is logged.
+const REMIND: Duration = Duration::from_secs(30);
 
 /// Takes another node's question out of what a record of ours says.
 pub(super) fn without_claim(extra: &mut Vec<(String, serde_json::Value)>) {
@@ -54,10 +58,10 @@ impl<S: Store> Search<'_, S> {
             let holder = record.holder();
             match relation {
                 Relation::Stranger => {
-                    tracing::warn!(subnet = %key, %holder, "that node gives no sign of life: its record is taken for that of this node's earlier life");
+                    tracing::warn!(subnet = %key, %holder, "the other node did not answer; this node takes over its record and its subnet");
                 }
                 _ => {
-                    tracing::info!(subnet = %key, %holder, "no answer: the record is taken for that of this machine before it was booted")
+                    tracing::info!(subnet = %key, %holder, "no clone answered; this node takes over its own record from before the last boot")
                 }
             }
             (record.node, record.instance) = (None, None);
@@ -65,11 +69,11 @@ impl<S: Store> Search<'_, S> {
         None
     }
 
-    /// Puts our record where one stands that no node follows, unless its keeper is quicker: the subnet was ours when we last
-    /// ran. `None`: it has changed.
+    /// Replaces an unusable record under the key of our last subnet, unless another node restores its own record first.
+    /// `None`: the record has changed.
     pub(super) async fn restore(&mut self, key: SubnetKey, revision: i64) -> Option<Held> {
         let raw = self.look(&key).await.filter(|raw| raw.revision == revision)?;
-        tracing::warn!(subnet = %key, found = %Found::unreadable(&raw.value), wait = ?INSTANCE_WAIT, "a record that no node follows stands where ours was: waiting whether another node mends it");
+        tracing::warn!(subnet = %key, found = %Found::unreadable(&raw.value), wait = ?INSTANCE_WAIT, "an unusable record has the key of our last subnet; waiting whether another node restores its own record there");
         if !self.is_silent(&key, revision, INSTANCE_WAIT).await {
             return None;
         }
@@ -79,16 +83,23 @@ impl<S: Store> Search<'_, S> {
 
     /// Whether the record stays at this revision for so long, all the while that the store answers.
     async fn is_silent(&mut self, key: &SubnetKey, revision: i64, wait: Duration) -> bool {
-        let mut since = Instant::now();
-        while since.elapsed() < wait {
+        let (began, mut silent, mut reminded) = (Instant::now(), Duration::ZERO, Instant::now());
+        while silent < wait {
+            let (before, failures) = (Instant::now(), self.outage.failures);
             sleep(LOOK_EVERY.min(wait / 10)).await;
-            let before = Instant::now();
+            let (paused, asked) = (before.elapsed(), Instant::now());
             if self.look(key).await.is_none_or(|raw| raw.revision != revision) {
                 return false;
             }
-            // While etcd did not answer us it may not have reached the other one either.
-            if before.elapsed() > LOOK_EVERY {
-                since = Instant::now();
+            let took = asked.elapsed();
+            silent += paused + if took > LOOK_EVERY { Duration::ZERO } else { took };
+            if self.outage.failures != failures {
+                // While etcd failed, it may not have reached the other node either.
+                silent = Duration::ZERO;
+            }
+            if silent < wait && reminded.elapsed() >= REMIND {
+                reminded = Instant::now();
+                tracing::warn!(subnet = %key, waited = ?began.elapsed(), last_read = ?took, "still waiting for the answer of another node: only the time counts in which etcd answers at once");
             }
         }
         true
@@ -109,7 +120,7 @@ impl<S: Store> Search<'_, S> {
             }
             _ => {
                 let instance = record.instance.as_ref().map(|instance| instance.id.as_str());
-                tracing::info!(subnet = %key, %holder, instance, ours = self.wanted.instance, ?wait, "our record is of this machine before it was booted, or of a clone: asking whether a clone is alive");
+                tracing::info!(subnet = %key, %holder, instance, ours = self.wanted.instance, ?wait, "the record with our public IP and node id is from before the last boot, or a clone wrote it; asking whether a clone is alive");
             }
         }
         match self.store.update(&raw.key, &record.to_json(), lease, raw.revision).await {
@@ -131,7 +142,7 @@ impl<S: Store> Search<'_, S> {
         }
     }
 
-    /// The record, as last seen, if it still stands so to us.
+    /// The record as last read, if its relation to us is still this one.
     fn seen_as(&self, key: &SubnetKey, relation: Relation) -> Option<&Record> {
         let record = self.seen.get(&key.to_string())?.record.as_ref()?;
         (self.wanted.relation(record) == relation).then_some(record)

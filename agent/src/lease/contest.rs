@@ -13,7 +13,7 @@ use crate::store::backoff::Backoff;
 
 /// After so long without another's write a fight is over. Also how often one that goes on is told.
 pub(super) const CALM: Duration = Duration::from_secs(60);
-/// So many writes of others within [`CALM`] are a fight.
+/// So many writes of others in a row are a fight; after [`CALM`] without one, the row begins anew.
 const AGAIN: u32 = 5;
 /// How long a question whether we live may wait for its answer: less than the shortest time that anybody waits for it.
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
@@ -90,7 +90,7 @@ impl Contest {
         self.not_before
     }
 
-    /// Our record is not there, whoever did it.
+    /// Our record is missing; the log says so when it is written again.
     pub(super) fn missing(&mut self) {
         self.found.get_or_insert(Found::Nothing);
     }
@@ -108,7 +108,7 @@ impl Contest {
         }
     }
 
-    /// Our record is there again: what stood in its place, if that is to be told. Of a fight it is told elsewhere.
+    /// Our record is there again. Returns what had replaced it; nothing during a fight, which has its own line.
     pub(super) fn written(&mut self) -> Option<Found> {
         let found = self.found.take();
         found.filter(|_| self.told.is_none())

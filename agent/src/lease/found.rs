@@ -123,7 +123,7 @@ impl fmt::Display for Found {
                 let macs: Vec<String> = macs.iter().map(MacAddr::to_string).collect();
                 write!(
                     f,
-                    "the record of another agent with our public IP {address}, its MAC is {}, without a node id: flannel's, or that of a Twill on a machine without one",
+                    "a record with our public IP {address} and another MAC, {}; it has no node id, so flanneld wrote it, or a Twill on a machine without a machine-id",
                     macs.join(" and ")
                 )
             }
@@ -160,7 +160,7 @@ mod tests {
         let value = br#"{"PublicIP":"10.99.0.1","BackendType":"vxlan","BackendData":{"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
         let found = Found::same_address(&Record::parse(value).unwrap());
         let text = found.to_string();
-        for word in ["10.99.0.1", "c6:d2:32:6f:8f:44", "flannel's"] {
+        for word in ["10.99.0.1", "c6:d2:32:6f:8f:44", "flanneld"] {
             assert!(text.contains(word), "{text}");
         }
         assert!(found.advice().starts_with("another agent with our public IP 10.99.0.1 writes our record"));

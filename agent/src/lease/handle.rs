@@ -49,17 +49,21 @@ pub enum LeaseEvent {
         lease: Option<LeaseId>,
     },
     /// Another machine has our public IP and asks in our record whether we are alive. Taking the question out, which follows
-    /// as [`LeaseEvent::Recreated`], is the answer. Sent once a minute for each that asks.
+    /// as [`LeaseEvent::Recreated`], is the answer. Sent for the first question, and once a minute while questions come,
+    /// whoever asks.
     Claimed {
-        /// The other's node id and, if it has ours, its instance.
+        /// The node id of who asked last and, if that is ours, its instance.
         by: String,
+        /// How many questions this event stands for.
+        times: u64,
     },
     /// Another node holds our subnet. Final: the keeper has stopped.
     Lost {
         /// The other: its public IP and, where known, its node id.
         holder: String,
     },
-    /// The store fails; the keeper goes on trying. Sent once per outage.
+    /// The store fails; the keeper goes on trying. Sent when that begins, and again when the reason is another, every 30 s at
+    /// the most.
     Trouble {
         /// What it said.
         reason: String,

@@ -14,6 +14,7 @@ use super::{Found, Held, revoke};
 use crate::overlay::NetworkConfig;
 use crate::overlay::alloc::Addresses;
 use crate::overlay::record::Record;
+use crate::overlay::repeats::Repeats;
 use crate::store::backoff::Backoff;
 use crate::store::{Change, Error, LeaseId, Store, Written};
 
@@ -79,7 +80,8 @@ pub struct Keeper<S> {
     /// No request before this: backoff.
     not_before: Instant,
     backoff: Backoff,
-    troubled: bool,
+    /// The failure that was told last, and when, while it lasts.
+    trouble: Option<(String, Instant)>,
     /// A write was refused, perhaps because our lease is gone.
     in_doubt: bool,
     /// Our lease has ended, and no record of ours is there since.
@@ -90,8 +92,9 @@ pub struct Keeper<S> {
     unused: Option<LeaseId>,
     /// What others do to our record.
     contest: Contest,
-    /// Who asked last whether we live, and when that was told.
-    asked: Option<(String, Instant)>,
+    /// Who asked last whether we live, and the events about such questions.
+    asked_by: String,
+    questions: Repeats,
 }
 
 impl<S: Store> Keeper<S> {
@@ -123,13 +126,14 @@ impl<S: Store> Keeper<S> {
             todo: None,
             not_before: now,
             backoff: Backoff::default(),
-            troubled: false,
+            trouble: None,
             in_doubt: false,
             has_ended: false,
             unsure: false,
             unused: None,
             contest: Contest::new(now),
-            asked: None,
+            asked_by: String::new(),
+            questions: Repeats::in_a_minute(1),
             held,
         };
         keeper.renewed(ttl);
@@ -162,9 +166,7 @@ impl<S: Store> Keeper<S> {
                 Err(Stop::Failed(error)) => {
                     self.not_before = Instant::now() + self.backoff.failed();
                     self.in_doubt |= !error.is_transient();
-                    if !std::mem::replace(&mut self.troubled, true)
-                        && self.tell(LeaseEvent::Trouble { reason: error.to_string() }).await.is_err()
-                    {
+                    if self.in_trouble(error.to_string()).await.is_err() {
                         return Over;
                     }
                 }
@@ -176,7 +178,7 @@ impl<S: Store> Keeper<S> {
     fn due(&self) -> Option<Instant> {
         let check = self.unsure.then_some(self.not_before);
         let write = self.todo.map(|_| self.contest.not_before());
-        let wanted = [check, write, self.renew_at, self.contest.ends_at()];
+        let wanted = [check, write, self.renew_at, self.contest.ends_at(), self.questions.due().map(Instant::from_std)];
         wanted.into_iter().flatten().min().map(|at| at.max(self.not_before))
     }
 
@@ -215,6 +217,7 @@ impl<S: Store> Keeper<S> {
         if self.contest.ends(Instant::now()) {
             self.tell(LeaseEvent::Undisputed).await?;
         }
+        self.count_questions().await?;
         let is_due = self.renew_at.is_some_and(|at| at <= Instant::now());
         let mut left = None;
         if is_due || self.unsure || std::mem::take(&mut self.in_doubt) {
@@ -242,7 +245,7 @@ impl<S: Store> Keeper<S> {
     /// Nothing is left to do.
     async fn works(&mut self) -> Result<(), Over> {
         self.backoff.worked();
-        if std::mem::take(&mut self.troubled) {
+        if self.trouble.take().is_some() {
             self.tell(LeaseEvent::Recovered).await?;
         }
         Ok(())

@@ -9,8 +9,10 @@ pub(super) struct Outage<'a> {
     backoff: Backoff,
     /// What was logged, while it lasts.
     logged: Option<String>,
-    /// Whether the last failure was a refusal rather than an absence.
+    /// Whether etcd answered the last request with a refusal.
     pub(super) is_refusal: bool,
+    /// How many requests have failed so far.
+    pub(super) failures: u64,
 }
 
 /// What happens while a node looks for a subnet.
@@ -29,7 +31,7 @@ pub type Tell<'a> = &'a (dyn Fn(Progress<'_>) + Sync);
 
 impl<'a> Outage<'a> {
     pub(super) fn new(tell: Tell<'a>) -> Self {
-        Self { tell, backoff: Backoff::default(), logged: None, is_refusal: false }
+        Self { tell, backoff: Backoff::default(), logged: None, is_refusal: false, failures: 0 }
     }
 
     /// Tries until it works. Only for what may be done twice.
@@ -49,9 +51,10 @@ impl<'a> Outage<'a> {
     }
 
     pub(super) async fn failed(&mut self, step: &str, error: &Error) {
+        self.failures += 1;
         self.is_refusal = !error.is_transient();
         if self.logged.is_none() || (self.is_refusal && self.logged.as_deref() != Some(error.reason.as_str())) {
-            tracing::warn!(step, %error, "the store fails us while getting a lease, trying until it works");
+            tracing::warn!(step, %error, "etcd fails while this node gets its lease; retrying");
             self.logged = Some(error.reason.clone());
             self.tell(Progress::StoreFails(&error.to_string()));
         }
@@ -62,7 +65,7 @@ impl<'a> Outage<'a> {
         self.backoff.worked();
         self.is_refusal = false;
         if self.logged.take().is_some() {
-            tracing::info!("the store works again");
+            tracing::info!("etcd works again");
             self.tell(Progress::StoreWorks);
         }
     }

@@ -28,7 +28,8 @@ impl<S: Store> Search<'_, S> {
                 return;
             }
             Decision::Doubled { key, .. } if *key == previous => {
-                "its record is another machine's with our public IP, which is asked whether it lives".to_owned()
+                "its record has our public IP and the ids of another machine, which is asked whether it is alive"
+                    .to_owned()
             }
             _ => self.why_not(&previous, decision),
         };
@@ -42,7 +43,11 @@ impl<S: Store> Search<'_, S> {
     fn why_not(&self, previous: &SubnetKey, decision: &Decision) -> String {
         taken(self.wanted, self.census, previous).unwrap_or_else(|| match decision {
             Decision::TakeOver { key, .. } => format!("the node's record is {key}"),
-            _ => "another node has taken it".to_owned(),
+            Decision::Doubled { key, .. } => {
+                format!("the record {key} has our public IP and the ids of another machine")
+            }
+            Decision::NoFreeSubnet { network } => format!("{network} has no free subnet"),
+            Decision::Create { .. } | Decision::Restore { .. } => "another node has taken it".to_owned(),
         })
     }
 }
@@ -55,7 +60,7 @@ fn taken(wanted: &Wanted<'_>, census: Census<'_>, previous: &SubnetKey) -> Optio
 }
 
 fn sentence(previous: &SubnetKey, why: &str) -> String {
-    format!("{}, the subnet that this node had, is not to be used: {why}", subnets(previous))
+    format!("this node cannot keep its last subnet {}: {why}", subnets(previous))
 }
 
 /// The subnets of a key as people write them.

@@ -103,7 +103,7 @@ pub enum Decision {
 }
 
 impl<'a> Wanted<'a> {
-    /// Whoever this record, ours, is about asks; had no subnet before.
+    /// The request of the node that this record, our own, describes. It names no previous subnet.
     pub fn of(config: &'a NetworkConfig, ours: &'a Record) -> Self {
         let public_ip = Some(ours.public_ip).filter(|ip| !ip.is_unspecified());
         let (node, instance) = (ours.node.as_deref(), ours.instance.as_ref().map(|instance| instance.id.as_str()));

@@ -55,6 +55,7 @@ struct Model {
     refuse: BTreeMap<Op, u32>,
     lose_answer: BTreeMap<Op, u32>,
     requests: BTreeMap<Op, u32>,
+    delay: Duration,
 }
 
 /// The state of a [`FakeStore`] at a moment.
@@ -88,6 +89,11 @@ impl FakeStore {
     /// Makes the next `times` calls of `op` take effect and then report a failure all the same.
     pub fn lose_answers(&self, op: Op, times: u32) {
         self.model().lose_answer.insert(op, times);
+    }
+
+    /// Each answer takes so long from now on.
+    pub fn slow(&self, delay: Duration) {
+        self.model().delay = delay;
     }
 
     /// The store stops answering. Leases go on ending.
@@ -190,6 +196,10 @@ impl FakeStore {
     /// One request: lets other tasks run before it, as a network does, then fails if it is told to.
     async fn request<T>(&self, op: Op, act: impl FnOnce(&mut Model) -> Result<T, Error>) -> Result<T, Error> {
         tokio::task::yield_now().await;
+        let delay = self.model().delay;
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
         let mut model = self.model();
         *model.requests.entry(op).or_default() += 1;
         let failure = || Error { step: format!("{op:?}"), reason: "the fake store failed".to_owned(), transient: true };

@@ -1,15 +1,20 @@
 //! What stands under our key: our record, another node's that has our subnet now, or something that is to be written over.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::{Cause, Keeper, Over, Stop, Todo};
 use crate::lease::claim::claimant;
-use crate::lease::contest::{CALM, Fight};
+use crate::lease::contest::Fight;
 use crate::lease::{Found, LeaseEvent};
 use crate::overlay::alloc::{Hold, Holder, Relation, Standing, hold};
 use crate::overlay::record::Record;
 use crate::overlay::{SubnetKey, shown};
 use crate::store::{Error, RawRecord, Store};
+
+/// How long the reason of a failure stands before another one is told, as the watch of all records has it.
+const REASON_STANDS: Duration = Duration::from_secs(30);
 
 impl<S: Store> Keeper<S> {
     /// Ours, another's, or nobody's?
@@ -93,15 +98,33 @@ impl<S: Store> Keeper<S> {
         }
     }
 
+    /// Tells of a failure that begins, and of one whose reason has been another for a while.
+    pub(super) async fn in_trouble(&mut self, reason: String) -> Result<(), Over> {
+        let now = Instant::now();
+        if self.trouble.as_ref().is_some_and(|(told, at)| *told == reason || now - *at < REASON_STANDS) {
+            return Ok(());
+        }
+        self.trouble = Some((reason.clone(), now));
+        self.tell(LeaseEvent::Trouble { reason }).await
+    }
+
     /// Another asks whether we live.
     async fn asked(&mut self, by: String) -> Result<(), Over> {
         let now = Instant::now();
         self.contest.asked(now);
-        if self.asked.as_ref().is_some_and(|(before, at)| *before == by && now - *at < CALM) {
-            return Ok(());
+        self.asked_by = shown(&by);
+        if self.questions.admit(now.into_std()) {
+            self.tell(LeaseEvent::Claimed { by: self.asked_by.clone(), times: 1 }).await?;
         }
-        self.asked = Some((by.clone(), now));
-        self.tell(LeaseEvent::Claimed { by: shown(&by) }).await
+        Ok(())
+    }
+
+    /// Tells how many questions came since the last one that was told, where it is time to.
+    pub(super) async fn count_questions(&mut self) -> Result<(), Over> {
+        match self.questions.count(Instant::now().into_std()) {
+            Some(times) => self.tell(LeaseEvent::Claimed { by: self.asked_by.clone(), times }).await,
+            None => Ok(()),
+        }
     }
 
     fn standing(&self, key: &SubnetKey, record: &Record, lease: i64) -> Standing {

@@ -45,7 +45,7 @@ async fn the_later_of_two_clones_is_refused_and_both_are_named() {
         assert!(took < INSTANCE_WAIT, "{took:?}: an answer ends the wait");
         assert_eq!(first.stored().unwrap().value, first.held.record.to_json());
     }
-    assert_eq!(first.next().await, LeaseEvent::Claimed { by: "node-1 instance boot-2".to_owned() });
+    assert_eq!(first.next().await, LeaseEvent::Claimed { by: "node-1 instance boot-2".to_owned(), times: 1 });
     assert!(matches!(first.next().await, LeaseEvent::Recreated { found: None, .. }));
     assert_eq!(store.leases(), [first.held.lease.unwrap()]);
 }

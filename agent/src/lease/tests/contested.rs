@@ -149,7 +149,7 @@ async fn an_agent_with_our_public_ip_is_called_what_it_is() {
     let (lease, mut follow, other, key) = (store.grant(TTL).await.unwrap(), store.follow(), store.clone(), node.key());
     store.put(&key, flannel.as_bytes(), lease.0);
     let LeaseEvent::Recreated { found: Some(found), lease: ours, .. } = node.next().await else { panic!() };
-    let words = ["another agent with our public IP 10.99.0.1", "c6:d2:32:6f:8f:44", "flannel's"];
+    let words = ["our public IP 10.99.0.1 and another MAC", "c6:d2:32:6f:8f:44", "flanneld"];
     assert!(words.iter().all(|word| found.to_string().contains(word)), "{found}");
     assert_eq!(ours, node.held.lease, "not on the other's lease");
     // One that answers each write with one of its own.
@@ -212,6 +212,31 @@ async fn a_question_is_answered_soon_in_the_middle_of_a_fight_and_told_once() {
     let heard = events(&mut node, Duration::from_secs(1)).await;
     let claims = heard.iter().filter(|event| matches!(event, LeaseEvent::Claimed { .. })).count();
     assert_eq!(claims, 1, "{heard:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn questions_of_several_in_turn_are_counted_and_told_once_a_minute() {
+    let store = FakeStore::new();
+    let mut node = node(&store, 1).await;
+    let (asking, key, value) = (store.clone(), node.key(), node.held.record.clone());
+    let lease = node.held.lease.unwrap().0;
+    let asking = tokio::spawn(async move {
+        for turn in 0..1_800 {
+            let mut asked = value.clone();
+            asked.extra.push(("ClaimedBy".to_owned(), format!("stranger-{}", turn % 7).into()));
+            asking.put(&key, &asked.to_json(), lease);
+            sleep(Duration::from_millis(100)).await;
+        }
+    });
+    let heard = events(&mut node, Duration::from_secs(300)).await;
+    asking.await.unwrap();
+    let told: Vec<_> = heard.iter().filter(|event| matches!(event, LeaseEvent::Claimed { .. })).collect();
+    assert!((3..=5).contains(&told.len()), "{told:?}");
+    let all: u64 =
+        told.iter().map(|event| if let LeaseEvent::Claimed { times, .. } = event { *times } else { 0 }).sum();
+    assert_eq!(all, 1_800, "each question is told or counted");
+    assert!(store.requests(Op::Update) < 400, "{}", store.requests(Op::Update));
+    assert_eq!(node.stored().unwrap().value, node.held.record.to_json());
 }
 
 /// What a node gets that had 10.5.7.0/24 before, where this stands under its key; and how long it took.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::lease::claim::CLAIM_WAIT;
-use crate::overlay::record::SubnetKey;
+use crate::overlay::record::{Instance, SubnetKey};
 
 /// Node 1's address with another id.
 fn as_node(id: &str) -> Record {
@@ -26,7 +26,7 @@ async fn two_living_nodes_with_one_address_are_both_named() {
         first.key()
     );
     assert_eq!(error.to_string(), expected);
-    assert_eq!(first.next().await, LeaseEvent::Claimed { by: "stranger".to_owned() });
+    assert_eq!(first.next().await, LeaseEvent::Claimed { by: "stranger".to_owned(), times: 1 });
     assert!(matches!(first.next().await, LeaseEvent::Recreated { .. }));
     assert_eq!(first.stored().unwrap().value, first.held.record.to_json(), "the question is taken out again");
     assert_eq!(store.leases(), [first.held.lease.unwrap()]);
@@ -168,4 +168,67 @@ async fn a_lease_that_nothing_hangs_on_any_more_is_revoked() {
     store.put(&first.key(), &first.held.record.to_json(), new.0);
     assert_eq!(first.next().await, LeaseEvent::Rehung { lease: Some(new) });
     assert!(matches!(first.next().await, LeaseEvent::Renewed { .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_answers_slowly_does_not_keep_a_subnet_for_a_node_that_is_gone() {
+    for slow in [1_200, 5_000] {
+        let store = FakeStore::new();
+        store.put("10.5.7.0-24", &as_node("before").to_json(), 0);
+        store.slow(Duration::from_millis(slow));
+        let held = timeout(CLAIM_WAIT * 8, come(&store, "after")).await.expect("a subnet").unwrap();
+        assert_eq!(held.key.to_string(), "10.5.7.0-24");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_of_slow_answers_is_not_silence() {
+    let store = FakeStore::new();
+    store.put("10.5.7.0-24", &as_node("before").to_json(), 0);
+    store.slow(Duration::from_secs(5));
+    let (began, looks) = (tokio::time::Instant::now(), store.requests(Op::Record));
+    timeout(CLAIM_WAIT * 10, come(&store, "after")).await.expect("a subnet").unwrap();
+    let looks = store.requests(Op::Record) - looks;
+    assert!(began.elapsed() > CLAIM_WAIT * 4 && looks > 20, "{:?}, {looks} looks", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_ids_of_another_machine_are_shown_short_and_printable() {
+    let store = FakeStore::new();
+    let id = format!("\u{1b}[2J{}", "x".repeat(2_000));
+    let config = config(9);
+    for instance in [None, Some(Instance { id: id.clone(), since: 0 })] {
+        let node = if instance.is_some() { "node-1" } else { &id };
+        let theirs = Record { instance, ..as_node(node) };
+        let wanted = Wanted::of(&config, &theirs);
+        let _keeping = keep(&store, acquire(&store, &wanted, &Known::default(), &theirs, TTL).await.unwrap()).await;
+        let ours = Record { instance: Some(Instance { id: "boot-1".to_owned(), since: 0 }), ..record(1) };
+        let wanted = Wanted::of(&config, &ours);
+        let known = Known::of(&wanted, store.records().values());
+        let error = acquire(&store, &wanted, &known, &ours, TTL).await.unwrap_err().to_string();
+        assert!(error.len() < 1_000 && !error.contains(char::is_control), "{error}");
+        store.remove(&known.own.keys().next().unwrap().clone());
+    }
+}
+
+/// Why the subnet 10.5.7.0/24 is given up by node 1.
+async fn given_up(store: &FakeStore, config: &NetworkConfig) -> String {
+    let (record, told) = (record(1), std::sync::Mutex::new(Vec::new()));
+    let wanted = Wanted { previous: Some("10.5.7.0-24".parse().unwrap()), ..Wanted::of(config, &record) };
+    let known = Known::of(&wanted, store.records().values());
+    let tell = |progress: Progress<'_>| {
+        if let Progress::PreviousGivenUp(why) = progress {
+            told.lock().unwrap().push(why.to_owned());
+        }
+    };
+    let _ = acquire_telling(store, &wanted, ((&known).into(), 1), &record, TTL, &tell).await;
+    told.into_inner().unwrap().remove(0)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_true_reason_is_told_why_a_free_subnet_is_given_up() {
+    let store = FakeStore::new();
+    store.put("10.5.9.0-24", &as_node("stranger").to_json(), 0);
+    let why = given_up(&store, &config(9)).await;
+    assert!(why.contains("10.5.7.0/24") && why.contains("10.5.9.0-24 has our public IP"), "{why}");
 }

@@ -28,3 +28,19 @@ async fn a_renewal_is_no_end_of_trouble_while_the_record_is_missing() {
     node.quiet(TTL).await;
     assert!(node.stored().is_none());
 }
+
+#[tokio::test(start_paused = true)]
+async fn trouble_with_another_reason_is_told_again_after_a_while() {
+    let store = FakeStore::new();
+    let mut node = node(&store, 1).await;
+    store.fail_next(Op::Update, 1_000_000);
+    node.handle.publish(Record { public_ip: Ipv4Addr::new(10, 99, 7, 7), ..record(1) });
+    let LeaseEvent::Trouble { reason } = node.next().await else { panic!() };
+    assert!(reason.starts_with("Update"), "{reason}");
+    node.quiet(MARGIN / 2).await;
+    store.fail_next(Op::Create, 1_000_000);
+    store.remove(&node.key());
+    let LeaseEvent::Trouble { reason } = node.next().await else { panic!() };
+    assert!(reason.starts_with("Create"), "{reason}");
+    node.quiet(MARGIN / 4).await;
+}

@@ -1,7 +1,8 @@
 //! Whose a subnet is, by the record that stands under its key.
 //!
 //! A subnet is held by a record that the other nodes follow ([`fits`]); a reservation that waits for its node keeps it
-//! from being given out. Every other record says nothing: who held the subnet before it was written still does.
+//! from being given out. An unusable record changes nothing: the node that held the
+//! subnet before still holds it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -89,7 +90,8 @@ pub struct Holder<'a> {
 /// What stands under the key of a living holder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Standing {
-    /// Our record, perhaps changed. `follow`: the lease that it hangs on was meant.
+    /// Our record, perhaps changed. `follow`: somebody moved it to this etcd lease on purpose, so we renew that lease from
+    /// now on.
     Ours {
         /// It is complete, or a reservation for us, and names us.
         follow: bool,
@@ -114,7 +116,7 @@ impl Holder<'_> {
         let is_our_instance = self.instance().is_some() && self.instance() == instance_of(record);
         let is_for_our_id = !record.has_address() && record.node.is_some() && record.node == self.record.node;
         if is_our_instance || is_for_our_id || (relation == Relation::Same && self.has_our_address(record)) {
-            let is_named = is_our_instance || record.node == self.record.node;
+            let is_named = is_our_instance || self.is_named(record);
             return match hold {
                 Hold::Void(_) if is_named => Standing::Ours { follow: false },
                 Hold::Void(bad) => Standing::Void(bad),
@@ -133,6 +135,14 @@ impl Holder<'_> {
             }
             Hold::Followed if lease != 0 && lease == self.lease => Standing::OnOurLease,
             Hold::Followed => Standing::Another(relation),
+        }
+    }
+
+    /// Whether a record has our node id. Where neither side has any id, the MACs decide.
+    fn is_named(&self, record: &Record) -> bool {
+        match (&self.record.node, &record.node) {
+            (None, None) => self.instance().is_none() && record.macs() == self.record.macs(),
+            (ours, theirs) => ours == theirs,
         }
     }
 

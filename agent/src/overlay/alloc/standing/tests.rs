@@ -97,6 +97,17 @@ fn another_agent_with_our_address_is_told_by_its_mac() {
     for lease in [0, LEASE, 8] {
         assert_eq!(text(&flannel("c6:d2:32:6f:8f:44"), lease), Standing::SameAddress);
     }
+    // Where we have no node id either, the ids are not the same: there is none.
+    for ids in [ours().instance, None] {
+        let ours = Record { node: None, instance: ids.clone(), ..ours() };
+        for lease in [0, LEASE, 8] {
+            let theirs = Record::parse(flannel("c6:d2:32:6f:8f:44").as_bytes()).unwrap();
+            assert_eq!(judged_by(&ours, false, &theirs, lease), Standing::SameAddress, "{ids:?} {lease}");
+            assert_eq!(judged_by(&ours, false, &ours, lease), Standing::Ours { follow: true }, "{ids:?} {lease}");
+        }
+        let earlier = Record::parse(flannel("02:00:00:00:00:01").as_bytes()).unwrap();
+        assert_eq!(judged_by(&ours, false, &earlier, 0), Standing::Ours { follow: true });
+    }
     // A record of our own device, as an earlier flannel here left it: made a reservation by hand.
     assert_eq!(text(&flannel("02:00:00:00:00:01"), 0), Standing::Ours { follow: true });
     assert_eq!(text(&flannel("02:00:00:00:00:01"), 8), Standing::Ours { follow: false });
