@@ -284,7 +284,7 @@ mod tests {
             ("junk", "key_form"),
         ];
         assert_eq!(reasons, expected);
-        let why = "the VTEP's MAC 02:00:00:00:00:01 is also that of 10.5.1.0/24, whose record comes first";
+        let why = "the VTEP's MAC 02:00:00:00:00:01 is also that of 10.5.1.0/24, whose record takes precedence";
         assert_eq!(kept_out.get("10.5.2.0-24").unwrap().to_string(), why);
     }
 

@@ -55,7 +55,7 @@ fn a_newcomer_with_the_mac_of_a_living_node_cuts_nobody_off() {
         } else {
             lab.put_peer(&thief);
         }
-        let why = format!("the VTEP's MAC {} is also that of {second}, whose record comes first", victim.mac);
+        let why = format!("the VTEP's MAC {} is also that of {second}, whose record takes precedence", victim.mac);
         daemons[0].wait_log(&["record kept out", "10.5.222.0-24", &why], PATIENCE);
         let why = format!("the VTEP's MAC {} of 10.99.1.222 is our own", victim.mac);
         daemons[1].wait_log(&["record kept out", "10.5.222.0-24", &why], PATIENCE);
@@ -130,7 +130,8 @@ fn another_key_for_a_living_nodes_subnet_changes_nothing_and_is_named_there() {
     // A part of it, which no node of Twill's follows.
     let part = format!("{}-25", thief.key().trim_end_matches("-24"));
     put_leased(&lab, &part, &thief.record());
-    daemons[1].wait_log(&["record kept out", "-25", "overlaps our own subnet", "flannel's send there"], PATIENCE);
+    daemons[1]
+        .wait_log(&["record kept out", "-25", "overlaps our own subnet", "flannel nodes send traffic to it"], PATIENCE);
     // Its address alone: two subnets behind one host.
     let guest = Peer::new("10.5.223.0/24", "10.99.0.12", "02:00:00:00:02:23");
     lab.put_peer(&guest);

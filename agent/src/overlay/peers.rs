@@ -1,10 +1,10 @@
 //! The peers of one network, by subnet and by MAC: what the records say, and what of it is in the kernel.
 //!
 //! Two records may not share a MAC, since an FDB row leads to one host, nor a subnet, as the keys `10.5.52.0-24` and
-//! `10.5.52.0-24&fc00::-64` of a node that went dual-stack do: one counts, the others are kept aside until it is gone.
-//! `claim` says which, `contest` sees to it. Our own record is one of the rivals, though no peer.
+//! `10.5.52.0-24&fc00::-64` of a node that went dual-stack do: one counts, the others are ignored until it is gone.
+//! `claim` says which goes before which, `contest` finds those that count, `update` keeps the table of peers so. Our own record is one of the rivals, though no peer.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use ipnetwork::IpNetwork;
 
@@ -13,9 +13,10 @@ use super::record::BadRecord;
 
 mod claim;
 mod contest;
+mod update;
 
 pub use claim::{Claim, Place, Source, Standing, Vtep};
-use contest::Aside;
+use contest::Contest;
 
 /// One peer.
 #[derive(Debug, Clone)]
@@ -102,7 +103,10 @@ pub struct Peers {
     // Hashed, not ordered: a miss finds its peer in one step.
     by_subnet: HashMap<IpNetwork, Peer>,
     by_mac: HashMap<MacAddr, IpNetwork>,
-    aside: Aside,
+    /// The records with rivals, and all that are ignored.
+    contest: Contest,
+    /// The ignored records that the complete read under way has not named yet.
+    unlisted: BTreeSet<Place>,
     /// Our own record.
     own: Option<(Place, Claim)>,
     /// The record that the other nodes follow instead of ours.
@@ -135,24 +139,26 @@ impl Peers {
         self.by_subnet.iter_mut()
     }
 
-    /// The subnets of records that are kept aside.
+    /// The subnets of the ignored records.
     pub fn aside(&self) -> impl Iterator<Item = IpNetwork> + Clone {
-        self.aside.places().map(|(subnet, _)| subnet)
+        self.places_aside().map(|(subnet, _)| subnet)
     }
 
     /// The keys of these records.
-    pub fn places_aside(&self) -> impl Iterator<Item = Place> {
-        self.aside.places()
+    pub fn places_aside(&self) -> impl Iterator<Item = Place> + Clone {
+        let own = self.own.map(|(own, _)| own);
+        let ignored = self.contest.iter().filter(move |(place, _, is_peer)| !is_peer && Some(*place) != own);
+        ignored.map(|(place, ..)| place)
     }
 
-    /// What the record of this key claims, if it is kept aside.
+    /// What the record of this key claims, if it is ignored.
     pub fn claim_aside(&self, place: Place) -> Option<Claim> {
-        self.aside.get(place).copied()
+        self.contest.ignored(place).filter(|_| !self.is_own(place)).copied()
     }
 
-    /// Why the record of this key is kept aside, if another one is why.
+    /// Why the record of this key is ignored, if another one is why.
     pub fn shadow_of(&self, place: Place) -> Option<BadRecord> {
-        let mac = self.aside.get(place)?.vtep.mac;
+        let mac = self.claim_aside(place)?.vtep.mac;
         let (subnet, _) = place;
         match self.of_mac(mac) {
             Some(other) if other != subnet => Some(BadRecord::MacOfAnother { mac, other }),
@@ -169,7 +175,7 @@ impl Peers {
         displaced_by.zip(self.own).is_some_and(|(theirs, (_, ours))| theirs.is_same_node(&ours))
     }
 
-    /// The record of another key that the other nodes follow instead of ours, since it comes first ([`Claim`]).
+    /// The record of another key that the other nodes follow instead of ours, since it takes precedence ([`Claim`]).
     pub fn displaced_by(&self) -> Option<Place> {
         self.displaced_by
     }
@@ -230,7 +236,7 @@ impl Peers {
 
     /// A complete read begins: what it does not name is gone.
     pub fn listing(&mut self) {
-        self.aside.listing();
+        self.unlisted = self.places_aside().collect();
         self.by_subnet.values_mut().for_each(|peer| {
             peer.mark(LISTED, false);
         });
@@ -239,7 +245,7 @@ impl Peers {
     /// The complete read is done: the records that it did not name, in order.
     pub fn unlisted(&self) -> Vec<Place> {
         let unlisted = self.by_subnet.iter().filter(|(_, peer)| !peer.is_listed());
-        let unlisted = unlisted.map(|(subnet, peer)| (*subnet, peer.source)).chain(self.aside.unlisted());
+        let unlisted = unlisted.map(|(subnet, peer)| (*subnet, peer.source)).chain(self.unlisted.iter().copied());
         let mut unlisted: Vec<_> = unlisted.collect();
         unlisted.sort_unstable();
         unlisted

@@ -92,7 +92,7 @@ impl Records {
         }
     }
 
-    /// What the store has under our own key. What it says is no news: what it should say, we know.
+    /// Our own record as etcd has it. Only its revisions are used here; the keeper looks after its content.
     pub fn put_own(&mut self, planes: &mut [&mut Plane], raw: Raw<'_>) -> Vec<Delta> {
         let Ok(record) = Record::parse(raw.value) else { return Vec::new() };
         let standing = Standing::new(raw.created, raw.revision, raw.is_leased, record.node.as_deref());
@@ -111,7 +111,7 @@ impl Records {
         deltas
     }
 
-    /// Records that lost their place to one that was read after them, which is no news while all are read at the start.
+    /// During the first read a later record may displace an earlier one. Adds the displaced ones to the ignored records.
     fn name_aside(&mut self, planes: &[&mut Plane]) {
         for (number, plane) in planes.iter().enumerate() {
             for place in plane.peers().places_aside().take(FEW) {
@@ -121,7 +121,7 @@ impl Records {
                     let Vtep { mac, remote } = claim.vtep;
                     own.objection(&PeerRecord { subnet: place.0, remote, mac, vni: None }, || remote.to_string())
                 });
-                // Of those that were named when they came, the holder may be known better.
+                // A record that was named on arrival keeps that reason, which names its node.
                 if let Some(bad) = objection.or_else(|| plane.peers().shadow_of(place)).filter(|_| !self.bad.has(&key))
                 {
                     self.bad.insert(&key, bad);
@@ -141,7 +141,7 @@ impl Records {
                 _ => format!("subnet {}", own.subnet),
             };
             Some(format!(
-                "etcd: the record of {} with the public IP {} claims our {claimed}, and the other nodes follow it instead of ours: delete it, or end its node",
+                "etcd: the record of {} with the public IP {} claims our {claimed}, and the other nodes follow it instead of ours: delete that record, or stop the agent on that host",
                 place.0, vtep.remote
             ))
         })

@@ -68,7 +68,7 @@ impl Standing {
         Self { created, rewritten, node: node.map_or(0, |node| hash(node).max(1)) }
     }
 
-    /// The same record, of which only the last revision is known, with its creation as it was seen before.
+    /// Takes the creation revision from an earlier read; this one knows the last revision only.
     pub fn since(self, before: Self) -> Self {
         let rewritten = u32::try_from(self.written().saturating_sub(before.created())).unwrap_or(u32::MAX);
         Self { created: before.created & !1 | self.created & 1, rewritten, ..self }
@@ -121,7 +121,7 @@ impl Claim {
     }
 
     /// The order of writing; the greater is the later one.
-    pub(super) fn age(&self, place: Place) -> (u64, u64, Place) {
+    pub(super) fn age(&self, place: Place) -> Age {
         (self.standing.written(), self.standing.created(), place)
     }
 
@@ -130,6 +130,8 @@ impl Claim {
         (is_superseded, !self.standing.is_leased(), self.standing.created(), place)
     }
 }
+
+pub(super) type Age = (u64, u64, Place);
 
 pub(super) type Rank = (bool, bool, u64, Place);
 

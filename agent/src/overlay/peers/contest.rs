@@ -1,16 +1,21 @@
-//! Records that claim one MAC or one subnet: which of them count.
+//! The records that share a MAC or a subnet with another one, and which of them count.
 //!
-//! The claims that are bound to each other, directly or through others, are put in order ([`Claim::rank`]) and taken one by
-//! one; each counts if neither its subnet nor its MAC is taken. So the answer does not depend on which came first here.
+//! The rule: all claims are put in order ([`Claim::rank`]) and taken one by one; each holds its subnet and its MAC if neither
+//! is taken. So the answer is a function of the set of claims, and not of the order in which they came.
+//!
+//! One record more or less costs little, however many share its MAC. A claim that loses waits at one of its two resources, one
+//! that a claim before it holds. Only when that resource is free again is it looked at, and of those that wait there the first
+//! one first. Which claims of one node an update supersedes is found in an index by age.
+//!
+//! Records that share nothing with another one are not in here.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::IpNetwork;
 
 use super::super::MacAddr;
-use super::claim::{Claim, Identity, Place, Source};
-use super::{Delta, LISTED, Peer, Peers};
+use super::claim::{Age, Claim, Identity, Place, Rank, Source};
 
 /// What no two records may share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,274 +30,300 @@ impl Resource {
     }
 }
 
-/// The records that do not count now.
-#[derive(Debug, Default)]
-pub(super) struct Aside {
-    claims: BTreeMap<Place, Claim>,
-    by_mac: BTreeMap<MacAddr, BTreeSet<Place>>,
-    /// Not named yet by the complete read under way.
-    unlisted: BTreeSet<Place>,
-}
-
-impl Aside {
-    pub(super) fn insert(&mut self, place: Place, claim: Claim) {
-        self.remove(place);
-        self.by_mac.entry(claim.vtep.mac).or_default().insert(place);
-        self.claims.insert(place, claim);
-    }
-
-    pub(super) fn remove(&mut self, place: Place) -> Option<Claim> {
-        self.unlisted.remove(&place);
-        let claim = self.claims.remove(&place)?;
-        if let Entry::Occupied(mut places) = self.by_mac.entry(claim.vtep.mac) {
-            places.get_mut().remove(&place);
-            if places.get().is_empty() {
-                places.remove();
-            }
-        }
-        Some(claim)
-    }
-
-    pub(super) fn get(&self, place: Place) -> Option<&Claim> {
-        self.claims.get(&place)
-    }
-
-    pub(super) fn places(&self) -> impl Iterator<Item = Place> + Clone {
-        self.claims.keys().copied()
-    }
-
-    /// A complete read begins.
-    pub(super) fn listing(&mut self) {
-        self.unlisted = self.claims.keys().copied().collect();
-    }
-
-    /// Those that it has not named.
-    pub(super) fn unlisted(&self) -> impl Iterator<Item = Place> {
-        self.unlisted.iter().copied()
-    }
-
-    /// Those that claim this.
-    fn of(&self, resource: Resource) -> impl Iterator<Item = (Place, Claim)> {
-        let (of_subnet, of_mac) = match resource {
-            Resource::Subnet(subnet) => {
-                (Some(self.claims.range((subnet, Source(0))..=(subnet, Source(u32::MAX)))), None)
-            }
-            Resource::Mac(mac) => (None, self.by_mac.get(&mac)),
-        };
-        let of_mac = of_mac.into_iter().flatten().filter_map(|place| self.claims.get_key_value(place));
-        of_subnet.into_iter().flatten().chain(of_mac).map(|(place, claim)| (*place, *claim))
-    }
-}
-
-impl Peers {
-    /// Takes in what a key says now, `None` where it is gone.
-    pub(super) fn update(&mut self, place: Place, claim: Option<Claim>) -> Vec<Delta> {
-        let aside = self.aside.remove(place);
-        let counted = self.counting(place);
-        let mut claimed = vec![Resource::Subnet(place.0)];
-        claimed.extend([claim, aside, counted].into_iter().flatten().map(|claim| Resource::Mac(claim.vtep.mac)));
-        let mut deltas = Vec::new();
-        if claimed.iter().any(|resource| self.is_contested(*resource, place)) {
-            self.decide(claimed, Some((place, claim)), &mut deltas);
-        } else {
-            match claim {
-                Some(claim) if self.touches_own(place, &claim) => {
-                    self.take(place, None, &mut deltas);
-                    self.aside.insert(place, claim);
-                }
-                Some(claim) => self.place(place, claim, &mut deltas),
-                None => self.take(place, None, &mut deltas),
-            }
-        }
-        if claim.is_some() {
-            self.set_listed(place, true);
-        }
-        deltas
-    }
-
-    /// We hold this place with this claim now. Nobody else's record counts here that claims our MAC, our subnet or our
-    /// address, whatever the other nodes make of it.
-    pub fn set_own(&mut self, place: Place, claim: Claim) -> Vec<Delta> {
-        let before = self.own.replace((place, claim));
-        // What stands under our key is ours.
-        self.aside.remove(place);
-        let mut claimed = Vec::new();
-        for (place, claim) in before.into_iter().chain([(place, claim)]) {
-            claimed.extend(resources(&place, &claim));
-        }
-        let gone = self.counting(place).map(|_| (place, None));
-        let at_our_address = self.by_subnet.iter().filter(|(_, peer)| peer.vtep.remote == claim.vtep.remote);
-        claimed.extend(at_our_address.map(|(subnet, _)| Resource::Subnet(*subnet)));
-        let mut deltas = Vec::new();
-        self.decide(claimed, gone, &mut deltas);
-        deltas
-    }
-
-    /// The claim of a place, if it counts.
-    fn counting(&self, (subnet, source): Place) -> Option<Claim> {
-        self.by_subnet.get(&subnet).filter(|peer| peer.source == source).map(Peer::claim)
-    }
-
-    /// Whether anybody but this place claims a resource.
-    fn is_contested(&self, resource: Resource, place: Place) -> bool {
-        self.claims_of(resource).any(|(other, _)| other != place)
-    }
-
-    /// Everybody who claims a resource, whether or not he has it.
-    fn claims_of(&self, resource: Resource) -> impl Iterator<Item = (Place, Claim)> {
-        let counting = match resource {
-            Resource::Subnet(subnet) => Some(subnet),
-            Resource::Mac(mac) => self.of_mac(mac),
-        };
-        let counting = counting.and_then(|subnet| self.by_subnet.get(&subnet).map(|peer| (subnet, peer)));
-        let counting = counting.map(|(subnet, peer)| ((subnet, peer.source), peer.claim()));
-        let own = self.own.filter(|((subnet, _), claim)| {
-            resource == Resource::Subnet(*subnet) || resource == Resource::Mac(claim.vtep.mac)
-        });
-        counting.into_iter().chain(own).chain(self.aside.of(resource))
-    }
-
-    /// Whether a claim of somebody else's is to something that we have.
-    fn touches_own(&self, place: Place, claim: &Claim) -> bool {
-        self.own.as_ref().is_some_and(|(own, ours)| {
-            *own != place
-                && (own.0 == place.0 || ours.vtep.mac == claim.vtep.mac || ours.vtep.remote == claim.vtep.remote)
-        })
-    }
-
-    /// Decides anew among all that are bound to these resources. `news`: what one place says from now on.
-    fn decide(&mut self, resources: Vec<Resource>, news: Option<(Place, Option<Claim>)>, deltas: &mut Vec<Delta>) {
-        let mut rivals = self.bound_to(resources, news);
-        if let Some((place, claim)) = news {
-            match claim {
-                Some(claim) => rivals.insert(place, claim),
-                None => rivals.remove(&place),
-            };
-        }
-        let winners = winners(&rivals);
-        self.note_own(&rivals, &winners);
-        let unlisted: Vec<Place> = rivals.keys().copied().filter(|place| !self.is_listed(*place)).collect();
-        let peers: BTreeMap<IpNetwork, (Source, Claim)> = winners
-            .iter()
-            .filter(|(place, claim)| !self.is_own(**place) && !self.touches_own(**place, claim))
-            .map(|((subnet, source), claim)| (*subnet, (*source, *claim)))
-            .collect();
-        self.drop_losers(&rivals, &winners, &peers, news, deltas);
-        for (place, claim) in &rivals {
-            match peers.get(&place.0) {
-                Some((source, _)) if *source == place.1 => {
-                    self.aside.remove(*place);
-                    self.place(*place, *claim, deltas);
-                }
-                _ if self.is_own(*place) => {}
-                _ => self.aside.insert(*place, *claim),
-            }
-        }
-        unlisted.into_iter().for_each(|place| self.set_listed(place, false));
-    }
-
-    /// Whether the complete read under way has named a place, which it has to do anew.
-    fn is_listed(&self, place: Place) -> bool {
-        let counting = self.by_subnet.get(&place.0).filter(|peer| peer.source == place.1);
-        counting.is_none_or(|peer| peer.is_listed()) && !self.aside.unlisted.contains(&place)
-    }
-
-    fn set_listed(&mut self, place: Place, listed: bool) {
-        if let Some(peer) = self.by_subnet.get_mut(&place.0).filter(|peer| peer.source == place.1) {
-            peer.mark(LISTED, listed);
-        } else if listed || !self.aside.claims.contains_key(&place) {
-            self.aside.unlisted.remove(&place);
-        } else {
-            self.aside.unlisted.insert(place);
-        }
-    }
-
-    /// Whoever no longer counts goes before anybody comes, so that a MAC is free before it is given again.
-    fn drop_losers(
-        &mut self,
-        rivals: &BTreeMap<Place, Claim>,
-        winners: &BTreeMap<Place, Claim>,
-        peers: &BTreeMap<IpNetwork, (Source, Claim)>,
-        news: Option<(Place, Option<Claim>)>,
-        deltas: &mut Vec<Delta>,
-    ) {
-        let concerned: BTreeSet<Place> = rivals.keys().copied().chain(news.map(|(place, _)| place)).collect();
-        for place in concerned {
-            let Some(counted) = self.counting(place) else { continue };
-            if peers.contains_key(&place.0) {
-                // The subnet stays, with this record or another one.
-                self.by_mac.remove(&counted.vtep.mac);
-                continue;
-            }
-            let claim = rivals.get(&place);
-            let by = claim.and_then(|claim| winners.iter().find(|(_, winner)| winner.vtep.mac == claim.vtep.mac));
-            let by = by.map(|((subnet, _), _)| *subnet).filter(|subnet| *subnet != place.0);
-            self.take(place, by, deltas);
-        }
-    }
-
-    /// All claims that are bound to each other through these resources.
-    fn bound_to(&self, mut resources: Vec<Resource>, news: Option<(Place, Option<Claim>)>) -> BTreeMap<Place, Claim> {
-        let mut known: BTreeSet<Resource> = resources.iter().copied().collect();
-        let mut bound = BTreeMap::new();
-        resources.extend(news.and_then(|(_, claim)| Some(Resource::Mac(claim?.vtep.mac))));
-        while let Some(resource) = resources.pop() {
-            for (place, claim) in self.claims_of(resource) {
-                resources
-                    .extend(self::resources(&place, &claim).into_iter().filter(|resource| known.insert(*resource)));
-                bound.insert(place, claim);
-            }
-        }
-        bound
-    }
-
-    fn is_own(&self, place: Place) -> bool {
-        self.own.is_some_and(|(own, _)| own == place)
-    }
-
-    /// Whom the other nodes follow instead of us.
-    fn note_own(&mut self, rivals: &BTreeMap<Place, Claim>, winners: &BTreeMap<Place, Claim>) {
-        let Some((own, ours)) = self.own.filter(|(own, _)| rivals.contains_key(own)) else { return };
-        let mut before_us = winners.iter().filter(|(place, claim)| place.0 == own.0 || claim.vtep.mac == ours.vtep.mac);
-        let first = before_us.next().map(|(place, _)| *place);
-        self.displaced_by = first.filter(|_| !winners.contains_key(&own));
-    }
-}
-
-/// What a claim is to.
-fn resources(place: &Place, claim: &Claim) -> [Resource; 2] {
+/// The subnet and the MAC that a record claims.
+pub(super) fn resources(place: Place, claim: &Claim) -> [Resource; 2] {
     [Resource::Subnet(place.0), Resource::Mac(claim.vtep.mac)]
 }
 
-/// Those of these claims that count.
-fn winners(rivals: &BTreeMap<Place, Claim>) -> BTreeMap<Place, Claim> {
-    // When each node last wrote a claim to each resource.
-    let mut latest = BTreeMap::new();
-    for (place, claim) in rivals {
-        for resource in resources(place, claim) {
-            for identity in claim.identities(resource.is_mac()) {
-                let age = latest.entry((resource, identity)).or_insert(claim.age(*place));
-                *age = (*age).max(claim.age(*place));
+/// A claim with rivals.
+#[derive(Debug, Clone, Copy)]
+struct Rival {
+    claim: Claim,
+    /// A rival of the same node was written later.
+    is_superseded: bool,
+    state: State,
+    /// It is in the table of peers.
+    is_peer: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// It has its subnet and its MAC.
+    Holds,
+    /// A claim before it has this.
+    Waits(Resource),
+    /// To be looked at in the update under way.
+    Open,
+}
+
+impl Rival {
+    fn rank(&self, place: Place) -> Rank {
+        self.claim.rank(place, self.is_superseded)
+    }
+}
+
+/// The claims with rivals, our own one, and those that this node ignores since they claim our address.
+#[derive(Debug, Default)]
+pub(super) struct Contest {
+    rivals: BTreeMap<Place, Rival>,
+    /// For each resource, and each node that claims it, its claims by age.
+    ages: BTreeSet<(Resource, Identity, Age)>,
+    holders: BTreeMap<Resource, Place>,
+    waiting: BTreeSet<(Resource, Rank)>,
+    /// How many claims were looked at.
+    #[cfg(test)]
+    pub(super) steps: usize,
+}
+
+/// What is to be looked at, in the order of ranks, and what already was.
+#[derive(Debug, Default)]
+struct Update {
+    queue: BTreeSet<Rank>,
+    seen: BTreeSet<Place>,
+}
+
+impl Contest {
+    pub(super) fn get(&self, place: Place) -> Option<&Claim> {
+        self.rivals.get(&place).map(|rival| &rival.claim)
+    }
+
+    /// The claim of a place, if it is in here and is no peer's.
+    pub(super) fn ignored(&self, place: Place) -> Option<&Claim> {
+        self.rivals.get(&place).filter(|rival| !rival.is_peer).map(|rival| &rival.claim)
+    }
+
+    /// All claims, with whether they are in the table of peers.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Place, &Claim, bool)> + Clone {
+        self.rivals.iter().map(|(place, rival)| (*place, &rival.claim, rival.is_peer))
+    }
+
+    /// Which claim has this, of those in here.
+    pub(super) fn holder(&self, resource: Resource) -> Option<Place> {
+        self.holders.get(&resource).copied()
+    }
+
+    /// Whether this claim counts by the rule.
+    pub(super) fn holds(&self, place: Place) -> bool {
+        self.rivals.get(&place).is_some_and(|rival| rival.state == State::Holds)
+    }
+
+    /// Notes whether a claim is in the table of peers.
+    pub(super) fn set_peer(&mut self, place: Place, is_peer: bool) {
+        if let Some(rival) = self.rivals.get_mut(&place) {
+            rival.is_peer = is_peer;
+        }
+    }
+
+    /// Takes in a peer that had no rival.
+    pub(super) fn enter(&mut self, place: Place, claim: Claim) {
+        if self.rivals.contains_key(&place) {
+            return;
+        }
+        self.rivals.insert(place, Rival { claim, is_superseded: false, state: State::Holds, is_peer: true });
+        self.ages.extend(ages(place, &claim));
+        self.holders.extend(resources(place, &claim).map(|resource| (resource, place)));
+    }
+
+    /// The only claim to this resource, if it is a peer's and has no rival for its other resource either.
+    pub(super) fn unrivalled(&self, resource: Resource) -> Option<Place> {
+        let place = self.only(resource)?;
+        let rival = self.rivals.get(&place).filter(|rival| rival.is_peer)?;
+        resources(place, &rival.claim).into_iter().all(|resource| self.only(resource).is_some()).then_some(place)
+    }
+
+    /// Lets a peer go that has no rival now.
+    pub(super) fn dismiss(&mut self, place: Place) {
+        let Some(rival) = self.rivals.remove(&place) else { return };
+        self.forget_age(place, &rival.claim);
+        for resource in resources(place, &rival.claim) {
+            self.holders.remove(&resource);
+        }
+    }
+
+    /// A place says this from now on, `None`: nothing. Returns the claims that were looked at: no other one counts that
+    /// did not, or the other way round.
+    pub(super) fn set(&mut self, place: Place, claim: Option<Claim>) -> BTreeSet<Place> {
+        let before = self.rivals.get(&place).copied();
+        let mut update = Update { seen: BTreeSet::from([place]), ..Update::default() };
+        if before.map(|rival| rival.claim) == claim {
+            return update.seen;
+        }
+        let mut free = before.map(|rival| self.open(place, rival)).unwrap_or_default();
+        let mut concerned = BTreeSet::new();
+        if let Some(rival) = &before {
+            self.forget_age(place, &rival.claim);
+            concerned.extend(self.latest_beside(place, &rival.claim));
+        }
+        match claim {
+            Some(claim) => {
+                concerned.extend(self.latest_beside(place, &claim));
+                self.ages.extend(ages(place, &claim));
+                let is_superseded = self.is_superseded(place, &claim);
+                let is_peer = before.is_some_and(|rival| rival.is_peer);
+                let rival = Rival { claim, is_superseded, state: State::Open, is_peer };
+                self.rivals.insert(place, rival);
+                update.queue.insert(rival.rank(place));
+            }
+            None => {
+                self.rivals.remove(&place);
             }
         }
+        for place in concerned {
+            self.step();
+            let Some(rival) = self.rivals.get(&place).copied() else { continue };
+            let is_superseded = self.is_superseded(place, &rival.claim);
+            if is_superseded != rival.is_superseded {
+                free.extend(self.open(place, rival));
+                let rival = Rival { is_superseded, state: State::Open, ..rival };
+                self.rivals.insert(place, rival);
+                update.queue.insert(rival.rank(place));
+            }
+        }
+        free.into_iter().for_each(|resource| self.offer(resource, &mut update));
+        self.settle(&mut update);
+        update.seen
     }
-    let is_superseded = |place: &Place, claim: &Claim| {
-        let age = claim.age(*place);
-        let is_later = |at: (Resource, Identity)| latest.get(&at).is_some_and(|latest| *latest > age);
-        resources(place, claim)
-            .into_iter()
-            .any(|resource| claim.identities(resource.is_mac()).any(|identity| is_later((resource, identity))))
-    };
-    let ranked = rivals.iter().map(|(place, claim)| (claim.rank(*place, is_superseded(place, claim)), *place, *claim));
-    let mut ranked: Vec<_> = ranked.collect();
-    ranked.sort_unstable_by_key(|(rank, ..)| *rank);
-    let (mut taken, mut winners) = (BTreeSet::new(), BTreeMap::new());
-    for (_, place, claim) in ranked {
-        let claimed = resources(&place, &claim);
-        if claimed.iter().all(|resource| !taken.contains(resource)) {
-            taken.extend(claimed);
-            winners.insert(place, claim);
+
+    /// Looks at the claims whose turn it is, the first in the order of ranks first: whatever ranks before the one that is
+    /// looked at is as it stays.
+    fn settle(&mut self, update: &mut Update) {
+        while let Some(rank) = update.queue.pop_first() {
+            self.step();
+            let (.., place) = rank;
+            let Some(rival) = self.rivals.get(&place).copied() else { continue };
+            update.seen.insert(place);
+            let mut free = self.open(place, rival);
+            let claimed = resources(place, &rival.claim);
+            let holders = claimed.map(|resource| self.holder(resource));
+            let ranked = holders.map(|holder| Some(self.rivals.get(&holder?)?.rank(holder?)));
+            let taken = claimed.iter().zip(ranked).find(|(_, holder)| holder.is_some_and(|holder| holder < rank));
+            let state = match taken {
+                Some((resource, _)) => {
+                    self.waiting.insert((*resource, rank));
+                    State::Waits(*resource)
+                }
+                None => {
+                    for holder in holders.into_iter().flatten() {
+                        free.extend(self.oust(holder, update));
+                    }
+                    self.holders.extend(claimed.map(|resource| (resource, place)));
+                    State::Holds
+                }
+            };
+            self.set_state(place, state);
+            free.into_iter().for_each(|resource| self.offer(resource, update));
         }
     }
-    winners
+
+    /// Takes from a claim what it holds; it is looked at again. Returns that.
+    fn oust(&mut self, place: Place, update: &mut Update) -> Vec<Resource> {
+        let Some(rival) = self.rivals.get(&place).copied().filter(|rival| rival.state == State::Holds) else {
+            return Vec::new();
+        };
+        let free = self.open(place, rival);
+        self.set_state(place, State::Open);
+        update.queue.insert(rival.rank(place));
+        free
+    }
+
+    /// Takes a claim out of what it holds or waits for. Returns the resources that others may have now.
+    fn open(&mut self, place: Place, rival: Rival) -> Vec<Resource> {
+        match rival.state {
+            State::Holds => {
+                let held = resources(place, &rival.claim);
+                for resource in &held {
+                    self.holders.remove(resource);
+                }
+                held.into()
+            }
+            State::Waits(resource) => {
+                self.waiting.remove(&(resource, rival.rank(place)));
+                vec![resource]
+            }
+            State::Open => Vec::new(),
+        }
+    }
+
+    /// If nobody has a resource, the first one that waits for it is to be looked at.
+    fn offer(&self, resource: Resource, update: &mut Update) {
+        if self.holders.contains_key(&resource) {
+            return;
+        }
+        let place = some_place();
+        let all = (resource, (false, false, 0, place))..=(resource, (true, true, u64::MAX, place));
+        update.queue.extend(self.waiting.range(all).next().map(|(_, rank)| *rank));
+    }
+
+    fn forget_age(&mut self, place: Place, claim: &Claim) {
+        for age in ages(place, claim) {
+            self.ages.remove(&age);
+        }
+    }
+
+    fn set_state(&mut self, place: Place, state: State) {
+        if let Some(rival) = self.rivals.get_mut(&place) {
+            rival.state = state;
+        }
+    }
+
+    /// Whether a rival of the same node was written later.
+    fn is_superseded(&self, place: Place, claim: &Claim) -> bool {
+        let age = claim.age(place);
+        ages(place, claim).any(|(resource, identity, _)| self.latest(resource, identity).is_some_and(|last| last > age))
+    }
+
+    /// For each mark of its node, the rival that was written last; itself not, if it is not in the index.
+    fn latest_beside(&self, place: Place, claim: &Claim) -> Vec<Place> {
+        let latest = ages(place, claim).filter_map(|(resource, identity, _)| self.latest(resource, identity));
+        latest.map(|(.., other)| other).collect()
+    }
+
+    /// The last claim to this resource by the node with this mark.
+    fn latest(&self, resource: Resource, identity: Identity) -> Option<Age> {
+        let place = some_place();
+        let all = (resource, identity, (0, 0, place))..=(resource, identity, (u64::MAX, u64::MAX, place));
+        self.ages.range(all).next_back().map(|(.., age)| *age)
+    }
+
+    /// The claim to this resource, if there is one alone.
+    fn only(&self, resource: Resource) -> Option<Place> {
+        let mut all = self.of(resource);
+        let first = all.next()?;
+        // Each has two entries at the most, so that the third one ends this.
+        all.all(|other| other == first).then_some(first)
+    }
+
+    /// Whether anybody in here claims this resource.
+    pub(super) fn is_claimed(&self, resource: Resource) -> bool {
+        self.of(resource).next().is_some()
+    }
+
+    /// Who claims this resource; some more than once.
+    fn of(&self, resource: Resource) -> impl Iterator<Item = Place> {
+        let least = Identity::Address(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let place = some_place();
+        let all = (resource, least, (0, 0, place))..=(resource, Identity::Nameless, (u64::MAX, u64::MAX, place));
+        self.ages.range(all).map(|(.., (.., place))| *place)
+    }
+
+    /// A claim is looked at.
+    fn step(&mut self) {
+        #[cfg(test)]
+        {
+            self.steps += 1;
+        }
+    }
+}
+
+/// Stands in the bounds of a range. Revisions begin with 1 and end below the greatest number, so that any place will do.
+fn some_place() -> Place {
+    (IpNetwork::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), Source(0))
+}
+
+/// The entries of a claim in the index by age.
+fn ages(place: Place, claim: &Claim) -> impl Iterator<Item = (Resource, Identity, Age)> {
+    let age = claim.age(place);
+    resources(place, claim)
+        .into_iter()
+        .flat_map(move |resource| claim.identities(resource.is_mac()).map(move |identity| (resource, identity, age)))
 }

@@ -4,6 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod many;
+
 /// A record of subnet `subnet` under one of several keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Written {
@@ -220,8 +222,39 @@ fn a_record_that_a_complete_read_does_not_name_is_gone_although_a_rival_was_read
     }
 }
 
+/// The peers that cost more, since something is kept of their rivals.
+fn with_contest(peers: &Peers) -> Vec<Place> {
+    peers.contest.iter().filter(|(.., is_peer)| *is_peer).map(|(place, ..)| place).collect()
+}
+
+/// The peers whose subnet or MAC another record claims.
+fn with_rivals(peers: &Peers) -> Vec<Place> {
+    let others: Vec<_> = peers.contest.iter().map(|(place, claim, _)| (place, *claim)).collect();
+    let has_rival = |(subnet, peer): &(&IpNetwork, &Peer)| {
+        let at = (**subnet, peer.source);
+        others.iter().any(|(other, claim)| *other != at && (other.0 == at.0 || claim.vtep.mac == peer.vtep.mac))
+    };
+    let mut places: Vec<_> = peers.iter().filter(has_rival).map(|(subnet, peer)| (*subnet, peer.source)).collect();
+    places.sort_unstable();
+    places
+}
+
+#[test]
+fn records_with_our_former_address_are_peers_once_we_have_another() {
+    let [(own_at, own), (other_at, other)] = pair();
+    let mut peers = Peers::default();
+    peers.set_own(place(own_at), claim(&own));
+    put(&mut peers, other_at, &Written { mac: 9, host: own.host, ..other });
+    assert!(peers.is_empty());
+    let deltas = peers.set_own(place(own_at), claim(&Written { host: 7, ..own }));
+    assert!(matches!(&deltas[..], [Delta::Joined(subnet)] if *subnet == place(other_at).0), "{deltas:?}");
+    assert_eq!((peers.aside().count(), with_contest(&peers)), (0, vec![]));
+}
+
 fn written() -> impl Strategy<Value = Written> {
-    let fields = (1..5_u8, 1..5_u8, 1..9_i64, 0..3_i64, any::<bool>(), 0..3_u8);
+    // Most have one MAC.
+    let mac = prop_oneof![2 => Just(1_u8), 1 => 2..6_u8];
+    let fields = (mac, 1..5_u8, 1..9_i64, 0..3_i64, any::<bool>(), 0..3_u8);
     fields.prop_map(|(mac, host, created, later, is_leased, node)| Written {
         mac,
         host,
@@ -238,11 +271,13 @@ proptest! {
 
     #[test]
     fn whatever_the_order_the_same_records_count(
-        steps in prop::collection::vec(((1..5_u8, 0..2_u32), prop::option::weighted(0.8, written())), 1..30),
-        own in prop::option::of(((1..5_u8, 9..10_u32), written())),
-        own_after in 0..30_usize,
-        list_at in prop::option::of(0..30_usize),
-        shuffled in Just((0..8).collect::<Vec<usize>>()).prop_shuffle(),
+        steps in prop::collection::vec(((1..8_u8, 0..2_u32), prop::option::weighted(0.7, written())), 1..60),
+        own in prop::option::of(((1..8_u8, 9..10_u32), written())),
+        own_after in 0..60_usize,
+        // What our record says before that, perhaps under another key, with another MAC or address.
+        own_until in prop::collection::vec((0..60_usize, (1..8_u8, 9..10_u32), written()), 0..3),
+        list_at in prop::option::of(0..60_usize),
+        shuffled in Just((0..14).collect::<Vec<usize>>()).prop_shuffle(),
     ) {
         let (mut peers, mut records) = (Peers::default(), BTreeMap::new());
         let mut own = own;
@@ -250,6 +285,9 @@ proptest! {
             (own.created, own.revision) = (own.created + 99, own.revision + 99);
         }
         for (number, (at, written)) in steps.iter().enumerate() {
+            for (_, at, own) in own_until.iter().filter(|(until, ..)| own.is_some() && *until == number) {
+                peers.set_own(place(*at), claim(own));
+            }
             if let Some((at, own)) = own.as_ref().filter(|_| number == own_after) {
                 peers.set_own(place(*at), claim(own));
             }
@@ -279,6 +317,7 @@ proptest! {
             let macs: BTreeSet<_> = peers.iter().map(|(_, peer)| peer.vtep.mac).collect();
             prop_assert_eq!(macs.len(), peers.len(), "one MAC, one peer");
             prop_assert!(peers.iter().all(|(subnet, peer)| peers.of_mac(peer.vtep.mac) == Some(*subnet)));
+            prop_assert_eq!(with_contest(&peers), with_rivals(&peers), "only for rivals");
         }
         if let Some((at, own)) = &own {
             peers.set_own(place(*at), claim(own));

@@ -46,7 +46,7 @@ pub enum BadRecord {
     #[error("the record has no {}", .0)]
     Incomplete(&'static str),
     /// It is a reservation that its node has not used yet.
-    #[error("reserved for {0}, which has not come yet")]
+    #[error("reserved for {0}, which has not used it yet")]
     Reserved(String),
     /// It belongs to another backend.
     #[error("the record is of the backend \"{0}\", not \"vxlan\"")]
@@ -106,7 +106,7 @@ pub enum BadRecord {
         holder: String,
     },
     /// Another peer has this MAC. Found by whoever keeps the table of peers, not by [`check`].
-    #[error("the VTEP's MAC {mac} is also that of {other}, whose record comes first")]
+    #[error("the VTEP's MAC {mac} is also that of {other}, whose record takes precedence")]
     MacOfAnother {
         /// The MAC.
         mac: MacAddr,
@@ -114,7 +114,7 @@ pub enum BadRecord {
         other: IpNetwork,
     },
     /// Another key is for the same subnet. Found like [`BadRecord::MacOfAnother`].
-    #[error("{subnet} is also the subnet of another key, of {other}, whose record comes first")]
+    #[error("{subnet} is also the subnet of another key, of {other}, whose record takes precedence")]
     SubnetOfAnother {
         /// The subnet.
         subnet: IpNetwork,
@@ -124,7 +124,8 @@ pub enum BadRecord {
 }
 
 /// Said of a subnet that is a part of ours, or that ours is a part of.
-const FLANNEL_FOLLOWS: &str = ", and is of another length: Twill's nodes pass over it, flannel's send there";
+const FLANNEL_FOLLOWS: &str =
+    ", with another prefix length: Twill nodes ignore this record, flannel nodes send traffic to it";
 
 impl BadRecord {
     /// What is wrong, in words that stand behind a number of records.
@@ -133,14 +134,14 @@ impl BadRecord {
             Self::Key(_) => "whose key names no subnet",
             Self::Value(_) => "whose value can't be read",
             Self::Incomplete(_) => "with a part missing",
-            Self::Reserved(_) => "reserved for a node that has not come yet",
+            Self::Reserved(_) => "reserved for a node that has not used it yet",
             Self::OtherBackend(_) => "of another backend",
             Self::WrongLength { .. } => "with a subnet of the wrong length",
             Self::OutsideNetwork { .. } => "with a subnet outside the network",
             Self::OverlapsOurs { .. } => "that overlap this node's subnet",
             Self::RemoteIsOurs { .. } => "with this node's public IP",
-            Self::RemoteNotUnicast(_) => "whose public IP is no host's",
-            Self::MacNotUnicast(_) => "whose MAC is no station's",
+            Self::RemoteNotUnicast(_) => "whose public IP is not a unicast address",
+            Self::MacNotUnicast(_) => "whose MAC is not a unicast address",
             Self::WrongVni { .. } => "with another VNI",
             Self::MacIsOurs { .. } => "with this node's MAC",
             Self::MacOfAnother { .. } => "with the MAC of another peer",
