@@ -270,7 +270,7 @@ fn a_route_elsewhere_that_takes_nothing_from_a_peer_is_no_matter() {
         }
         // Its record comes: now it is somebody's.
         let newcomer = Peer::new("10.5.243.0/24", "10.99.1.243", "02:00:00:00:01:f3");
-        assert!(lines(&pair.daemons[0], &["not ready"]).is_empty(), "{}", pair.daemons[0].log());
+        assert!(lines(&pair.daemons[0], &["goes before ours"]).is_empty(), "{}", pair.daemons[0].log());
         pair.lab.put_peer(&newcomer);
         pair.daemons[0]
             .wait_log(&["not ready", "peer 10.5.243.0/24", "10.5.243.0/24 via 10.99.0.1 dev eth0"], PATIENCE);
