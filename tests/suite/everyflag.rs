@@ -143,8 +143,9 @@ const fn case(flag: &'static str) -> Case {
     Case { flag, value: "", with: "", under: "", prepare: |_| {}, shows: |_, _| {} }
 }
 
-/// The rules' thread believes that it listens and hears nothing: its first setsockopt joins the group.
-const DEAF: &str = "strace -D -f -qq -o /dev/null -e inject=setsockopt:retval=0:when=1";
+/// The rules' thread believes that it listens and hears nothing: no setsockopt takes effect, so it joins no group, however
+/// often it opens its socket.
+const DEAF: &str = "strace -D -f -qq -o /dev/null -e inject=setsockopt:retval=0:when=1+";
 
 /// Starts the daemon with a case's flag, or its variable, and nothing else of it.
 fn start(node: &Node, etcd: &str, case: &Case, as_variable: bool) -> Twilld {
