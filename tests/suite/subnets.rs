@@ -142,7 +142,7 @@ fn somebody_who_writes_our_record_again_and_again_is_slowed_counted_and_called_w
     daemons[0].wait_log(
         &[
             "written again",
-            "another agent with our public IP 10.99.0.11, its MAC is 02:00:00:00:00:09, without a node id: flannel's",
+            "our public IP 10.99.0.11 and another MAC, 02:00:00:00:00:09; it has no node id, so flanneld wrote it",
         ],
         PATIENCE,
     );
@@ -251,7 +251,7 @@ fn a_machine_that_was_booted_has_its_subnet_and_mac_after_some_seconds() {
     let earlier = before.value.replace(&instance(&before), "00000000-1");
     lab.etcdctl(&["put", &lease, &before.key, &earlier]).unwrap();
     daemon = start(&lab, 1);
-    daemon.wait_log(&["of this machine before it was booted, or of a clone", "wait=3s", "00000000-1"], PATIENCE);
+    daemon.wait_log(&["is from before the last boot, or a clone wrote it", "wait=3s", "00000000-1"], PATIENCE);
     daemon.wait_ready();
     assert_eq!(lab.node(1).as_peer(), own);
     let now = record(&lab);
@@ -319,7 +319,10 @@ fn a_subnet_that_is_another_nodes_is_withdrawn_though_no_other_is_free() {
     lab.put_peer(&another(&own));
     let mut daemon = lab.node(1).twilld(&[]);
     daemon.wait_log(&["no free subnet"], PATIENCE);
-    refuses(&lab, &["10.5.1.0/24, the subnet that this node had", "public IP 10.99.1.200 holds", "no free subnet"]);
+    refuses(
+        &lab,
+        &["this node cannot keep its last subnet 10.5.1.0/24", "public IP 10.99.1.200 holds", "no free subnet"],
+    );
     assert_eq!(lines(&daemon, "subnet.env withdrawn").len(), 1, "{}", daemon.log());
     // When the other one lets go it is ours again.
     lab.delete(&own.key());
@@ -347,7 +350,7 @@ fn a_subnet_that_is_reserved_for_another_node_is_withdrawn() {
     let (lab, own) = alone();
     lab.put(&own.key(), r#"{"PublicIP":"10.99.1.200"}"#);
     let mut daemon = lab.node(1).twilld(&[]);
-    refuses(&lab, &["10.5.1.0/24, the subnet that this node had", "no free subnet"]);
+    refuses(&lab, &["this node cannot keep its last subnet 10.5.1.0/24", "no free subnet"]);
     assert!(daemon.runs());
 }
 
@@ -359,7 +362,7 @@ fn a_subnet_whose_holder_is_asked_whether_it_lives_is_withdrawn_until_that_is_kn
     lab.put(&key, &record.replace("node1", "other").replace(r#""ID":""#, r#""ID":"other-"#));
     let mut daemon = lab.node(1).twilld(&[]);
     daemon.wait_log(&["asking whether that node is alive"], PATIENCE);
-    refuses(&lab, &["its record is another machine's with our public IP"]);
+    refuses(&lab, &["its record has our public IP and the ids of another machine"]);
     wait_until("the silence is long enough", PATIENCE * 2, || lab.node(1).subnet_file().exists());
     daemon.wait_ready();
     lab.node(1).cni("ADD").unwrap();
@@ -371,7 +374,7 @@ fn a_subnet_that_does_not_fit_the_config_any_more_is_withdrawn() {
     lab.put_config(r#"{"Network":"10.6.0.0/16","SubnetMin":"10.6.1.0","SubnetMax":"10.6.1.0"}"#);
     lab.put(&format!("{PREFIX}/subnets/10.6.1.0-24"), vxlan!("10.99.1.200", 1, "02:00:00:00:00:c8"));
     let mut daemon = lab.node(1).twilld(&[]);
-    refuses(&lab, &["10.5.1.0/24, the subnet that this node had", "does not fit the network config"]);
+    refuses(&lab, &["this node cannot keep its last subnet 10.5.1.0/24", "does not fit the network config"]);
     assert!(daemon.runs());
     lab.delete(&format!("{PREFIX}/subnets/10.6.1.0-24"));
     daemon.wait_ready();
