@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser, ValueEnum};
-use regex::Regex;
+use regex_lite::Regex;
 
 use crate::log;
 use crate::nodeid;

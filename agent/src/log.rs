@@ -7,7 +7,8 @@ use std::io::IsTerminal;
 
 use tracing::error;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 mod line;
@@ -38,9 +39,12 @@ pub fn to_stderr(verbosity: u8, format: Format) -> Flush {
         PER_PACKET.. => LevelFilter::TRACE,
     };
     // Libraries speak only when something is wrong, unless RUST_LOG names them.
-    let default = || EnvFilter::new(format!("warn,twill_agent={level},twilld={level}"));
-    let wanted = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|wanted| !wanted.is_empty());
-    let (filter, mistake) = match wanted.as_ref().map(EnvFilter::try_new) {
+    let default = || {
+        let ours = ["twill_agent", "twilld"].map(|target| (target, level));
+        Targets::new().with_default(LevelFilter::WARN).with_targets(ours)
+    };
+    let wanted = std::env::var("RUST_LOG").ok().filter(|wanted| !wanted.is_empty());
+    let (filter, mistake) = match wanted.as_ref().map(|wanted| wanted.parse::<Targets>()) {
         None => (default(), None),
         Some(Ok(filter)) => (filter, None),
         Some(Err(mistake)) => (default(), Some(mistake)),
@@ -51,16 +55,14 @@ pub fn to_stderr(verbosity: u8, format: Format) -> Flush {
         Format::Text => Form::Text,
     };
     let (lines, flush) = writer::start();
-    let logging = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let logging = tracing_subscriber::fmt::layer()
         .with_writer(lines)
         // It would print them on standard error, and panic where that fails.
         .log_internal_errors(false)
         .with_ansi(form == Form::Text && std::io::stderr().is_terminal())
-        .event_format(Line(form))
-        .finish();
+        .event_format(Line(form));
     // It fails only where something else logs already.
-    let _ = logging.try_init();
+    let _ = tracing_subscriber::registry().with(logging).with(filter).try_init();
     if let Some(mistake) = mistake {
         tracing::warn!(RUST_LOG = wanted, error = %mistake, "the variable RUST_LOG is not usable: logging without it");
     }

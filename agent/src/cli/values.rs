@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use regex::Regex;
+use regex_lite::Regex;
 
 use crate::overlay::record::is_host;
 

@@ -66,8 +66,8 @@ fn an_address_in_the_leased_range_is_named_with_the_range_and_what_to_change() {
         &|_| {},
         &|wish| wish.iface = vec!["eth0".into()],
         &|wish| wish.iface = vec!["10.99.0.10".into()],
-        &|wish| wish.regex = vec![regex::Regex::new("^eth0$").unwrap()],
-        &|wish| wish.regex = vec![regex::Regex::new("^10[.]99").unwrap()],
+        &|wish| wish.regex = vec![regex_lite::Regex::new("^eth0$").unwrap()],
+        &|wish| wish.regex = vec![regex_lite::Regex::new("^10[.]99").unwrap()],
         &|wish| wish.can_reach = Some("10.99.0.1".parse().unwrap()),
         &|wish| wish.public_ip = Some("10.99.0.10".parse().unwrap()),
     ];
