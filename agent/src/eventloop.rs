@@ -24,9 +24,12 @@ use crate::overlay::{Shown, SubnetKey};
 use crate::site::Site;
 use crate::store::{self, Change, RawRecord};
 
+mod config;
 mod contested;
 mod half;
 mod health;
+#[cfg(test)]
+mod lines;
 mod signals;
 mod sockets;
 mod sources;
@@ -35,6 +38,7 @@ mod systemd;
 mod told;
 mod underlay;
 
+use config::ConfigNow;
 pub use half::Half;
 use half::Heard;
 use health::Health;
@@ -94,8 +98,8 @@ pub struct EventLoop<D> {
     pub read_again: Option<Box<dyn Fn() -> mpsc::Receiver<store::Event>>>,
     health: Health,
     told: Told,
-    /// The network config was deleted.
-    config_gone: bool,
+    /// What the network config's key holds, as it was told last.
+    config: ConfigNow,
     /// The lines about a `subnet.env` that had to be written.
     rewritten: Repeats,
     /// When a better place for the tunnel's end is taken, if it still is one then.
@@ -122,7 +126,7 @@ impl<D: Dataplane> EventLoop<D> {
             read_again: None,
             health: Health::default(),
             told: Told::default(),
-            config_gone: false,
+            config: ConfigNow::Ours,
             rewritten: Repeats::in_a_minute(subnet_env::LINES),
             move_at: None,
         }
@@ -339,22 +343,6 @@ impl<D: Dataplane> EventLoop<D> {
         deltas.extend(self.records.remove(&mut planes, &key));
     }
 
-    fn config_changed(&mut self, config: Option<Vec<u8>>) {
-        let gone = std::mem::replace(&mut self.config_gone, config.is_none());
-        match config {
-            Some(config) if config == self.site.config_text => {
-                if gone {
-                    self.told.config_back(half::now());
-                }
-            }
-            None if gone => {}
-            config => {
-                self.told.config(config.as_deref(), half::now());
-                self.site.config_text = config.unwrap_or_else(|| std::mem::take(&mut self.site.config_text));
-            }
-        }
-    }
-
     fn lease_event(&mut self, event: LeaseEvent) -> Option<Ended> {
         match event {
             LeaseEvent::Lost { holder } => {
@@ -398,7 +386,7 @@ impl<D: Dataplane> EventLoop<D> {
             LeaseEvent::Published { revision } => {
                 info!(subnet = %self.own.text, revision, "our changed record is written");
             }
-            LeaseEvent::Recovered => info!(subnet = %self.own.text, "our lease can be renewed again"),
+            LeaseEvent::Recovered => info!(subnet = %self.own.text, "etcd lets this node keep its record again"),
         }
         self.health.lease = None;
         None

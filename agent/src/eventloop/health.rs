@@ -30,7 +30,7 @@ pub(super) struct Health {
     pub etcd: Option<String>,
     /// A complete read is under way.
     pub listing: bool,
-    /// Why the lease cannot be renewed, if it can't.
+    /// What etcd does not do that keeps our record, and why, if there is such a thing.
     pub lease: Option<String>,
     /// Who writes our record again and again, if anybody does: half of the time others follow what that one writes.
     pub disputed: Option<String>,
@@ -73,7 +73,7 @@ impl Health {
     /// answer to a miss.
     pub(super) fn update(&mut self, planes: Vec<String>, peers: usize, programmed: impl FnOnce() -> usize) {
         let mut missing = Vec::new();
-        missing.extend(self.lease.as_ref().map(|reason| format!("lease: cannot be renewed: {reason}")));
+        missing.extend(self.lease.as_ref().map(|reason| format!("record: etcd refuses or fails: {reason}")));
         missing.extend(self.disputed.as_ref().map(|reason| format!("record: {reason}")));
         missing.extend(self.etcd.as_ref().map(|reason| format!("etcd: {reason}")));
         if self.listing {
@@ -143,62 +143,44 @@ fn ready(peers: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{self, Write};
-    use std::sync::{Arc, Mutex};
-
     use super::*;
-
-    #[derive(Clone, Default)]
-    struct Sink(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Sink {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    /// The lines that are logged from now on, with what ends that.
-    fn log() -> (Sink, tracing::subscriber::DefaultGuard) {
-        let sink = Sink::default();
-        let writer = sink.clone();
-        let lines = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-        (sink, tracing::subscriber::set_default(lines))
-    }
-
-    fn lines_with(sink: &Sink, words: &str) -> usize {
-        String::from_utf8(sink.0.lock().unwrap().clone()).unwrap().lines().filter(|line| line.contains(words)).count()
-    }
+    use crate::eventloop::lines::Lines;
 
     #[tokio::test(start_paused = true)]
     async fn changes_without_a_line_take_none_from_those_with_one() {
-        let (sink, _guard) = log();
+        let lines = Lines::begin();
         let mut health = Health::default();
         for peer in 0..2 * CHANGES_IN_A_ROW {
             health.update(vec![format!("flannel.1: {peer} peers to do")], 1, || 0);
         }
         health.update(Vec::new(), 1, || 1);
-        assert_eq!(lines_with(&sink, "ready peers=1 programmed=1"), 1);
+        assert_eq!(lines.count("ready peers=1 programmed=1"), 1);
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_changes_again_and_again_is_counted_once_a_minute() {
-        let (sink, _guard) = log();
+        let lines = Lines::begin();
         let mut health = Health::default();
         for _ in 0..50 {
             health.update(Vec::new(), 1, || 1);
             health.update(vec!["flannel.1: being made".to_owned()], 1, || 0);
         }
-        assert_eq!(lines_with(&sink, "not ready missing="), CHANGES_IN_A_ROW as usize / 2);
+        assert_eq!(lines.count("not ready missing="), CHANGES_IN_A_ROW as usize / 2);
         health.alive(1);
-        assert_eq!(lines_with(&sink, "keeps changing"), 0);
+        assert_eq!(lines.count("keeps changing"), 0);
         tokio::time::advance(Duration::from_secs(60)).await;
         health.alive(1);
         health.alive(1);
-        assert_eq!(lines_with(&sink, "the node keeps changing between ready and not ready times=80"), 1);
+        assert_eq!(lines.count("the node keeps changing between ready and not ready times=80"), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_fails_for_our_record_is_named() {
+        let (http, told) = watch::channel(Readiness::starting());
+        let mut health = Health { http: Some(http), ..Health::default() };
+        health.lease = Some("update /coreos.com/network/subnets/10.5.1.0-24: permission denied".to_owned());
+        health.update(Vec::new(), 1, || 1);
+        let named = "record: etcd refuses or fails: update /coreos.com/network/subnets/10.5.1.0-24: permission denied";
+        assert_eq!(told.borrow().missing, [named]);
     }
 }

@@ -6,8 +6,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
+use super::config::ConfigNow;
+use crate::overlay::Shown;
 use crate::overlay::peers::Delta;
 use crate::overlay::programmed::Programmed;
 use crate::overlay::record::BadRecord;
@@ -15,7 +17,6 @@ use crate::overlay::records::Records;
 use crate::overlay::repeats::Repeats;
 use crate::overlay::strangers::Mended;
 use crate::overlay::words::Found;
-use crate::overlay::{NetworkConfig, Shown};
 
 /// If more peers than this change at once, the log has one line for all of them.
 const PEERS_NAMED: usize = 20;
@@ -52,6 +53,8 @@ pub(super) struct Told {
     programmed: Repeats,
     programmed_at: Option<Instant>,
     config: Repeats,
+    /// What the config's key holds, for people.
+    config_now: &'static str,
     /// Routes, neighbours and FDB rows of other programs that were mended.
     mended: [Repeats; 3],
     contested: Repeats,
@@ -73,6 +76,7 @@ impl Default for Told {
             programmed: Repeats::new(FEW),
             programmed_at: None,
             config: Repeats::new(FEW),
+            config_now: ConfigNow::Ours.words(),
             mended: std::array::from_fn(|_| Repeats::new(1)),
             contested: Repeats::new(FEW),
         }
@@ -149,30 +153,11 @@ impl Told {
         }
     }
 
-    /// The network config that this daemon started with was deleted, and is there again.
-    pub(super) fn config_back(&mut self, now: Instant) {
+    /// The network config's key holds this now, and held something else before.
+    pub(super) fn config(&mut self, config: &ConfigNow, now: Instant) {
+        self.config_now = config.words();
         if self.config.admit(now) {
-            info!("the network config is back as it was");
-        }
-    }
-
-    /// The network config's key holds this now; none of it, if it was deleted.
-    pub(super) fn config(&mut self, text: Option<&[u8]>, now: Instant) {
-        if !self.config.admit(now) {
-            return;
-        }
-        let Some(text) = text else {
-            warn!("the network config was deleted; this daemon goes on with the one it started with");
-            return;
-        };
-        let config_now = Shown::new(text);
-        match NetworkConfig::parse(text) {
-            Ok(_) => {
-                warn!(%config_now, "the network config was changed; this daemon goes on with the one it started with until it is restarted");
-            }
-            Err(error) => {
-                error!(%config_now, %error, "the network config was changed and is not usable: no daemon starts with it; this one goes on with the one it started with");
-            }
+            config.say();
         }
     }
 
@@ -245,10 +230,7 @@ impl Told {
             warn!(count, "more routes of other programs came that go before ours");
         }
         if let Some(times) = self.config.count(now) {
-            warn!(
-                times,
-                "the network config was changed again and again; this daemon goes on with the one it started with"
-            );
+            warn!(times, now = self.config_now, "the network config was changed again and again");
         }
     }
 

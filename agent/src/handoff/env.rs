@@ -9,6 +9,7 @@ use std::ops::RangeInclusive;
 
 use ipnetwork::IpNetwork;
 
+use crate::overlay::Shown;
 use crate::overlay::record::Family;
 
 /// The MTU of the pods' interfaces, in bytes.
@@ -33,7 +34,7 @@ pub(crate) struct Assignments {
 
 /// A value that can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{key}={}: {why}", quoted(value))]
+#[error("{key}={}: {why}", Shown::up_to(QUOTED, value))]
 pub(crate) struct Wrong {
     key: &'static str,
     value: String,
@@ -120,7 +121,7 @@ impl Assignments {
 
 /// The network that an address with its length lies in. A bare address is none, as in Go, whose words these are.
 pub(crate) fn cidr(text: &str) -> Result<IpNetwork, String> {
-    let invalid = || format!("invalid CIDR address: {}", quoted(text));
+    let invalid = || format!("invalid CIDR address: {}", Shown::up_to(QUOTED, text));
     let parsed: IpNetwork = text.trim().parse().map_err(|_| invalid())?;
     if !text.contains('/') {
         return Err(invalid());
@@ -141,15 +142,6 @@ fn of_family(text: &str, family: Family) -> Result<IpNetwork, String> {
 fn unquoted(value: &str) -> &str {
     let within = |quote: char| value.strip_prefix(quote)?.strip_suffix(quote);
     within('"').or_else(|| within('\'')).unwrap_or(value)
-}
-
-/// A value as a message may show it: not endless, and with nothing in it that a terminal obeys.
-fn quoted(value: &str) -> String {
-    let mut text: String = value.chars().take(QUOTED).flat_map(char::escape_debug).collect();
-    if value.chars().nth(QUOTED).is_some() {
-        text += "...";
-    }
-    text
 }
 
 #[cfg(test)]
@@ -213,7 +205,7 @@ mod tests {
             ["", "10.5.52.1", "10.5.52.1/33", "10.5.52.1/", "10.5.52.1/-1", "010.5.52.1/24", "x/24", "\"10.5.52.1/24"]
         {
             let wrong = v4(&format!("FLANNEL_SUBNET={bad}"));
-            assert_eq!(wrong, format!("FLANNEL_SUBNET={0}: invalid CIDR address: {0}", bad.escape_debug()));
+            assert_eq!(wrong, format!("FLANNEL_SUBNET={0}: invalid CIDR address: {bad}"));
         }
         for bad in ["10.5.0.0/16,fc00::/48", "10.5.0.0/16,", "10.5.0.0/16 10.6.0.0/16"] {
             assert!(read(&format!("FLANNEL_NETWORK={bad}")).networks(Family::V4).is_err(), "{bad}");
@@ -241,5 +233,6 @@ mod tests {
     fn a_message_shows_no_more_than_a_line() {
         let wrong = read(&format!("FLANNEL_MTU=\x1b[2J{}", "9".repeat(60_000))).mtu(false).unwrap_err().to_string();
         assert!(wrong.starts_with("FLANNEL_MTU=\\u{1b}[2J999") && wrong.len() < 300, "{wrong}");
+        assert!(wrong.contains("999... (60,004 bytes): expected"), "{wrong}");
     }
 }

@@ -23,6 +23,8 @@ use twill_agent::site::{self, Site};
 use twill_agent::store::Store;
 use twill_agent::store::fake::{FakeStore, Op as StoreOp};
 
+mod said;
+
 /// A kernel that the test and the loop share.
 #[derive(Clone, Default)]
 struct Shared {
@@ -341,7 +343,8 @@ async fn what_shows_nothing_of_the_lease_ends_no_trouble_with_it() {
         node.store.fail_next(StoreOp::Update, 1_000_000);
         let asked = text.replacen('}', "},\"ClaimedBy\":\"other\"", 1);
         node.store.put(&node.key, asked.as_bytes(), node.store.records()[&node.key].lease);
-        let in_trouble = |node: &Node| missing(node).iter().any(|what| what.starts_with("lease: cannot be renewed"));
+        let in_trouble =
+            |node: &Node| missing(node).iter().any(|what| what.starts_with("record: etcd refuses or fails: "));
         node.until("in trouble", in_trouble).await;
         node.store.put(&node.key, asked.replace("other", "third").as_bytes(), node.store.records()[&node.key].lease);
         node.store.put(&node.key, asked.as_bytes(), 0);
