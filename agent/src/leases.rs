@@ -12,8 +12,9 @@ use crate::out;
 use crate::overlay::peers::{Claim, Peers, Place, Source, Standing, Vtep};
 use crate::overlay::record::{BadRecord, Family, PeerRecord, Record, SubnetKey, fits};
 use crate::overlay::{NetworkConfig, Shown};
+use crate::store::backoff::Backoff;
 use crate::store::etcd::EtcdStore;
-use crate::store::{Event, LeaseId, RawRecord, Store};
+use crate::store::{Error, Event, LeaseId, RawRecord, Store};
 
 mod table;
 
@@ -86,6 +87,23 @@ impl Asked {
         })
     }
 
+    /// Asks until etcd answers: for what may be done twice.
+    ///
+    /// # Errors
+    /// What etcd refuses it by.
+    pub async fn retry<T>(&self, attempt: impl AsyncFn() -> Result<T, Error>) -> Result<T> {
+        let mut backoff = Backoff::default();
+        loop {
+            match attempt().await {
+                Err(error) if error.is_transient() => {
+                    self.reason.replace(Some(error.reason));
+                    tokio::time::sleep(backoff.failed()).await;
+                }
+                result => return Ok(result?),
+            }
+        }
+    }
+
     fn why(&self) -> String {
         self.reason.borrow().as_ref().map(|reason| format!(": {reason}")).unwrap_or_default()
     }
@@ -156,7 +174,7 @@ async fn left(store: &EtcdStore, listing: &Listing) -> Result<Left> {
     let leases: BTreeSet<i64> = listing.records.iter().map(|raw| raw.lease).filter(|lease| *lease != 0).collect();
     let (mut left, mut asked) = (Left::new(), JoinSet::new());
     let mut take = |answer: Result<_, tokio::task::JoinError>| -> Result<()> {
-        let (lease, answer): (i64, Result<_, crate::store::Error>) = answer?;
+        let (lease, answer): (i64, Result<_, Error>) = answer?;
         left.insert(lease, answer?);
         Ok(())
     };
@@ -234,7 +252,7 @@ fn judge(
 
 /// Whether etcd is there and refuses what a complete read needs.
 async fn is_refused(store: &impl Store) -> bool {
-    let refused = |error: Option<crate::store::Error>| error.is_some_and(|error| !error.is_transient());
+    let refused = |error: Option<Error>| error.is_some_and(|error| !error.is_transient());
     refused(store.config().await.err()) || refused(store.record("").await.err())
 }
 

@@ -10,12 +10,15 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use twill_agent::cli::{self, EtcdFlags};
+use twill_agent::init_config::Stands;
 use twill_agent::leases::{self, Asked, Seen, complain};
 use twill_agent::reserve::{self, Whom};
 use twill_agent::{docker_opts, init_config, install, log, nodeid, out, process};
 
 /// Records that every node keeps out.
 const SOME_KEPT_OUT: u8 = 3;
+/// etcd has another network config.
+const ANOTHER_CONFIG: u8 = 4;
 
 /// What stands below the flags.
 const AFTER_HELP: &str = "\
@@ -23,7 +26,8 @@ Exit codes:
   0  done; with `leases`: each record is a node's or a reservation
   1  not done: no network config, no answer from etcd in time, another node holds the subnet, ...
   2  the command line or a variable is wrong
-  3  `leases`: the table is complete, and every node keeps some of the records in it out";
+  3  `leases`: the table is complete, and every node keeps some of the records in it out
+  4  `init-config`: etcd has another network config, which was left as it is";
 
 /// Looks at a Twill (or flannel) network.
 #[derive(Debug, Parser)]
@@ -70,9 +74,15 @@ enum Command {
         conf_dir: PathBuf,
     },
     /// Write the network config to etcd if there is none. An existing one is never changed.
+    ///
+    /// Ends with 4 if another one is there, and prints both.
+    #[command(after_help = AFTER_HELP)]
     InitConfig {
         /// The file that holds it, JSON; - for standard input.
         file: PathBuf,
+        /// End with 0 also if another one is there: for a Job that only sees to it that there is one.
+        #[arg(long)]
+        if_missing: bool,
     },
     /// Give Docker the node's subnet, where containers get their network from Docker and not from CNI.
     ///
@@ -115,7 +125,13 @@ impl Command {
                 };
                 asked.within(work).await?
             }
-            Command::InitConfig { file } => init_config::run(etcd, &file).await?,
+            Command::InitConfig { file, if_missing } => match init_config::run(etcd, &asked, &file).await? {
+                Stands::Another(there) if !if_missing => {
+                    complain(&there);
+                    return Ok(ExitCode::from(ANOTHER_CONFIG));
+                }
+                Stands::Another(said) | Stands::AsAsked(said) => said,
+            },
             Command::DockerOpts(options) => {
                 docker_opts::run(&options)?;
                 return Ok(ExitCode::SUCCESS);
