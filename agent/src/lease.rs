@@ -35,7 +35,7 @@ pub use handle::{KeeperHandle, LeaseEvent};
 pub use keeper::Keeper;
 use outage::Outage;
 pub use outage::{Progress, Tell};
-pub use previous::tell_of_previous;
+pub use previous::{Previous, tell_of_previous};
 
 /// The TTL of a record, flannel's `subnetTTL`.
 pub const TTL: Duration = Duration::from_secs(86_400);

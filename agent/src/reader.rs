@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use crate::handoff;
-use crate::lease::{Known, Progress};
+use crate::lease::{Known, Previous, Progress};
 use crate::overlay::NetworkConfig;
 use crate::overlay::alloc::Wanted;
 use crate::overlay::plane::Plane;
@@ -35,6 +35,8 @@ pub(crate) struct Reader<S> {
     /// The last config that was usable, and whether the key holds another one by now.
     config: Option<Vec<u8>>,
     changed: bool,
+    /// The subnet that we had before.
+    previous: Option<Previous>,
     pub(crate) waiting: Waiting,
 }
 
@@ -52,11 +54,11 @@ pub(crate) struct Intake {
 }
 
 impl<S: Store> Reader<S> {
-    /// Begins to read the store, which is at these endpoints.
-    pub(crate) fn new(store: S, endpoints: String, subnet_file: PathBuf) -> Self {
+    /// Begins to read the store, which is at these endpoints, for a node that had this subnet before.
+    pub(crate) fn new(store: S, endpoints: String, subnet_file: PathBuf, previous: Option<Previous>) -> Self {
         let events = store.follow();
         let waiting = Waiting::new(&subnet_file);
-        Self { store, events, endpoints, config: None, changed: false, waiting }
+        Self { store, events, endpoints, config: None, changed: false, previous, waiting }
     }
 
     /// Whether the config that [`Self::config`] gave last is not what its key holds now.
@@ -74,6 +76,8 @@ impl<S: Store> Reader<S> {
     pub(crate) async fn config(&mut self, prefix: &str) -> Result<(NetworkConfig, Vec<u8>)> {
         if self.config.take().is_some() {
             self.begin();
+            // etcd has just answered: that it is asked again is no news.
+            self.waiting.said = None;
         }
         let mut why = format!("waiting for etcd at {}", self.endpoints);
         let (mut listing, mut loud) = (false, false);
@@ -82,7 +86,7 @@ impl<S: Store> Reader<S> {
                 Some(why) => self.waiting.say(&why, true),
                 None => self.waiting.say(&why, loud),
             }
-            let Ok(event) = tokio::time::timeout(REMIND, self.event()).await else { continue };
+            let Ok(event) = tokio::time::timeout(REMIND, self.event_without_config()).await else { continue };
             match event? {
                 Event::Listing => listing = true,
                 Event::Config(Some(text)) => match NetworkConfig::parse(&text) {
@@ -105,6 +109,20 @@ impl<S: Store> Reader<S> {
                 Event::Changes(_) | Event::Down { .. } | Event::Up => {}
             }
         }
+    }
+
+    /// Waits, for this reason, for another config than the one that [`Self::config`] gave, and for half a minute at the most:
+    /// what else stands in the way may have changed too.
+    pub(crate) async fn await_other_config(&mut self, why: &str) -> Result<()> {
+        let changed = async {
+            while !self.changed {
+                let down = self.waiting.down.clone();
+                self.waiting.say(down.as_deref().unwrap_or(why), true);
+                self.event_without_config().await?;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(REMIND, changed).await.unwrap_or(Ok(()))
     }
 
     /// Takes in what has come, and the whole of a read that has begun.
@@ -136,6 +154,26 @@ impl<S: Store> Reader<S> {
     fn begin(&mut self) {
         self.events = self.store.follow();
         self.waiting.down = None;
+    }
+
+    /// The next event while no config says what the nodes follow. A record that shows all the same that our previous subnet is
+    /// another node's is not waited with.
+    async fn event_without_config(&mut self) -> Result<Event> {
+        let event = self.event().await?;
+        let Some(previous) = self.previous.as_ref().filter(|_| !self.waiting.is_given_up()) else { return Ok(event) };
+        let taken = match &event {
+            Event::Page(records) => records.iter().find_map(|record| previous.taken_by(record)),
+            Event::Changes(changes) => changes.iter().find_map(|change| match change {
+                Change::Put(record) => previous.taken_by(record),
+                Change::Deleted { .. } => None,
+            }),
+            _ => None,
+        };
+        if let Some(why) = taken {
+            self.waiting.progress(Progress::PreviousGivenUp(&why));
+            self.waiting.explain_again();
+        }
+        Ok(event)
     }
 
     async fn event(&mut self) -> Result<Event> {
@@ -279,9 +317,20 @@ impl Waiting {
         }
     }
 
+    fn is_given_up(&self) -> bool {
+        self.given_up.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Tells the CNI plugin once more what is waited for.
+    fn explain_again(&self) {
+        if let Some((said, _)) = &self.said {
+            self.explain(said);
+        }
+    }
+
     fn explain(&self, why: &str) {
         let given_up = self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = given_up.as_ref().map(|given_up| format!("{why}; {given_up}"));
+        let text = given_up.as_ref().map(|given_up| format!("{given_up}; {why}"));
         handoff::explain(&self.subnet_file, Some(text.as_deref().unwrap_or(why)));
     }
 }

@@ -113,6 +113,17 @@ pub enum Unfit {
     },
 }
 
+impl Unfit {
+    /// The address of this node that the network config covers, where that is what is wrong.
+    pub fn covered(&self) -> Option<IpAddr> {
+        match self {
+            Self::Leased { local, .. } | Self::Inside { local, .. } => Some(*local),
+            Self::Public { public, .. } => Some(*public),
+            Self::Choose(_) | Self::NoSide { .. } | Self::Mtu { .. } => None,
+        }
+    }
+}
+
 impl Site {
     /// The end of each family that the config has, over the interfaces that there are.
     pub fn ends(&self, interfaces: &[Interface]) -> Result<Vec<End>, Unfit> {

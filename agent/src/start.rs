@@ -31,6 +31,7 @@ use crate::reader::{Intake, Reader};
 use crate::site::{self, End, Site};
 use crate::store::Store;
 
+mod fit;
 mod interfaces;
 mod subnet;
 
@@ -95,8 +96,9 @@ async fn prepare(
     }
     let store = flags.etcd.store()?;
     let (endpoints, prefix) = (flags.etcd.etcd_endpoints.join(", "), &flags.etcd.etcd_prefix);
-    let mut reader = Reader::new(store.clone(), endpoints.clone(), flags.subnet_file.clone());
     let identity = Identity::read(&flags);
+    let previous = identity.previous(&wish, &interfaces);
+    let mut reader = Reader::new(store.clone(), endpoints.clone(), flags.subnet_file.clone(), previous);
     let config_at = format!("a usable network config: the key {prefix}/config of etcd at {endpoints}");
     let on_demand = PeerMode::from(flags.peer_mode) == PeerMode::OnDemand;
     let mut lock: Option<Lock> = None;
@@ -108,9 +110,9 @@ async fn prepare(
         // Nothing is written to etcd or to the kernel before. One lock for both families' devices: they have one VNI.
         let waits = |what: &str| drop(readiness.send_replace(Readiness::waiting(what)));
         Lock::hold(&mut lock, &site.device_name(Family::V4), flags.takeover_timeout, waits).await?;
+        let etcd = Etcd { store: &store, reader: &mut reader, readiness: &readiness };
         // The waits may have been long.
-        let interfaces = interfaces::settled(&site, &mut kernel, &passing).await?;
-        let ends = site.ends(&interfaces)?;
+        let Some((interfaces, ends)) = fit::ends(&site, prefix, etcd, &mut kernel, &passing).await? else { continue };
         unhindered(&site, &ends, &mut kernel, &passing).await?;
         warn_of_swallowed(&flags.etcd.etcd_endpoints, &site, &interfaces);
         for End { chosen, .. } in &ends {

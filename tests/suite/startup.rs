@@ -171,20 +171,64 @@ fn an_interface_that_is_not_there_ends_it() {
 }
 
 #[test]
-fn an_address_in_the_leased_range_ends_it_and_says_what_to_change() {
+fn a_config_that_covers_the_nodes_own_address_is_waited_out_and_says_what_to_change() {
     let lab = Lab::with_nodes(1);
-    lab.put_config(r#"{"Network":"10.64.0.0/10"}"#);
-    let address = lab.node(1).addr();
+    let node = lab.node(1);
+    let address = node.addr();
+    let reason = format!("{address} lies in the network's leased range 10.64.1.0 to 10.127.255.255");
+    let expected = format!("Network: 10.64.0.0/10: expected one that leaves out {address}");
     for flag in
         [&format!("--iface={address}"), "--iface=eth0", "--iface-regex=^eth", "--iface-can-reach=10.99.0.1", "-v=0"]
     {
-        let log = must_fail(lab.node(1).twilld(&[flag, "--peer-mode=all"]));
-        let reason = format!("{address} lies in the network's leased range 10.64.1.0 to 10.127.255.255");
-        for words in [&reason, "10.64.0.0/10", "SubnetMin or SubnetMax in the network config", "another interface"] {
-            assert!(log.contains(words), "{flag}: no {words}: {log}");
-        }
+        lab.put_config(r#"{"Network":"10.64.0.0/10"}"#);
+        let mut daemon = node.twilld(&[flag, "--peer-mode=all"]);
+        let words = [
+            "the network config /coreos.com/network/config is not usable on this node",
+            &expected,
+            &reason,
+            "SubnetMin or SubnetMax in the network config",
+            "another interface",
+        ];
+        daemon.wait_log(&words, PATIENCE);
+        assert_eq!(lab.records(), [], "a lease was taken for a node that can't serve it");
+        let refusal = node.cni("ADD").unwrap_err();
+        assert!(refusal.contains(&expected), "{refusal}");
+        // Another one that is no better, and none.
+        lab.put_config(r#"{"Network":"10.96.0.0/12"}"#);
+        daemon.wait_log(&["Network: 10.96.0.0/12: expected one that leaves out"], PATIENCE);
+        lab.delete("/coreos.com/network/config");
+        daemon.wait_log(&["no network config yet"], PATIENCE);
+        assert!(daemon.runs());
+        lab.put_config(NODE_CONFIG);
+        daemon.wait_ready();
+        daemon.terminate();
+        lab.delete(&node.as_peer().key());
+        fs::remove_file(node.subnet_file()).unwrap();
     }
-    assert_eq!(lab.records(), [], "a lease was taken for a node that can't serve it");
+}
+
+#[test]
+fn a_config_that_covers_what_peers_are_told_or_the_base_route_would_is_waited_out() {
+    for (flag, config, words) in [
+        (
+            "--public-ip=10.64.7.7",
+            r#"{"Network":"10.64.0.0/16"}"#,
+            "the public address 10.64.7.7 lies in the network's",
+        ),
+        (
+            "--peer-mode=on-demand",
+            r#"{"Network":"10.0.0.0/8","SubnetLen":20,"SubnetMin":"10.10.0.0","SubnetMax":"10.90.0.0"}"#,
+            "10.99.0.11 of eth0 lies in the network 10.0.0.0/8",
+        ),
+    ] {
+        let lab = Lab::with_nodes(1);
+        lab.put_config(config);
+        let mut daemon = lab.node(1).twilld(&[flag]);
+        daemon.wait_log(&["is not usable on this node: Network: 10.", words], PATIENCE);
+        assert_eq!(lab.records(), []);
+        lab.put_config(NODE_CONFIG);
+        daemon.wait_ready();
+    }
 }
 
 #[test]

@@ -380,3 +380,60 @@ fn a_subnet_that_does_not_fit_the_config_any_more_is_withdrawn() {
     daemon.wait_ready();
     lab.node(1).cni("ADD").unwrap();
 }
+
+/// Configs that no node starts with; the last one only this node doesn't.
+const UNUSABLE: [&str; 4] = [
+    r#"{"Network":"#,
+    r#"{"Network":"10.5.0.0/99"}"#,
+    r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#,
+    r#"{"Network":"10.0.0.0/8"}"#,
+];
+
+#[test]
+fn a_subnet_that_is_another_nodes_is_withdrawn_though_there_is_no_config() {
+    let (lab, own) = alone();
+    lab.delete(&own.key());
+    lab.put_peer(&another(&own));
+    lab.delete(&format!("{PREFIX}/config"));
+    let mut daemon = lab.node(1).twilld(&[]);
+    refuses(
+        &lab,
+        &["no network config yet", "this node cannot keep its last subnet 10.5.1.0/24", "public IP 10.99.1.200 holds"],
+    );
+    assert_eq!(lines(&daemon, "subnet.env withdrawn").len(), 1, "{}", daemon.log());
+    // The node has it again when the other one has let go.
+    lab.delete(&own.key());
+    lab.put_config(r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.1.0"}"#);
+    daemon.wait_ready();
+    assert_eq!(lab.node(1).as_peer().subnet, own.subnet);
+    lab.node(1).cni("ADD").unwrap();
+}
+
+#[test]
+fn a_subnet_that_is_another_nodes_is_withdrawn_though_the_config_is_unusable() {
+    for config in UNUSABLE {
+        let (lab, own) = alone();
+        lab.put_peer(&another(&own));
+        lab.put_config(config);
+        let mut daemon = lab.node(1).twilld(&[]);
+        refuses(&lab, &["is not usable", "public IP 10.99.1.200 holds 10.5.1.0/24"]);
+        assert!(daemon.runs());
+    }
+}
+
+#[test]
+fn a_subnet_that_another_node_takes_while_a_config_is_waited_for_is_withdrawn() {
+    let (lab, own) = alone();
+    lab.delete(&format!("{PREFIX}/config"));
+    let mut daemon = lab.node(1).twilld(&[]);
+    daemon.wait_log(&["no network config yet"], PATIENCE);
+    // Its own record, and what no node would follow, say nothing of the kind.
+    lab.node(1).cni("ADD").unwrap();
+    // (Which VNI is the network's, only a config tells.)
+    for (value, _) in VOID.iter().filter(|(_, why)| !why.contains("VNI")) {
+        lab.put(&own.key(), value);
+    }
+    lab.put(&format!("{PREFIX}/subnets/10.5.2.0-24"), vxlan!("10.99.1.201", 1, "02:00:00:00:00:c9"));
+    lab.put_peer(&another(&own));
+    refuses(&lab, &["no network config yet", "public IP 10.99.1.200 holds"]);
+}

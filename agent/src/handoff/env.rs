@@ -205,7 +205,7 @@ mod tests {
             ["", "10.5.52.1", "10.5.52.1/33", "10.5.52.1/", "10.5.52.1/-1", "010.5.52.1/24", "x/24", "\"10.5.52.1/24"]
         {
             let wrong = v4(&format!("FLANNEL_SUBNET={bad}"));
-            assert_eq!(wrong, format!("FLANNEL_SUBNET={0}: invalid CIDR address: {bad}"));
+            assert_eq!(wrong, format!("FLANNEL_SUBNET={bad}: invalid CIDR address: {bad}"));
         }
         for bad in ["10.5.0.0/16,fc00::/48", "10.5.0.0/16,", "10.5.0.0/16 10.6.0.0/16"] {
             assert!(read(&format!("FLANNEL_NETWORK={bad}")).networks(Family::V4).is_err(), "{bad}");

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::previous::held;
 use crate::overlay::alloc::{Hold, Seen, Wanted, hold};
 use crate::overlay::plane::Plane;
 use crate::overlay::record::{Family, Record, SubnetKey};
@@ -72,7 +73,7 @@ impl<'a> Census<'a> {
     pub(super) fn holder(self, key: &SubnetKey) -> Option<String> {
         for (subnet, peer) in self.planes.iter().flat_map(|plane| plane.peers().iter()) {
             if overlaps(key, &SubnetKey::from(*subnet)) {
-                return Some(format!("the node with the public IP {} holds {subnet}", peer.vtep.remote));
+                return Some(held(peer.vtep.remote, subnet));
             }
         }
         let other = self.others().find(|other| overlaps(key, other))?;

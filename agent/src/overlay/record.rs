@@ -20,7 +20,7 @@ use super::shown::{Shown, shown};
 mod check;
 mod key;
 
-pub use check::{BadRecord, Own, PeerRecord, check, fits, is_host, overlap};
+pub use check::{BadRecord, Own, PeerRecord, check, fits, is_complete, is_host, overlap};
 pub use key::{KeyError, SubnetKey};
 
 /// The `BackendType` of the records that Twill writes and follows.

@@ -1,6 +1,7 @@
 //! The step of a start that gets a subnet: who we are, what was ours before, and what is waited for.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use anyhow::Result;
 use tokio::sync::watch;
@@ -9,8 +10,9 @@ use tracing::info;
 use crate::cli::Flags;
 use crate::dataplane::{self, kernel::Kernel};
 use crate::http::Readiness;
-use crate::lease::{self, AcquireError, Census, Held, Known, Progress};
+use crate::lease::{self, AcquireError, Census, Held, Known, Previous, Progress};
 use crate::overlay::alloc::Wanted;
+use crate::overlay::iface::{Interface, Wish};
 use crate::overlay::record::{Family, Instance, Record};
 use crate::overlay::{MacAddr, SubnetKey};
 use crate::passing::Passing;
@@ -38,6 +40,15 @@ impl Identity {
     pub(super) fn read(flags: &Flags) -> Self {
         let (node, instance) = (nodeid::id(flags.node_id.as_deref()), nodeid::instance());
         Self { node, instance, previous: handoff::previous(&flags.subnet_file) }
+    }
+
+    /// The previous subnet, for a node with these interfaces.
+    pub(super) fn previous(&self, wish: &Wish, interfaces: &[Interface]) -> Option<Previous> {
+        let own = interfaces.iter().flat_map(|interface| &interface.addresses).map(|address| address.ip());
+        let told = [wish.public_ip.map(IpAddr::V4), wish.public_ipv6.map(IpAddr::V6)];
+        let addresses = own.chain(told.into_iter().flatten()).collect();
+        let (node, instance) = (self.node.clone(), self.instance.clone());
+        Some(Previous { key: self.previous?, node, instance, addresses })
     }
 
     /// A record that says who we are.

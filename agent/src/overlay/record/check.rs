@@ -225,6 +225,21 @@ pub fn fits(record: &Record, key: &SubnetKey, family: &FamilyConfig, vni: u32) -
     if !family.contains_subnet(&subnet) {
         return Err(BadRecord::OutsideNetwork { subnet, network: family.network });
     }
+    let peer = vtep(record, key, side)?;
+    match peer.vni {
+        Some(other) if other != vni => Err(BadRecord::WrongVni { vni: other, expected: vni }),
+        _ => Ok(peer),
+    }
+}
+
+/// Whether the nodes of some network would follow a record: what can be judged without the network's config.
+pub fn is_complete(record: &Record, key: &SubnetKey) -> bool {
+    let mut sides = [Family::V4, Family::V6].into_iter().filter(|side| key.side(*side).is_some());
+    record.backend_type == VXLAN && sides.all(|side| vtep(record, key, side).is_ok())
+}
+
+/// The VTEP of a side, if it can be one.
+fn vtep(record: &Record, key: &SubnetKey, side: Family) -> Result<PeerRecord, BadRecord> {
     let peer = record.peer(key, side).ok_or(BadRecord::Incomplete(no_vtep(side)))?;
     if !is_host(peer.remote) {
         return Err(BadRecord::RemoteNotUnicast(peer.remote));
@@ -232,10 +247,7 @@ pub fn fits(record: &Record, key: &SubnetKey, family: &FamilyConfig, vni: u32) -
     if !peer.mac.is_unicast() {
         return Err(BadRecord::MacNotUnicast(peer.mac));
     }
-    match peer.vni {
-        Some(other) if other != vni => Err(BadRecord::WrongVni { vni: other, expected: vni }),
-        _ => Ok(peer),
-    }
+    Ok(peer)
 }
 
 fn no_subnet(family: Family) -> &'static str {
