@@ -40,9 +40,19 @@ async fn fails(options: EtcdOptions, words: &[&str]) {
 
 /// A server that answers each connection with these bytes, at once or after it has heard something.
 fn server(answer: &'static [u8], at_once: bool) -> String {
+    serve(answer, at_once, false)
+}
+
+/// The same; the connection stays open.
+fn open_server(answer: &'static [u8], at_once: bool) -> String {
+    serve(answer, at_once, true)
+}
+
+fn serve(answer: &'static [u8], at_once: bool, stays_open: bool) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
+        let mut open = Vec::new();
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { return };
             let mut heard = [0; 1024];
@@ -50,6 +60,10 @@ fn server(answer: &'static [u8], at_once: bool) -> String {
                 let _ = stream.read(&mut heard);
             }
             let _ = stream.write_all(answer);
+            if stays_open {
+                open.push(stream);
+                continue;
+            }
             // Closed in order: what was written is not lost to a reset.
             let _ = stream.shutdown(Shutdown::Write);
             while stream.read(&mut heard).is_ok_and(|length| length > 0) {}
@@ -73,11 +87,47 @@ async fn what_is_no_etcd_is_called_what_it_is() {
         fails(options(&format!("http://{address}"), None), &[words, &address]).await;
         fails(options(&format!("https://{address}"), Some(pki.client(None))), &[words, &address]).await;
     }
+    // Two that answer and leave the connection open: one in HTTP/1, one in nothing at all.
+    let (http, junk) = (open_server(HTTP, false), open_server(&[7; 200], true));
+    fails(options(&format!("http://{http}"), None), &["an HTTP server (nginx[2J/1.22) listens at", &http]).await;
+    fails(options(&format!("http://{junk}"), None), &[&format!("what listens at http://{junk} is no etcd")]).await;
     let silent = server(b"", false);
     let cannot_tell = ["ends the connection and does not say why", "look into etcd's log"];
     fails(options(&format!("http://{silent}"), None), &cannot_tell).await;
     let words = ["ends the TLS handshake without a word: it is no etcd, or does not speak TLS"];
     fails(options(&format!("https://{silent}"), Some(pki.client(None))), &words).await;
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_is_said_to_accept_and_not_to_answer() {
+    let pki = Pki::new();
+    // It accepts (the kernel does) and never says a word.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    for scheme in ["http", "https"] {
+        let url = format!("{scheme}://{}", listener.local_addr().unwrap());
+        let tls = (scheme == "https").then(|| pki.client(None));
+        let store = EtcdStore::connect(options(&url, tls)).unwrap();
+        let error = tokio::time::timeout(LIMIT, store.config()).await.unwrap().unwrap_err().to_string();
+        says(&error, &[&format!("{url} accepts connections and does not answer: it hangs"), " s)"]);
+    }
+}
+
+/// The connection of a running client is cut, and what listens then takes connections and hangs.
+#[tokio::test]
+async fn a_server_that_hangs_after_a_cut_is_said_to_accept_and_not_to_answer() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let (mut first, _) = listener.accept().unwrap();
+        let _ = first.read(&mut [0; 1024]);
+        drop(first);
+        // No more is accepted here; the kernel's queue takes them.
+        std::thread::sleep(LIMIT);
+    });
+    let store = EtcdStore::connect(options(&url, None)).unwrap();
+    let mut events = store.follow();
+    let Some(Event::Down { reason }) = tokio::time::timeout(LIMIT, events.recv()).await.unwrap() else { panic!() };
+    says(&reason, &[&format!("{url} accepts connections and does not answer")]);
 }
 
 async fn a_scheme_that_is_not_etcd_s_is_told(release: Release) {

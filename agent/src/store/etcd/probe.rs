@@ -5,6 +5,7 @@
 //! itself, and reading after it, shows the alert, and whether a certificate was asked for at all.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -23,6 +24,8 @@ use super::{Tls, tls};
 
 /// The longest that a look may take.
 const MOST: Duration = Duration::from_secs(2);
+/// The longest that each step of it waits for the other side.
+const STEP: Duration = Duration::from_secs(1);
 /// What is read of an answer.
 const ANSWER: usize = 1024;
 /// How an HTTP/2 client begins: its preface, and settings that set nothing (RFC 9113, 3.4).
@@ -36,12 +39,24 @@ pub(super) async fn look(endpoint: &str, files: Option<&Tls>) -> Look {
             Some(files) => secure(&host, port, files).await,
             None => match plain(&host, port, false).await {
                 // etcd's TLS port ends a plain request without a word.
-                Look::Nothing | Look::Failed(_) if speaks_tls(&host, port).await => Look::SpeaksTls,
+                Look::Nothing | Look::Silent | Look::Failed(_) if speaks_tls(&host, port).await => Look::SpeaksTls,
                 found => found,
             },
         }
     };
-    timeout(MOST, found).await.unwrap_or(Look::Nothing)
+    // The connections that it waits for have a shorter time each.
+    timeout(MOST, found).await.unwrap_or(Look::Silent)
+}
+
+/// A connection. What has no answer in time fails as etcd's client has it, which has its words.
+async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
+    let late = || io::Error::new(io::ErrorKind::TimedOut, "tcp connect error: deadline has elapsed");
+    timeout(STEP, TcpStream::connect((host, port))).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// Whether an endpoint's host has to be looked up.
+pub(super) fn has_name(endpoint: &str) -> bool {
+    place(endpoint).is_some_and(|(host, _)| host.parse::<IpAddr>().is_err())
 }
 
 /// Host and port of an endpoint.
@@ -59,28 +74,28 @@ fn place(endpoint: &str) -> Option<(String, u16)> {
 
 /// Says a plain HTTP request and listens to the answer.
 async fn plain(host: &str, port: u16, https: bool) -> Look {
-    let answer = async {
-        let mut stream = TcpStream::connect((host, port)).await?;
+    let mut answer = Vec::new();
+    let asked = async {
+        let mut stream = connect(host, port).await?;
         let request = format!("GET /version HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
-        let mut answer = Vec::new();
-        let mut stream = stream.take(ANSWER as u64);
-        match stream.read_to_end(&mut answer).await {
-            // It may have said something before it ended the connection.
-            Err(error) if answer.is_empty() => Err(error),
-            _ => Ok(answer),
-        }
+        // Whoever answers may leave the connection open all the same.
+        let read = timeout(STEP, stream.take(ANSWER as u64).read_to_end(&mut answer)).await;
+        Ok(read.map(|read| read.err()))
     };
-    match answer.await {
-        Ok(answer) => reason::server(&answer, https),
+    match asked.await {
         Err(error) => failed(&error),
+        Ok(Err(_)) if answer.is_empty() => Look::Silent,
+        // It may have said something before it ended the connection.
+        Ok(Ok(Some(error))) if answer.is_empty() => failed(&error),
+        Ok(_) => reason::server(&answer, https),
     }
 }
 
 /// Whether a server answers a handshake. It is not trusted and is sent nothing.
 async fn speaks_tls(host: &str, port: u16) -> bool {
     let (Some((connector, name)), Ok(stream)) =
-        (connector(host, RootCertStore::empty(), None), TcpStream::connect((host, port)).await)
+        (connector(host, RootCertStore::empty(), None), connect(host, port).await)
     else {
         return false;
     };
@@ -105,7 +120,7 @@ async fn secure(host: &str, port: u16, files: &Tls) -> Look {
     let Ok((trusted, own)) = tls::trust_and_identity(files) else { return Look::Nothing };
     let own = Arc::new(Own { certificate: own.map(Arc::new), asked: AtomicBool::new(false) });
     let Some((connector, name)) = connector(host, trusted, Some(own.clone())) else { return Look::Nothing };
-    let stream = match TcpStream::connect((host, port)).await {
+    let stream = match connect(host, port).await {
         Ok(stream) => stream,
         Err(error) => return failed(&error),
     };
@@ -117,10 +132,11 @@ async fn secure(host: &str, port: u16, files: &Tls) -> Look {
         // TLS 1.3: only now the server has looked at our certificate.
         stream.read(&mut answer).await
     };
-    let ended = match spoken.await {
-        Ok(1..) => return Look::Answers,
-        Ok(0) => io::Error::from(io::ErrorKind::UnexpectedEof),
-        Err(error) => error,
+    let ended = match timeout(STEP, spoken).await {
+        Ok(Ok(1..)) => return Look::Answers,
+        Ok(Ok(0)) => io::Error::from(io::ErrorKind::UnexpectedEof),
+        Ok(Err(error)) => error,
+        Err(_) => return Look::Silent,
     };
     let said = ended.to_string();
     if said.contains("fatal alert") || said.contains("invalid peer certificate") {
@@ -172,6 +188,7 @@ mod tests {
             ("http://[fd99::1]", "fd99::1", 80),
         ] {
             assert_eq!(place(endpoint), Some((host.to_owned(), port)), "{endpoint}");
+            assert_eq!(has_name(endpoint), host == "etcd.example", "{endpoint}");
         }
         assert_eq!((place("http://a:b"), place("nonsense")), (None, None));
     }

@@ -50,8 +50,11 @@ const NETWORK: &Words = &[
     ("Connection timed out", "{} no longer answers: its host is away, or a firewall drops packets"),
     ("keep-alive timed out", "{} stopped answering: it hangs, its host is away, or a firewall drops packets"),
     ("KeepAliveTimedOut", "{} stopped answering: it hangs, its host is away, or a firewall drops packets"),
-    ("no answer", "{} took the connection and does not answer: it hangs, or something between drops packets"),
+    ("no answer", SILENT),
 ];
+
+/// Connections are made, and nothing comes.
+const SILENT: &str = "{} accepts connections and does not answer: it hangs, or something between drops packets";
 
 /// Why our side does not trust the server.
 const TRUST: &Words = &[
@@ -217,6 +220,8 @@ pub(super) enum Look {
     SpeaksTls,
     /// It failed by this error, whose text tells more than the first one's.
     Failed(String),
+    /// Connections are made, and nothing comes.
+    Silent,
     /// What is there answers.
     Answers,
     /// It tells nothing.
@@ -245,6 +250,7 @@ fn seen(look: &Look, caller: &Caller<'_>) -> Option<String> {
             "what listens at {} ends the TLS handshake without a word: it is no etcd, or does not speak TLS"
         }
         Look::SpeaksTls => "what listens at {} speaks TLS: write https:// in --etcd-endpoints",
+        Look::Silent => SILENT,
         Look::Answers => "the connection to {} was cut, and what listens there answers again",
         Look::Failed(second) => match cause(second, caller) {
             Cause::Known(words) => return Some(words),
