@@ -11,6 +11,8 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::process;
+
 mod line;
 mod writer;
 
@@ -72,7 +74,9 @@ pub fn to_stderr(verbosity: u8, format: Format) -> Flush {
 /// Puts panics into the log too: what std does could wait for a standard error that nobody reads.
 pub fn panics() {
     std::panic::set_hook(Box::new(|panic| {
-        error!("a fault in the program: {}", panic.to_string().replace('\n', " "));
+        if !process::expects_panic() {
+            error!("a fault in the program: {}", panic.to_string().replace('\n', " "));
+        }
     }));
 }
 

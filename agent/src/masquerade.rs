@@ -12,9 +12,11 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
+use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, info, warn};
@@ -125,8 +127,10 @@ impl Error {
 /// When there is no thread to be had.
 pub fn keep(wanted: Wanted, resync: Duration) -> io::Result<watch::Receiver<Option<String>>> {
     let (state, told) = watch::channel(Some("not written yet".to_owned()));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // The thread comes first: a runtime that finds none could not be dropped here, within another one.
+    let (give, take) = mpsc::sync_channel::<Runtime>(1);
     let work = move || {
+        let Ok(runtime) = take.recv() else { return };
         runtime.block_on(async {
             tokio::select! {
                 () = keep_for_ever(&wanted, resync, &state) => {}
@@ -135,6 +139,8 @@ pub fn keep(wanted: Wanted, resync: Duration) -> io::Result<watch::Receiver<Opti
         });
     };
     std::thread::Builder::new().name("nftables".to_owned()).spawn(work)?;
+    // The thread waits for it, or ends where there is none.
+    let _ = give.send(tokio::runtime::Builder::new_current_thread().enable_all().build()?);
     Ok(told)
 }
 

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::process;
+
 /// How long a note may wait for its reader.
 const NOTE_WITHIN: Duration = Duration::from_secs(1);
 /// A pipe that is ready takes so many bytes without blocking (`PIPE_BUF`, pipe(7)).
@@ -42,7 +44,11 @@ pub fn note(text: impl Display) {
 
 /// Has a panic say so on standard error in this way too. std's own way would wait for a pipe that nobody reads.
 pub fn panics(program: &'static str) {
-    std::panic::set_hook(Box::new(move |panic| note(format_args!("{program}: a fault in the program: {panic}"))));
+    std::panic::set_hook(Box::new(move |panic| {
+        if !process::expects_panic() {
+            note(format_args!("{program}: a fault in the program: {panic}"));
+        }
+    }));
 }
 
 /// Writes to standard error, as far as it takes it. That only informs: where it cannot be written, nothing happens, and a pipe

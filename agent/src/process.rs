@@ -2,14 +2,27 @@
 //!
 //! The signals that the daemon hears are in [`crate::eventloop`].
 
+use std::cell::Cell;
 use std::fmt::Display;
 use std::fs;
 use std::future::Future;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::{SigSet, Signal};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{debug, warn};
+
+/// How many names are looked up at once. What takes longest to answer is a server of names.
+const LOOK_UPS: usize = 4;
+/// How long a thread for that stays when it has nothing to do.
+const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
+
+thread_local! {
+    static EXPECTS_PANIC: Cell<bool> = const { Cell::new(false) };
+}
 
 /// What a command does with signals: it has none blocked, whatever its parent had, but SIGXFSZ. With that one blocked, a file
 /// at its limit (`ulimit -f`) is a write that fails, and nothing that ends the program.
@@ -77,11 +90,37 @@ pub(crate) fn with_socket(inode: u64) -> Option<i32> {
 /// # Errors
 /// Those of the work, and when there is no runtime to be had.
 pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().max_blocking_threads(LOOK_UPS).thread_keep_alive(FOR_EVER);
+    let runtime = runtime.build().context("start the runtime")?;
     let done = runtime.block_on(work);
     // Not waiting for a look-up of a name that a server of names does not answer.
     runtime.shutdown_background();
     done
+}
+
+/// Has the runtime start a thread for looking up names, if it has none; [`block_on`] lets it stay. The runtime says by a panic
+/// that it can't start one, and a look-up would end the daemon by that.
+///
+/// # Errors
+/// When there is no thread to be had.
+pub(crate) fn start_look_ups() -> io::Result<()> {
+    static STARTED: AtomicBool = AtomicBool::new(false);
+    if STARTED.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    EXPECTS_PANIC.set(true);
+    let started = std::panic::catch_unwind(|| drop(tokio::task::spawn_blocking(|| ())));
+    EXPECTS_PANIC.set(false);
+    // Nothing else makes it panic.
+    started.map_err(|_| io::Error::from_raw_os_error(libc::EAGAIN))?;
+    STARTED.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Whether a panic of this thread's is an answer and no fault in the program: see [`start_look_ups`].
+pub(crate) fn expects_panic() -> bool {
+    EXPECTS_PANIC.get()
 }
 
 /// Raises the number of descriptors that this process may have to the most that it is allowed. Returns that number.

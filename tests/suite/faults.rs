@@ -206,6 +206,45 @@ fn a_start_goes_on_after_an_interruption() {
     starts_in_spite_of("EINTR");
 }
 
+/// Starts a node of this lab under strace with this fault, with an etcd that has a name.
+fn start_by_name(lab: &Lab, fault: &str) -> Twilld {
+    let node = lab.node(1);
+    let hosts = node.run_dir().join("hosts");
+    let (_, etcd) = lab.etcd().url().split_once("://").unwrap();
+    let (address, port) = etcd.split_once(':').unwrap();
+    fs::write(&hosts, format!("{address} etcd.example\n")).unwrap();
+    let line = format!("mount --bind {} /etc/hosts && exec \"$0\" \"$@\"", hosts.display());
+    let strace =
+        ["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", "signal=none", "-e", "trace=clone3", "-e", fault];
+    let wrapper = [&["unshare", "-m", "sh", "-c", &line], &strace[..]].concat();
+    node.twilld_under(&wrapper, &[&format!("--etcd-endpoints=http://etcd.example:{port}")])
+}
+
+#[test]
+fn a_thread_that_cannot_be_started_is_no_fault_and_is_started_later() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(NODE_CONFIG);
+    // The log's, the one that looks up names, that of the rules, and one more.
+    for when in 1..=4 {
+        let mut daemon = start_by_name(&lab, &format!("inject=clone3:error=EAGAIN:when={when}"));
+        daemon.wait_ready();
+        let log = daemon.log();
+        assert!(!log.contains("a fault in the program"), "{when}: {log}");
+        let waited = log.contains("start the thread that keeps the nftables rules: Resource temporarily unavailable");
+        assert_eq!(waited, when == 3, "{when}: {log}");
+        daemon.kill();
+    }
+}
+
+#[test]
+fn a_daemon_with_no_thread_at_all_waits_and_says_for_what() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(NODE_CONFIG);
+    let mut daemon = start_by_name(&lab, "inject=clone3:error=EAGAIN");
+    daemon.wait_log(&["no thread to look up the name in http://etcd.example:", "os error 11"], PATIENCE);
+    assert!(daemon.runs() && !daemon.log().contains("a fault in the program"), "{}", daemon.log());
+}
+
 #[test]
 fn what_does_not_pass_ends_the_start() {
     let lab = Lab::with_nodes(1);

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::failure::{Access, Failure, Kind, away, failure, is_auth_disabled};
 use super::reason::{self, Caller, Cause, Look};
 use super::{EtcdOptions, probe, tls};
+use crate::process;
 use crate::store::Error;
 
 /// The longest that one request may take, connecting included.
@@ -262,6 +263,10 @@ impl Connection {
         if let Some(files) = &self.options.tls {
             let files = tls::options(files).map_err(|error| Failure::new(Kind::Refused, error))?;
             options = options.with_tls(files);
+        }
+        if probe::has_name(endpoint) {
+            let threadless = |error| away(access, format!("no thread to look up the name in {endpoint}: {error}"));
+            process::start_look_ups().map_err(threadless)?;
         }
         let password = self.options.password.as_deref().unwrap_or_default();
         let user = self.options.username.as_deref().map(|user| options.clone().with_user(user, password));
