@@ -408,4 +408,12 @@ impl Dumper {
         let query = Query::Addresses { ifindex };
         self.gather(&query, |row| if let Row::Address(address) = row { Some(address) } else { None })
     }
+
+    /// The parameters of a neighbour table on one device, `None` if the device has none in this family (no such device, IPv6
+    /// switched off).
+    pub fn neigh_params(&mut self, ifindex: u32, family: Family) -> Result<Option<neightbl::Params>, Error> {
+        let of_device =
+            |row| if let Row::NeighParams(params) = row { Some(params).filter(|p| p.ifindex == ifindex) } else { None };
+        Ok(self.gather(&Query::NeighParams { family }, of_device)?.into_iter().next())
+    }
 }

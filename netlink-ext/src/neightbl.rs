@@ -3,9 +3,8 @@
 //! With `app_probes` above 0 the kernel asks user space for an unknown address, which is where L3 misses come from.
 //! By netlink this needs no writable /proc/sys. Kernel: `neightbl_set`, net/core/neighbour.c.
 
-use crate::dump::{Query, Row};
+use crate::Family;
 use crate::wire::{Attributes, Body, Message, u32_value};
-use crate::{Dumper, Error, Family};
 
 const NDTA_NAME: u16 = 1;
 const NDTA_PARMS: u16 = 6;
@@ -14,7 +13,7 @@ const NDTPA_APP_PROBES: u16 = 9;
 const NDTPA_UCAST_PROBES: u16 = 10;
 const NDTPA_MCAST_PROBES: u16 = 11;
 
-/// How often whom is asked for an unknown address before giving up, each with a second's pause.
+/// How often the kernel asks for an unknown neighbour before it gives up, and whom it asks. It waits a second after each question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Params {
     /// The device.
@@ -68,13 +67,4 @@ impl Params {
 /// `struct ndtmsg`
 pub(crate) fn header(family: Family) -> [u8; 4] {
     [family.number(), 0, 0, 0]
-}
-
-/// The parameters of one device, `None` if it has none in this family (no such device, IPv6 switched off).
-pub fn params(dumper: &mut Dumper, ifindex: u32, family: Family) -> Result<Option<Params>, Error> {
-    let rows = dumper.collect(&Query::NeighParams { family })?;
-    Ok(rows.into_iter().find_map(|row| match row {
-        Row::NeighParams(params) if params.ifindex == ifindex => Some(params),
-        _ => None,
-    }))
 }

@@ -3,7 +3,7 @@
 use netlink_ext::addr::Address;
 use netlink_ext::dump::{Query, Row};
 use netlink_ext::neigh::{Entry, State};
-use netlink_ext::neightbl::{self, Params};
+use netlink_ext::neightbl::Params;
 use netlink_ext::route::{Kind, Route};
 use netlink_ext::{Dumper, Failure, Family, Refusal, Request};
 
@@ -228,14 +228,14 @@ fn neighbour_table_parameters_are_of_one_device_and_family() {
     in_namespace(|| {
         let mut host = Host::new();
         let ifindex = host.ifindex();
-        let default = neightbl::params(&mut host.dumper, ifindex, Family::V6).unwrap().expect("IPv6 is on");
+        let default = host.dumper.neigh_params(ifindex, Family::V6).unwrap().expect("IPv6 is on");
         assert_eq!((default.app_probes, default.ucast_probes, default.mcast_probes), (0, 3, 3));
         let [v4, _] = asking(ifindex);
         done(host.batch.send(&[v4]));
         let wanted = Params { ifindex, family: Family::V4, app_probes: 3, ucast_probes: 0, mcast_probes: 0 };
-        assert_eq!(neightbl::params(&mut host.dumper, ifindex, Family::V4).unwrap(), Some(wanted));
-        assert_eq!(neightbl::params(&mut host.dumper, ifindex, Family::V6).unwrap(), Some(default));
-        assert_eq!(neightbl::params(&mut host.dumper, 9999, Family::V4).unwrap(), None);
+        assert_eq!(host.dumper.neigh_params(ifindex, Family::V4).unwrap(), Some(wanted));
+        assert_eq!(host.dumper.neigh_params(ifindex, Family::V6).unwrap(), Some(default));
+        assert_eq!(host.dumper.neigh_params(9999, Family::V4).unwrap(), None);
         let nowhere = Request::SetNeighParams(Params { ifindex: 9999, ..wanted });
         assert!(refused(host.batch.send(&[nowhere]).unwrap()).is_gone());
     });
