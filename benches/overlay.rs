@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use ipnetwork::IpNetwork;
-use twill_agent::overlay::kernel::{Miss, NeighState, Observed, PROTOCOL, Route, Row, SeenFdb, SeenNeigh};
+use twill_agent::overlay::kernel::{
+    Miss, NeighState, Notification, Observed, PROTOCOL, Route, Row, SeenFdb, SeenNeigh,
+};
 use twill_agent::overlay::peers::{Claim, Source, Standing, Vtep};
 use twill_agent::overlay::plane::{PeerMode, Plane, Setup};
-use twill_agent::overlay::reconcile::Seen;
 use twill_agent::overlay::{MacAddr, NetworkConfig};
 
 const SIZES: [u32; 2] = [10_000, 100_000];
@@ -75,7 +76,7 @@ fn misses(criterion: &mut Criterion) {
             number = number % size + 1;
             let mut plane = shared.borrow_mut();
             let route = plane.setup().net.index(&subnet(number));
-            plane.saw(&Seen::Gone(Row::Route(Route::peer(subnet(number), route))));
+            plane.saw(&Notification::Gone(Row::Route(Route::peer(subnet(number), route))));
             number
         };
         let answer = |number| {

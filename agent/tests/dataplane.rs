@@ -9,8 +9,7 @@ use twill_agent::dataplane::kernel::Kernel;
 use twill_agent::dataplane::{Dataplane, Device, Event, Made};
 use twill_agent::overlay::MacAddr;
 use twill_agent::overlay::config::Backend;
-use twill_agent::overlay::kernel::{Fdb, Neigh, Observed, Op, Route, Row, SeenRoute, Via};
-use twill_agent::overlay::reconcile::Seen;
+use twill_agent::overlay::kernel::{Fdb, Neigh, Notification, Observed, Op, Route, Row, SeenRoute, Via};
 
 /// Runs a test in a network namespace of its own that has an interface `eth0` with 10.99.0.1/16.
 fn in_namespace<F: AsyncFnOnce(Kernel, Device) + Send + 'static>(test: F) {
@@ -149,7 +148,7 @@ fn a_route_that_somebody_puts_in_the_place_of_ours_is_told() {
         let base: ipnetwork::IpNetwork = "10.5.0.0/16".parse().unwrap();
         loop {
             match kernel.next_event().unwrap() {
-                Some(Event::Row(Seen::Route(SeenRoute { route, ifindex }))) if route.destination == base => {
+                Some(Event::Row(Notification::Route(SeenRoute { route, ifindex }))) if route.destination == base => {
                     assert!(ifindex.is_some(), "the other device");
                     assert_eq!((route.via, route.metric), (Via::Elsewhere, 0));
                     return;

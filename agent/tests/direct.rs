@@ -5,10 +5,9 @@
 use std::time::{Duration, Instant};
 
 use twill_agent::overlay::NetworkConfig;
-use twill_agent::overlay::kernel::{Observed, Op, Route, Row, Via};
+use twill_agent::overlay::kernel::{Notification, Observed, Op, Route, Row, Via};
 use twill_agent::overlay::peers::{Claim, Source, Standing, Vtep};
 use twill_agent::overlay::plane::{PeerMode, Plane, Setup};
-use twill_agent::overlay::reconcile::Seen;
 
 const PEER: &str = "10.5.7.0/24";
 const HOST: &str = "10.99.0.7";
@@ -76,11 +75,11 @@ fn a_stranger_s_route_asks_again_about_the_hosts_behind_it_only() {
         let via = Via::Direct("10.99.0.1".parse().unwrap());
         Route { destination: to.parse().unwrap(), via, metric: 0, protocol: 3 }
     };
-    plane.saw(&Seen::Route(strange("192.0.2.0/24").into()));
+    plane.saw(&Notification::Route(strange("192.0.2.0/24").into()));
     assert!(!plane.has_undecided());
-    plane.saw(&Seen::Route(strange("10.99.0.7/32").into()));
+    plane.saw(&Notification::Route(strange("10.99.0.7/32").into()));
     assert_eq!(decide(&mut plane, false), [Op::Delete(Row::Route(direct_route()))]);
-    plane.saw(&Seen::Gone(Row::Route(strange("10.99.0.7/32"))));
+    plane.saw(&Notification::Gone(Row::Route(strange("10.99.0.7/32"))));
     assert_eq!(decide(&mut plane, true), [Op::PutRoute(direct_route())]);
 }
 

@@ -12,7 +12,7 @@ use twill_agent::dataplane::kernel::Kernel;
 use twill_agent::dataplane::{Dataplane, Device, Event};
 use twill_agent::overlay::MacAddr;
 use twill_agent::overlay::iface::{DefaultHop, Interface, Wish, choose};
-use twill_agent::overlay::reconcile::Seen;
+use twill_agent::overlay::kernel::Notification;
 
 /// Nothing waits so long unless the test fails.
 const NEVER: Duration = Duration::from_secs(20);
@@ -100,7 +100,7 @@ async fn underlay_until(kernel: &mut Kernel, address: &str) -> bool {
     loop {
         match next_event(kernel).await {
             Event::Underlay => underlay = true,
-            Event::Row(Seen::Neigh(row)) if row.address == address.parse::<std::net::IpAddr>().unwrap() => {
+            Event::Row(Notification::Neigh(row)) if row.address == address.parse::<std::net::IpAddr>().unwrap() => {
                 return underlay;
             }
             _ => {}

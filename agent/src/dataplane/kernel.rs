@@ -19,8 +19,7 @@ use super::device::is_link_local;
 use super::{Dataplane, Device, Error, Event, Made, Refused, convert, underlay};
 use crate::overlay::MacAddr;
 use crate::overlay::iface::Interface;
-use crate::overlay::kernel::{Miss, Observed, Op, Row};
-use crate::overlay::reconcile::Seen;
+use crate::overlay::kernel::{Miss, Notification, Observed, Op, Row};
 
 /// Room for some 10,000 misses: the kernel doubles it and charges some 830 bytes for each.
 const MISS_BUFFER: usize = 8 << 20;
@@ -289,16 +288,16 @@ impl Live {
                 Some(Event::Underlay)
             }
             Change::Link(Link { index: ifindex, up: false, .. }) | Change::LinkGone { ifindex, .. } => {
-                Some(Event::Row(Seen::DeviceDown(ifindex)))
+                Some(Event::Row(Notification::DeviceDown(ifindex)))
             }
             Change::Link(_) => None,
             Change::Address { .. } | Change::Nexthop { .. } => None,
             Change::Route { route, gone } => self.route_event(&route, gone),
-            Change::Neigh { entry, gone: true } => Some(Event::Row(Seen::Gone(Row::Neigh(entry.address)))),
-            Change::Neigh { entry, gone: false } => Some(Event::Row(Seen::Neigh(convert::seen_neigh(&entry)))),
+            Change::Neigh { entry, gone: true } => Some(Event::Row(Notification::Gone(Row::Neigh(entry.address)))),
+            Change::Neigh { entry, gone: false } => Some(Event::Row(Notification::Neigh(convert::seen_neigh(&entry)))),
             Change::Fdb { row, gone } => {
                 let seen = convert::seen_fdb(&row);
-                Some(Event::Row(if gone { Seen::Gone(Row::Fdb(seen.row)) } else { Seen::Fdb(seen) }))
+                Some(Event::Row(if gone { Notification::Gone(Row::Fdb(seen.row)) } else { Notification::Fdb(seen) }))
             }
             Change::Overrun => Some(Event::Overrun),
         }
@@ -306,7 +305,7 @@ impl Live {
 
     fn route_event(&self, route: &route::Route, gone: bool) -> Option<Event> {
         let seen = convert::seen_route(self.ifindex, route)?;
-        Some(Event::Row(if gone { Seen::Gone(Row::Route(seen.route)) } else { Seen::Route(seen) }))
+        Some(Event::Row(if gone { Notification::Gone(Row::Route(seen.route)) } else { Notification::Route(seen) }))
     }
 }
 

@@ -11,8 +11,7 @@ use ipnetwork::IpNetwork;
 
 use crate::overlay::MacAddr;
 use crate::overlay::iface::Interface;
-use crate::overlay::kernel::{Miss, Observed, Op};
-use crate::overlay::reconcile::Seen;
+use crate::overlay::kernel::{Miss, Notification, Observed, Op};
 
 mod convert;
 mod device;
@@ -83,7 +82,7 @@ pub enum Event {
     /// It asks for something.
     Miss(Miss),
     /// A row of our device, or one like ours, was changed by somebody or (FDB rows only) by ourselves.
-    Row(Seen),
+    Row(Notification),
     /// Our device is gone or is no longer as it was made.
     Device,
     /// Links, addresses or default routes changed that the choice of the underlay rests on.

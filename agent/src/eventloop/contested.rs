@@ -4,7 +4,7 @@ use tracing::debug;
 
 use super::Half;
 use crate::dataplane::Dataplane;
-use crate::overlay::strangers::Contested;
+use crate::overlay::plane::contradiction::Contested;
 use crate::overlay::words::GoesBefore;
 
 /// How many of them are named.

@@ -8,9 +8,9 @@ use super::contested::Named;
 use super::sockets::Sockets;
 use crate::dataplane::{Dataplane, Device, Error, Event, Made};
 use crate::overlay::iface::Interface;
-use crate::overlay::miss::Answer;
+use crate::overlay::plane::comparison::Findings;
+use crate::overlay::plane::miss::Answer;
 use crate::overlay::plane::{Chunk, PeerMode, Plane};
-use crate::overlay::reconcile::Found;
 use crate::overlay::repeats::Repeats;
 use crate::overlay::words::Command;
 
@@ -310,7 +310,7 @@ impl<D: Dataplane> Half<D> {
                     let found = self.plane.end_comparison(!self.adopted, now);
                     self.adopted = true;
                     let device = &self.device.name;
-                    let Found { right, due, strays, idle } = found;
+                    let Findings { right, due, strays, idle } = found;
                     if std::mem::take(&mut self.tell_comparison) {
                         info!(%device, right, due, strays, idle, "compared the kernel with the records");
                     } else {

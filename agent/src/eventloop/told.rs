@@ -11,11 +11,11 @@ use tracing::{debug, info, warn};
 use super::config::ConfigNow;
 use crate::overlay::Shown;
 use crate::overlay::peers::Delta;
+use crate::overlay::plane::strangers::Mended;
 use crate::overlay::programmed::Programmed;
 use crate::overlay::record::BadRecord;
 use crate::overlay::records::Records;
 use crate::overlay::repeats::Repeats;
-use crate::overlay::strangers::Mended;
 use crate::overlay::words::Found;
 
 /// If more peers than this change at once, the log has one line for all of them.

@@ -158,7 +158,23 @@ pub struct Observed {
     pub routes: Vec<SeenRoute>,
 }
 
-/// An FDB row as dumped.
+/// What one notification of the kernel tells: a row as it is now, or that rows are gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notification {
+    /// An FDB row of our device.
+    Fdb(SeenFdb),
+    /// A neighbour on our device.
+    Neigh(SeenNeigh),
+    /// A route of any program. Putting a route replaces another one with its prefix and metric, and the kernel sends no
+    /// notification of the one replaced.
+    Route(SeenRoute),
+    /// A row that is no longer there.
+    Gone(Row),
+    /// Another device than ours is down or gone, and its IPv4 routes with it, of which the kernel sends no notification.
+    DeviceDown(u32),
+}
+
+/// An FDB row as a dump or a notification shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SeenFdb {
     /// The row. The remote is unspecified where the kernel names none, or more than a remote: then the row can be deleted
@@ -170,7 +186,7 @@ pub struct SeenFdb {
     pub ages: bool,
 }
 
-/// A route as dumped.
+/// A route as a dump or a notification shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SeenRoute {
     /// The route.
@@ -186,7 +202,7 @@ impl From<Route> for SeenRoute {
     }
 }
 
-/// A neighbour as dumped.
+/// A neighbour as a dump or a notification shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SeenNeigh {
     /// The next hop.

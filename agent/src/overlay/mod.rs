@@ -5,21 +5,19 @@
 
 pub mod alloc;
 pub mod config;
-pub mod direct;
 pub mod iface;
 mod json;
 pub mod kernel;
 pub mod mac;
-pub mod miss;
 pub mod peers;
 pub mod plane;
+pub mod presence;
 pub mod programmed;
-pub mod reconcile;
 pub mod record;
 pub mod records;
 pub mod repeats;
 pub mod shown;
-pub mod strangers;
+mod sighting;
 pub mod words;
 
 pub use config::NetworkConfig;

@@ -9,7 +9,9 @@ use std::collections::{BTreeSet, HashMap};
 use ipnetwork::IpNetwork;
 
 use super::MacAddr;
+use super::presence::Presence;
 use super::record::BadRecord;
+use super::sighting::Sighting;
 
 mod claim;
 mod contest;
@@ -27,41 +29,17 @@ pub struct Peer {
     pub standing: Standing,
     /// The key of that record.
     pub source: Source,
-    /// All that its record says is in the kernel, as far as is known.
-    pub installed: bool,
-    /// On demand: traffic asked for it.
-    pub active: bool,
-    /// Its host is reached without a gateway, and DirectRouting is on: no tunnel.
-    pub direct: bool,
-    /// Which of its rows the dump under way has shown.
-    pub(super) seen: u8,
-    /// [`LISTED`] and [`TOLD`] in one byte, since there is one for each of many peers.
-    marks: u8,
+    /// How far the peer has come on its way into the kernel.
+    pub presence: Presence,
+    /// Which of the peer's rows the dump under way has shown.
+    pub(super) sighting: Sighting,
+    /// The complete read under way has named the record.
+    is_listed: bool,
 }
-
-/// Named by the complete read under way.
-const LISTED: u8 = 1;
-/// The log has that it is in the kernel.
-const TOLD: u8 = 2;
 
 impl Peer {
     fn claim(&self) -> Claim {
         Claim { vtep: self.vtep, standing: self.standing }
-    }
-
-    fn is_listed(&self) -> bool {
-        self.marks & LISTED != 0
-    }
-
-    /// The log has that it is in the kernel, or has to say so when it is. Returns whether it had.
-    pub(super) fn set_told(&mut self, told: bool) -> bool {
-        self.mark(TOLD, told)
-    }
-
-    fn mark(&mut self, mark: u8, on: bool) -> bool {
-        let before = self.marks & mark != 0;
-        self.marks = if on { self.marks | mark } else { self.marks & !mark };
-        before
     }
 }
 
@@ -120,7 +98,7 @@ impl Peers {
     }
 
     /// The peer of this subnet, to change what is in the kernel for it.
-    pub fn get_mut(&mut self, subnet: &IpNetwork) -> Option<&mut Peer> {
+    pub(super) fn get_mut(&mut self, subnet: &IpNetwork) -> Option<&mut Peer> {
         self.by_subnet.get_mut(subnet)
     }
 
@@ -206,7 +184,7 @@ impl Peers {
         match self.by_subnet.get_mut(&subnet) {
             Some(peer) => {
                 let old = std::mem::replace(&mut peer.vtep, vtep);
-                peer.mark(LISTED, peer.is_listed() || peer.source != source);
+                peer.is_listed |= peer.source != source;
                 (peer.standing, peer.source) = (standing, source);
                 if old != vtep {
                     deltas.push(Delta::Changed { subnet, old });
@@ -216,8 +194,8 @@ impl Peers {
                 }
             }
             None => {
-                let (installed, active, direct, seen, marks) = (false, false, false, 0, LISTED);
-                self.by_subnet.insert(subnet, Peer { vtep, standing, source, installed, active, direct, seen, marks });
+                let (presence, sighting, is_listed) = (Presence::default(), Sighting::default(), true);
+                self.by_subnet.insert(subnet, Peer { vtep, standing, source, presence, sighting, is_listed });
                 deltas.push(Delta::Joined(subnet));
             }
         }
@@ -237,14 +215,12 @@ impl Peers {
     /// A complete read begins: what it does not name is gone.
     pub fn listing(&mut self) {
         self.unlisted = self.places_aside().collect();
-        self.by_subnet.values_mut().for_each(|peer| {
-            peer.mark(LISTED, false);
-        });
+        self.by_subnet.values_mut().for_each(|peer| peer.is_listed = false);
     }
 
     /// The complete read is done: the records that it did not name, in order.
     pub fn unlisted(&self) -> Vec<Place> {
-        let unlisted = self.by_subnet.iter().filter(|(_, peer)| !peer.is_listed());
+        let unlisted = self.by_subnet.iter().filter(|(_, peer)| !peer.is_listed);
         let unlisted = unlisted.map(|(subnet, peer)| (*subnet, peer.source)).chain(self.unlisted.iter().copied());
         let mut unlisted: Vec<_> = unlisted.collect();
         unlisted.sort_unstable();

@@ -19,11 +19,11 @@ pub struct Programmed {
 /// Why a peer is in the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
-    /// On demand: a packet to it waited.
+    /// On demand: a packet to the peer waited.
     Packet,
-    /// Every peer is.
+    /// Every peer is in the kernel.
     Record,
-    /// DirectRouting: its host needs no tunnel.
+    /// DirectRouting: the peer's host needs no tunnel.
     Direct,
 }
 
@@ -39,13 +39,6 @@ impl Programmed {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.first.is_empty()
-    }
-}
-
-impl Cause {
-    /// Of a peer in the tunnel, which packets asked for or not.
-    pub(super) fn of(active: bool) -> Self {
-        if active { Self::Packet } else { Self::Record }
     }
 }
 

@@ -4,9 +4,9 @@ use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
 use super::kernel::{Fdb, Miss, Neigh, Op, Route, Row, Via};
-use super::miss::Answer;
+use super::plane::contradiction::{Contested, Contradiction};
+use super::plane::miss::Answer;
 use super::shown::Shown;
-use super::strangers::{Contested, Contradiction};
 
 /// An operation as a command of iproute2, on the device of this name.
 #[derive(Debug, Clone, Copy)]

@@ -11,11 +11,14 @@ use twill_agent::dataplane::Dataplane;
 use twill_agent::dataplane::fake::FakeKernel;
 use twill_agent::overlay::MacAddr;
 use twill_agent::overlay::config::FamilyConfig;
-use twill_agent::overlay::kernel::{Fdb, Miss, NeighState, Observed, Op, PROTOCOL, Route, Row, SeenNeigh, Via};
-use twill_agent::overlay::miss::{Answer, REFUSAL_TIME, REFUSALS};
+use twill_agent::overlay::kernel::{
+    Fdb, Miss, NeighState, Notification, Observed, Op, PROTOCOL, Route, Row, SeenNeigh, Via,
+};
 use twill_agent::overlay::peers::{Claim, Source, Standing, Vtep};
+use twill_agent::overlay::plane::comparison::Findings;
+use twill_agent::overlay::plane::miss::Answer;
+use twill_agent::overlay::plane::refusals::{REFUSAL_TIME, REFUSALS};
 use twill_agent::overlay::plane::{PeerMode, Plane, Setup};
-use twill_agent::overlay::reconcile::{Found, Seen};
 
 mod model;
 mod scenarios;
@@ -171,7 +174,7 @@ impl World {
         panic!("never settles");
     }
 
-    fn resync(&mut self, adopt: bool) -> Found {
+    fn resync(&mut self, adopt: bool) -> Findings {
         let observed = self.kernel.dump();
         let found = self.plane.reconcile(&observed, adopt, self.now);
         self.dump = None;

@@ -77,18 +77,18 @@ impl World {
             }
             Step::LoseFdb(mac) => {
                 if let Some((remote, _)) = self.kernel.fdb.remove(&vtep(mac, 0).mac) {
-                    self.plane.saw(&Seen::Gone(Row::Fdb(Fdb { mac: vtep(mac, 0).mac, remote })));
+                    self.plane.saw(&Notification::Gone(Row::Fdb(Fdb { mac: vtep(mac, 0).mac, remote })));
                 }
             }
             Step::LoseNeigh(peer) => {
                 if self.kernel.neighbours.remove(&pod(peer, 0)).is_some() {
-                    self.plane.saw(&Seen::Gone(Row::Neigh(pod(peer, 0))));
+                    self.plane.saw(&Notification::Gone(Row::Neigh(pod(peer, 0))));
                 }
             }
             Step::LoseRoute(peer) => {
                 let route = Route::peer(subnet(peer), u64::from(peer));
                 if self.kernel.routes.remove(&(route.destination, route.metric)).is_some() {
-                    self.plane.saw(&Seen::Gone(Row::Route(route)));
+                    self.plane.saw(&Notification::Gone(Row::Route(route)));
                 }
             }
             Step::Idle(mac) => {
@@ -102,13 +102,13 @@ impl World {
                 let via = gateway.map_or(Via::Link { source: pod(1, 0) }, |gateway| Via::Gateway(pod(gateway, 0)));
                 let route = Route { destination, via, metric, protocol: 4 };
                 self.kernel.routes.insert((destination, metric), (via, route.protocol));
-                self.plane.saw(&Seen::Route(route.into()));
+                self.plane.saw(&Notification::Route(route.into()));
             }
             Step::StrangersNeigh(peer, host, mac, permanent) => {
                 let state = if permanent { NeighState::Permanent } else { NeighState::Other };
                 let (address, mac) = (pod(peer, host), Some(vtep(mac, 0).mac));
                 self.kernel.neighbours.insert(address, (mac, state, 0));
-                self.plane.saw(&Seen::Neigh(SeenNeigh { address, mac, state, protocol: 0 }));
+                self.plane.saw(&Notification::Neigh(SeenNeigh { address, mac, state, protocol: 0 }));
             }
             Step::Resync => {
                 let adopt = self.dump.take().is_some_and(|(_, adopt)| adopt);
@@ -159,7 +159,7 @@ impl World {
         let wanted: Vec<IpNetwork> = self.programmed();
         let all = self.plane.setup().mode == PeerMode::All;
         let expected: BTreeSet<IpNetwork> =
-            self.plane.peers().iter().filter(|(_, p)| all || p.active).map(|(s, _)| *s).collect();
+            self.plane.peers().iter().filter(|(_, p)| all || p.presence.is_wanted()).map(|(s, _)| *s).collect();
         assert!(wanted.iter().eq(&expected), "{wanted:?} {expected:?}");
         let known: BTreeMap<_, _> = self.plane.peers().iter().map(|(s, p)| (*s, p.vtep)).collect();
         assert_eq!(known, self.that_count(), "{:?}", self.records);

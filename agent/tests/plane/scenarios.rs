@@ -202,7 +202,7 @@ fn a_route_that_somebody_replaced_is_put_again() {
         for route in wanted {
             let wrong = Route { via: Via::Elsewhere, protocol: 4, ..route };
             world.kernel.routes.insert((route.destination, route.metric), (wrong.via, wrong.protocol));
-            world.plane.saw(&Seen::Route(wrong.into()));
+            world.plane.saw(&Notification::Route(wrong.into()));
             world.settle();
             let there = world.kernel.routes[&(route.destination, route.metric)];
             assert_eq!(there, (route.via, PROTOCOL), "{route:?}");
@@ -219,7 +219,7 @@ fn what_is_lost_while_a_dump_runs_is_not_taken_for_there() {
     world.ordered = false;
     let row = Row::Fdb(vtep(2, 2).fdb());
     world.apply(&[Op::Delete(row)]);
-    world.plane.saw(&Seen::Gone(row));
+    world.plane.saw(&Notification::Gone(row));
     world.plane.reconcile(&dump, false, world.now);
     world.settle();
     world.assert_exactly(&[subnet(2)]);
@@ -289,13 +289,13 @@ fn rows_that_somebody_takes_or_changes_come_back_at_the_notification() {
     for row in rows {
         world.apply(&[Op::Delete(row)]);
         assert!(world.programmed().is_empty());
-        world.plane.saw(&Seen::Gone(row));
+        world.plane.saw(&Notification::Gone(row));
         world.settle();
         world.assert_exactly(&[subnet(2)]);
     }
     let wrong = Fdb { mac: vtep(2, 2).mac, remote: "10.99.9.9".parse().unwrap() };
     world.apply(&[Op::PutFdb(wrong)]);
-    world.plane.saw(&Seen::Fdb(twill_agent::overlay::kernel::SeenFdb {
+    world.plane.saw(&Notification::Fdb(twill_agent::overlay::kernel::SeenFdb {
         row: wrong,
         idle: Duration::ZERO,
         ages: false,

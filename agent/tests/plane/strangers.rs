@@ -1,7 +1,7 @@
 //! Rows of other programs: what is removed, what is named, and what is left alone.
 
 use twill_agent::overlay::kernel::{SeenFdb, SeenRoute};
-use twill_agent::overlay::strangers::{Contested, Contradiction};
+use twill_agent::overlay::plane::contradiction::{Contested, Contradiction};
 
 use super::*;
 
@@ -40,7 +40,7 @@ impl World {
 
     /// What goes before our routes, as a notification or a dump of this route shows it.
     fn contested_by(&mut self, route: Route) -> Option<IpNetwork> {
-        self.plane.saw(&Seen::Route(SeenRoute { route, ifindex: Some(7) }));
+        self.plane.saw(&Notification::Route(SeenRoute { route, ifindex: Some(7) }));
         let noticed = self.plane.contested();
         assert!(self.plane.take_contested_changed() || !noticed.is_empty() || noticed == self.plane.contested());
         self.strange(route);
@@ -49,7 +49,7 @@ impl World {
         assert_eq!(noticed.iter().map(|contested| contested.part).collect::<Vec<_>>(), dumped, "{route:?}");
         assert!(self.has(route), "it is not ours to remove");
         self.kernel.routes.remove(&(route.destination, route.metric));
-        self.plane.saw(&Seen::Gone(Row::Route(route)));
+        self.plane.saw(&Notification::Gone(Row::Route(route)));
         assert_eq!(self.plane.contested(), [], "it is gone");
         dumped.first().copied()
     }
@@ -74,7 +74,7 @@ fn a_route_on_our_device_that_leads_astray_goes_at_the_notification_and_at_the_c
                 let mut world = world(mode);
                 world.strange(route);
                 if notified {
-                    world.plane.saw(&Seen::Route(route.into()));
+                    world.plane.saw(&Notification::Route(route.into()));
                     world.settle();
                 } else {
                     world.resync(false);
@@ -107,7 +107,7 @@ fn a_route_on_our_device_that_harms_no_peer_stays() {
         for route in harmless {
             let mut world = world(mode);
             world.strange(route);
-            world.plane.saw(&Seen::Route(route.into()));
+            world.plane.saw(&Notification::Route(route.into()));
             world.settle();
             world.resync(false);
             let mut world = world.restarted();
@@ -132,7 +132,12 @@ fn a_neighbour_with_a_wrong_mac_goes_and_the_right_one_stays() {
                 {
                     world.kernel.neighbours.insert(address, (Some(mac), state, 0));
                     if notified {
-                        world.plane.saw(&Seen::Neigh(SeenNeigh { address, mac: Some(mac), state, protocol: 0 }));
+                        world.plane.saw(&Notification::Neigh(SeenNeigh {
+                            address,
+                            mac: Some(mac),
+                            state,
+                            protocol: 0,
+                        }));
                     }
                 }
                 if !notified {
@@ -168,18 +173,18 @@ fn an_fdb_row_that_ages_or_leads_elsewhere_is_put_right_and_what_the_kernel_lear
     for (row, ages) in [(elsewhere, false), (elsewhere, true), (vtep(2, 2).fdb(), true)] {
         world.kernel.fdb.insert(row.mac, (row.remote, Duration::ZERO));
         let before = world.kernel.applied;
-        world.plane.saw(&Seen::Fdb(SeenFdb { row, idle: Duration::ZERO, ages }));
+        world.plane.saw(&Notification::Fdb(SeenFdb { row, idle: Duration::ZERO, ages }));
         world.settle();
         assert!(world.kernel.applied > before, "{row:?} {ages}");
         world.assert_exactly(&[subnet(2), subnet(3)]);
     }
     let learned = SeenFdb { row: vtep(88, 88).fdb(), idle: Duration::ZERO, ages: true };
-    world.plane.saw(&Seen::Fdb(learned));
+    world.plane.saw(&Notification::Fdb(learned));
     assert!(!world.plane.is_due(), "nobody's");
     world.plane.take_mended();
     // The kernel tells of our own writes too, and late.
     world.put(subnet(2), vtep(2, 4), 9, KEY);
-    world.plane.saw(&Seen::Fdb(SeenFdb { row: vtep(2, 2).fdb(), idle: Duration::ZERO, ages: false }));
+    world.plane.saw(&Notification::Fdb(SeenFdb { row: vtep(2, 2).fdb(), idle: Duration::ZERO, ages: false }));
     assert!(!world.plane.has_mended(), "it was ours until now");
 }
 
@@ -219,7 +224,7 @@ fn what_is_contested_follows_the_records_and_what_is_programmed() {
     let mut world = world(PeerMode::OnDemand);
     let behind = route("10.5.3.0/24", Via::Elsewhere, 5_000);
     world.strange(behind);
-    world.plane.saw(&Seen::Route(SeenRoute { route: behind, ifindex: Some(7) }));
+    world.plane.saw(&Notification::Route(SeenRoute { route: behind, ifindex: Some(7) }));
     assert!(world.plane.take_contested_changed() && !world.plane.take_contested_changed());
     let contested = Contested { part: subnet(3), route: behind, ifindex: Some(7) };
     assert_eq!(world.plane.contested(), [contested], "no packet asks for the peer");
@@ -227,7 +232,7 @@ fn what_is_contested_follows_the_records_and_what_is_programmed() {
     assert!(world.plane.take_contested_changed());
     assert_eq!(world.plane.contested(), [], "now our route is there");
     let before = route("10.5.9.0/24", Via::Elsewhere, 0);
-    world.plane.saw(&Seen::Route(before.into()));
+    world.plane.saw(&Notification::Route(before.into()));
     assert_eq!(world.plane.contested(), []);
     world.put(subnet(9), vtep(9, 9), 5, KEY);
     assert!(world.plane.take_contested_changed());
@@ -242,10 +247,10 @@ fn a_device_that_goes_takes_its_routes_with_it() {
     let mut world = world(PeerMode::All);
     for ifindex in [7, 8] {
         let route = route(&format!("10.5.{}.0/24", ifindex - 5), Via::Elsewhere, 0);
-        world.plane.saw(&Seen::Route(SeenRoute { route, ifindex: Some(ifindex) }));
+        world.plane.saw(&Notification::Route(SeenRoute { route, ifindex: Some(ifindex) }));
     }
     assert_eq!(world.plane.contested().len(), 2);
-    world.plane.saw(&Seen::DeviceDown(7));
+    world.plane.saw(&Notification::DeviceDown(7));
     assert!(world.plane.take_contested_changed());
     assert_eq!(world.plane.contested().iter().map(|contested| contested.part).collect::<Vec<_>>(), [subnet(3)]);
 }
@@ -257,7 +262,7 @@ fn somebody_who_never_stops_is_answered_at_the_pace_of_retries() {
     let mut deleted_at_once = 0;
     for _ in 0..1_000 {
         world.strange(wrong);
-        world.plane.saw(&Seen::Route(wrong.into()));
+        world.plane.saw(&Notification::Route(wrong.into()));
         while world.plane.is_due() {
             let chunk = world.plane.next_chunk(16);
             let failed = world.apply(chunk.ops());

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use super::claim::{Claim, Place};
 use super::contest::{Resource, resources};
-use super::{Delta, LISTED, Peer, Peers};
+use super::{Delta, Peer, Peers};
 
 impl Peers {
     /// Takes in what a key other than our own says now, `None` where it is gone.
@@ -160,12 +160,12 @@ impl Peers {
     /// Whether the complete read under way has named a place, which it has to do anew.
     fn is_listed(&self, place: Place) -> bool {
         let counting = self.by_subnet.get(&place.0).filter(|peer| peer.source == place.1);
-        counting.is_none_or(|peer| peer.is_listed()) && !self.unlisted.contains(&place)
+        counting.is_none_or(|peer| peer.is_listed) && !self.unlisted.contains(&place)
     }
 
     fn set_listed(&mut self, place: Place, listed: bool) {
         if let Some(peer) = self.by_subnet.get_mut(&place.0).filter(|peer| peer.source == place.1) {
-            peer.mark(LISTED, listed);
+            peer.is_listed = listed;
         } else if listed || self.contest.get(place).is_none() || self.is_own(place) {
             self.unlisted.remove(&place);
         } else {

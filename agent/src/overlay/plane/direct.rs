@@ -1,0 +1,84 @@
+//! DirectRouting: a peer whose host is on a link of the underlay gets a route through that host instead of a tunnel.
+//!
+//! The kernel's routes tell which hosts are: the route to such a host's address has no gateway. The plane names the peers to
+//! be decided ([`Plane::undecided`]) and is told ([`Plane::decide`]), again whenever routes change. Such a peer is one route,
+//! and is put in both modes: its first packet would ask no question.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use super::Plane;
+use crate::overlay::kernel::Row;
+use crate::overlay::peers::Peer;
+
+impl Plane {
+    /// Peers are routed directly where they can be (`DirectRouting` in the network config).
+    pub fn route_directly(&mut self) {
+        self.desired.direct_routing = true;
+        self.redecide(None);
+    }
+
+    /// The next peer of which it is to be found out whether its host can be reached without a gateway, and that host.
+    pub fn undecided(&mut self) -> Option<(IpNetwork, IpAddr)> {
+        loop {
+            let subnet = self.work.next_undecided()?;
+            if let Some(peer) = self.desired.peers.get(&subnet) {
+                return Some((subnet, peer.vtep.remote));
+            }
+        }
+    }
+
+    /// Whether [`Plane::undecided`] has any.
+    pub fn has_undecided(&self) -> bool {
+        self.work.has_undecided()
+    }
+
+    /// The answer for one peer.
+    pub fn decide(&mut self, subnet: IpNetwork, host: IpAddr, direct: bool) {
+        let is_concerned = |peer: &&Peer| peer.vtep.remote == host && peer.presence.is_direct() != direct;
+        let Some(peer) = self.desired.peers.get(&subnet).filter(is_concerned) else { return };
+        let (vtep, may_have_rows) = (peer.vtep, peer.presence.is_wanted() || !peer.sighting.is_empty());
+        // A row that is still wanted is not deleted: that is looked at when its turn comes.
+        if may_have_rows && direct {
+            self.strangers.note_former(vtep.fdb());
+            self.work.delete_all(self.desired.rows(subnet, vtep));
+        } else if !direct {
+            self.work.delete(Row::Route(self.desired.direct_route(subnet, host)));
+        }
+        let is_everyone_wanted = self.desired.is_everyone_wanted();
+        let Some(peer) = self.desired.peers.get_mut(&subnet) else { return };
+        peer.sighting.clear();
+        if direct {
+            peer.presence.go_direct();
+        } else {
+            peer.presence.go_through_tunnel(is_everyone_wanted);
+        }
+        if peer.presence.is_wanted() {
+            self.work.put_peer(subnet);
+        }
+    }
+
+    /// Routes of other programs have changed, to `destination` or anywhere: the peers behind them are to be decided again.
+    pub fn redecide(&mut self, destination: Option<IpNetwork>) {
+        if !self.desired.direct_routing {
+            return;
+        }
+        let concerned = |host: IpAddr| destination.is_none_or(|destination| destination.contains(host));
+        let peers = self.desired.peers.iter().filter(|(_, peer)| concerned(peer.vtep.remote));
+        self.work.decide_all(peers.map(|(subnet, _)| *subnet));
+    }
+
+    /// A peer has another host than this one now: a direct route through the old host goes, and the peer is decided anew.
+    pub(super) fn host_changed(&mut self, subnet: IpNetwork, old: IpAddr) {
+        if !self.desired.direct_routing {
+            return;
+        }
+        self.work.decide(subnet);
+        let is_everyone_wanted = self.desired.is_everyone_wanted();
+        if let Some(peer) = self.desired.peers.get_mut(&subnet).filter(|peer| peer.presence.is_direct()) {
+            peer.presence.go_through_tunnel(is_everyone_wanted);
+            self.work.delete(Row::Route(self.desired.direct_route(subnet, old)));
+        }
+    }
+}

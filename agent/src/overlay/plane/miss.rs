@@ -1,0 +1,103 @@
+//! Answers to the kernel's questions: which MAC an address has (L3 miss), which host a MAC has (L2 miss).
+//!
+//! An address of a peer gets a neighbour of its own at once, which lets the waiting packets go, and the peer gets its three
+//! rows right after. Then the temporary neighbour is deleted. An address that nobody leased gets an `unreachable` route for
+//! its block.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use ipnetwork::IpNetwork;
+
+use super::Plane;
+use crate::overlay::MacAddr;
+use crate::overlay::kernel::{Miss, Route, Row};
+
+/// What a miss came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// The peer of this subnet has the address or the MAC.
+    Peer(IpNetwork),
+    /// Nobody leased this block: its senders get an error from now on, if the answer goes out at once. Until it does, each
+    /// further address of the block takes up a place in the neighbour table.
+    Refused(IpNetwork),
+    /// Nobody leased this block, and its senders should have had an error already.
+    RefusedBefore(IpNetwork),
+    /// The address is none of our network's, or the MAC no peer's.
+    Unknown,
+}
+
+impl Plane {
+    /// Works out the answer to a miss; the operations are in the next chunk, first in line.
+    pub fn miss(&mut self, miss: Miss, now: Instant) -> Answer {
+        match miss {
+            Miss::Address(address) => self.address_miss(address, now),
+            Miss::Mac(mac) => self.mac_miss(mac),
+        }
+    }
+
+    fn address_miss(&mut self, address: IpAddr, now: Instant) -> Answer {
+        let Some(block) = self.desired.setup.net.subnet_of(address) else { return Answer::Unknown };
+        let Some(peer) = self.desired.peers.get_mut(&block) else { return self.refuse(address, block, now) };
+        peer.presence.ask();
+        let vtep = peer.vtep;
+        let is_gateway = address == block.network();
+        if is_gateway {
+            // The gateway's permanent neighbour is gone, so the peer's rows are not all in the kernel.
+            peer.presence.lose();
+            peer.sighting.clear();
+        }
+        let is_served = peer.presence.is_in_kernel();
+        if !is_served {
+            self.work.put_fdb_now(vtep.fdb());
+            self.work.put_peer(block);
+        }
+        self.work.answer(address, vtep.mac);
+        if is_served {
+            self.work.delete(Row::Neigh(address));
+        } else if !is_gateway {
+            self.desired.temporary.add(address);
+        }
+        Answer::Peer(block)
+    }
+
+    fn refuse(&mut self, address: IpAddr, block: IpNetwork, now: Instant) -> Answer {
+        let is_new = !self.desired.refusals.contains(&block);
+        if is_new {
+            let oldest = self.desired.refusals.add(block, now);
+            self.work.delete_all(oldest.map(|block| Row::Route(Route::refusal(block))));
+            self.work.refuse(block);
+        }
+        if address == block.network() {
+            // The address may be the gateway of a route that is still there, and the route has to go first.
+            self.work.delete(Row::Neigh(address));
+        } else {
+            self.work.delete_waiting(address);
+        }
+        if is_new { Answer::Refused(block) } else { Answer::RefusedBefore(block) }
+    }
+
+    fn mac_miss(&mut self, mac: MacAddr) -> Answer {
+        let found = self.desired.peers.of_mac(mac);
+        let Some((subnet, peer)) = found.and_then(|subnet| Some((subnet, self.desired.peers.get_mut(&subnet)?))) else {
+            return Answer::Unknown;
+        };
+        peer.presence.ask();
+        // The FDB row of the peer's MAC is gone.
+        peer.presence.lose();
+        peer.sighting.clear();
+        self.work.put_fdb_now(peer.vtep.fdb());
+        self.work.put_peer(subnet);
+        Answer::Peer(subnet)
+    }
+
+    /// The peer of this subnet has another VTEP: its temporary neighbours lead to the old MAC.
+    pub(super) fn answer_again(&mut self, subnet: IpNetwork) {
+        let Some(vtep) = self.desired.peers.get(&subnet).map(|peer| peer.vtep) else { return };
+        let mut addresses = self.desired.temporary.of(subnet).peekable();
+        if addresses.peek().is_some() {
+            self.work.put_fdb_now(vtep.fdb());
+        }
+        addresses.for_each(|address| self.work.answer(address, vtep.mac));
+    }
+}
