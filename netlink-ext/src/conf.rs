@@ -5,7 +5,7 @@
 //! net/ipv4/devinet.c; `inet6_set_link_af`, net/ipv6/addrconf.c), which needs no writable /proc/sys. All others of IPv6
 //! can be written through /proc/sys only.
 
-use crate::link::{self, IFLA_AF_SPEC};
+use crate::ifi::{self, IFLA_AF_SPEC};
 use crate::wire::{Attributes, Body, u32_at};
 
 const IFLA_INET_CONF: u16 = 1;
@@ -119,7 +119,7 @@ pub struct Setting {
 
 impl Setting {
     pub(crate) fn encode(&self, body: &mut Body<'_>) {
-        body.header(&link::header(self.ifindex));
+        body.header(&ifi::header(self.ifindex));
         let (family, _, at) = self.key.place();
         body.nested(IFLA_AF_SPEC, |families| match family {
             "ipv4" => families.nested(libc::AF_INET as u16, |inet| {

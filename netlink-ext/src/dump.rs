@@ -13,7 +13,7 @@
 
 use crate::netlink::{BUFFER, Netlink, refusal_of_done, refusal_of_error};
 use crate::wire::{Body, Datagram, Message, Messages};
-use crate::{Error, Family, addr, fdb, link, ndm, neigh, neightbl, nexthop, route};
+use crate::{Error, Family, addr, fdb, ifi, link, ndm, neigh, neightbl, nexthop, route};
 
 /// How often [`Dumper::collect`] makes a dump that changes interrupt, or during which the socket fails.
 pub const TRIES: u32 = 10;
@@ -158,11 +158,11 @@ impl Query {
             }
             Self::Nexthops => body.header(&nexthop::Object::query_header()),
             Self::Links => {
-                body.header(&link::header(0));
+                body.header(&ifi::header(0));
                 body.u32(link::IFLA_EXT_MASK, link::RTEXT_FILTER_SKIP_STATS);
             }
             Self::LinkNamed { name } => {
-                body.header(&link::header(0));
+                body.header(&ifi::header(0));
                 body.u32(link::IFLA_EXT_MASK, link::RTEXT_FILTER_SKIP_STATS);
                 body.string(link::IFLA_IFNAME, name);
             }

@@ -90,14 +90,6 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// The refusal in an `NLMSG_ERROR` message that somebody else has read: its code, below zero, and the bytes after the
-    /// code. The socket needs `NETLINK_EXT_ACK`, and `NETLINK_CAP_ACK`, by which the kernel echoes no more of the request
-    /// than its header.
-    pub fn from_answer(code: i32, rest: &[u8]) -> Self {
-        let attributes = rest.get(crate::netlink::ECHOED..).unwrap_or_default();
-        Self { errno: code.wrapping_neg(), message: crate::netlink::explanation(attributes) }
-    }
-
     /// What was to be deleted or changed is not there, or its device is not. For a delete that is success.
     ///
     /// `ENOENT`: FDB row, neighbour, neighbour-table parameters. `ESRCH`: route. `EADDRNOTAVAIL`: address.

@@ -32,6 +32,7 @@ pub mod dump;
 mod error;
 pub mod fdb;
 mod filter;
+mod ifi;
 pub mod link;
 mod listen;
 pub mod miss;

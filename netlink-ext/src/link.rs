@@ -13,13 +13,13 @@ use netlink_packet_route::link::{
 
 use crate::Mac;
 use crate::conf::Conf;
+use crate::ifi::IFLA_AF_SPEC;
 use crate::wire::{Attributes, Message, address, string, u32_value};
 
 const IFLA_ADDRESS: u16 = 1;
 pub(crate) const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINKINFO: u16 = 18;
-pub(crate) const IFLA_AF_SPEC: u16 = 26;
 pub(crate) const IFLA_EXT_MASK: u16 = 29;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
@@ -300,13 +300,6 @@ fn local(address: IpAddr) -> InfoVxlan {
 
 fn info(vxlan: Vec<InfoVxlan>) -> LinkAttribute {
     LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(vxlan))])
-}
-
-/// `struct ifinfomsg` with nothing but an ifindex.
-pub(crate) fn header(ifindex: u32) -> [u8; 16] {
-    let mut header = [0; 16];
-    header[4..8].copy_from_slice(&ifindex.to_ne_bytes());
-    header
 }
 
 impl From<&LinkMessage> for Link {

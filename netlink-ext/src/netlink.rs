@@ -29,7 +29,7 @@ const NLM_F_CAPPED: u16 = 0x100;
 const NLM_F_ACK_TLVS: u16 = 0x200;
 const NLMSGERR_ATTR_MSG: u16 = 1;
 /// The bytes of the header of the request (`struct nlmsghdr`), which an acknowledgement repeats.
-pub(crate) const ECHOED: usize = 16;
+const ECHOED: usize = 16;
 
 /// The socket. Dropping it closes it.
 #[derive(Debug)]
@@ -188,8 +188,18 @@ fn refusal(flags: u16, body: &[u8], attributes_at: usize) -> Option<crate::Refus
     Some(crate::Refusal { errno: -error, message: explanation(attributes) })
 }
 
+impl crate::Refusal {
+    /// The refusal in an `NLMSG_ERROR` message that somebody else has read: its code, below zero, and the bytes after the
+    /// code. The socket needs `NETLINK_EXT_ACK`, and `NETLINK_CAP_ACK`, by which the kernel echoes no more of the request
+    /// than its header.
+    pub fn from_answer(code: i32, rest: &[u8]) -> Self {
+        let attributes = rest.get(ECHOED..).unwrap_or_default();
+        Self { errno: code.wrapping_neg(), message: explanation(attributes) }
+    }
+}
+
 /// The text among the attributes of an answer, in the kernel's words.
-pub(crate) fn explanation(attributes: &[u8]) -> Option<String> {
+fn explanation(attributes: &[u8]) -> Option<String> {
     Attributes::new(attributes)
         .find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG)
         .map(|(_, text)| crate::wire::string(text))
