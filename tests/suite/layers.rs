@@ -4,6 +4,9 @@
 //! so `use std::{fs, net};` counts as `std::fs`. It knows no aliases: `use std as s` would get past it, and past no
 //! reviewer.
 
+#[path = "layers_circles.rs"]
+mod circles;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -94,3 +94,17 @@ impl Plane {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::overlay::presence::Presence;
+
+    /// There are 100,000 of them on a node of a large network.
+    #[test]
+    fn a_peer_takes_no_more_bytes_than_its_record_needs() {
+        assert_eq!(size_of::<Presence>(), 2);
+        assert_eq!(size_of::<Peer>(), 48);
+        assert_eq!(size_of::<(IpNetwork, Peer)>(), 72);
+    }
+}
