@@ -1,19 +1,21 @@
-//! Changes: what others do to links, addresses, routes, neighbours and FDB rows.
+//! Changes: what others do to links, addresses, routes, policy rules, neighbours and FDB rows.
 
 use std::io;
 
 use crate::link::Link;
 use crate::listen::{Event, Listener};
 use crate::wire::Message;
-use crate::{Error, addr, fdb, filter, neigh, nexthop, route};
+use crate::{Error, addr, fdb, filter, neigh, nexthop, route, rule};
 
-const GROUPS: [u32; 7] = [
+const GROUPS: [u32; 9] = [
     libc::RTNLGRP_LINK,
     libc::RTNLGRP_NEIGH,
     libc::RTNLGRP_IPV4_IFADDR,
     libc::RTNLGRP_IPV6_IFADDR,
     libc::RTNLGRP_IPV4_ROUTE,
     libc::RTNLGRP_IPV6_ROUTE,
+    libc::RTNLGRP_IPV4_RULE,
+    libc::RTNLGRP_IPV6_RULE,
     nexthop::RTNLGRP_NEXTHOP,
 ];
 
@@ -47,6 +49,11 @@ pub enum Change {
     Nexthop {
         /// Its id.
         id: u32,
+    },
+    /// A policy rule is new or gone.
+    Rule {
+        /// Of this family.
+        family: crate::Family,
     },
     /// A neighbour of the device in the scope.
     Neigh {
@@ -89,6 +96,7 @@ impl Change {
                     .map(|row| Self::Fdb { row, gone })
                     .or_else(|| neigh::Seen::parse(message).map(|entry| Self::Neigh { entry, gone }))
             }
+            libc::RTM_NEWRULE | libc::RTM_DELRULE => rule::family(message).map(|family| Self::Rule { family }),
             nexthop::RTM_NEWNEXTHOP | nexthop::RTM_DELNEXTHOP => {
                 nexthop::Object::parse(message).map(|object| Self::Nexthop { id: object.id })
             }

@@ -13,7 +13,7 @@
 
 use crate::netlink::{BUFFER, Netlink, refusal_of_done, refusal_of_error};
 use crate::wire::{Body, Datagram, Message, Messages};
-use crate::{Error, Family, addr, fdb, ifi, link, ndm, neigh, neightbl, nexthop, route};
+use crate::{Error, Family, addr, fdb, ifi, link, ndm, neigh, neightbl, nexthop, route, rule};
 
 /// How often [`Dumper::collect`] makes a dump that changes interrupt, or during which the socket fails.
 pub const TRIES: u32 = 10;
@@ -56,10 +56,17 @@ pub enum Query {
     RouteTo {
         /// The address.
         target: std::net::IpAddr,
+        /// An address of this host that is sent from, where that matters.
+        source: Option<std::net::IpAddr>,
     },
     /// Default routes that send, of all tables.
     DefaultRoutes {
         /// Which tables.
+        family: Family,
+    },
+    /// The policy rules. The kernel refuses with EOPNOTSUPP or EAFNOSUPPORT where it has none.
+    Rules {
+        /// Of this family.
         family: Family,
     },
     /// The next hop objects. The kernel refuses with EOPNOTSUPP where it has none (Linux before 5.3).
@@ -94,6 +101,8 @@ pub enum Row {
     Route(route::Route),
     /// Of [`Query::DefaultRoutes`].
     DefaultRoute(nexthop::DefaultRoute),
+    /// Of [`Query::Rules`].
+    Rule(rule::Rule),
     /// Of [`Query::Nexthops`].
     Nexthop(nexthop::Object),
     /// Of [`Query::Links`] and [`Query::LinkNamed`].
@@ -122,6 +131,7 @@ impl Query {
             Self::Routes { .. } | Self::MainTable { .. } | Self::RouteTo { .. } | Self::DefaultRoutes { .. } => {
                 libc::RTM_GETROUTE
             }
+            Self::Rules { .. } => libc::RTM_GETRULE,
             Self::Nexthops => nexthop::RTM_GETNEXTHOP,
             Self::Links | Self::LinkNamed { .. } => libc::RTM_GETLINK,
             Self::Addresses { .. } => libc::RTM_GETADDR,
@@ -152,10 +162,11 @@ impl Query {
             Self::MainTable { family } => {
                 body.header(&route::query_header(*family, libc::RT_TABLE_MAIN, 0, 0));
             }
-            Self::RouteTo { target } => route::encode_lookup(body, *target),
+            Self::RouteTo { target, source } => route::encode_lookup(body, *target, *source),
             Self::DefaultRoutes { family } => {
                 body.header(&route::query_header(*family, 0, 0, route::Kind::Unicast.number()));
             }
+            Self::Rules { family } => body.header(&rule::query_header(*family)),
             Self::Nexthops => body.header(&nexthop::Object::query_header()),
             Self::Links => {
                 body.header(&ifi::header(0));
@@ -197,6 +208,7 @@ impl Query {
             }
             Self::RouteTo { .. } => route::Route::parse_answer(message).map(Row::Route),
             Self::DefaultRoutes { .. } => nexthop::DefaultRoute::parse(message).map(Row::DefaultRoute),
+            Self::Rules { .. } => rule::Rule::parse(message).map(Row::Rule),
             Self::Nexthops => nexthop::Object::parse(message).map(Row::Nexthop),
             Self::Links | Self::LinkNamed { .. } => Some(Row::Link(Box::new(link::Link::parse(message)?))),
             Self::Addresses { ifindex } => {
@@ -358,10 +370,14 @@ impl Dumper {
         self.gather(&query, |row| if let Row::Route(route) = row { Some(route) } else { None })
     }
 
-    /// The route that the kernel would take to an address now; `None` where there is none, or none that a
+    /// The route that the kernel would take to an address now, from a source where one is given; `None` where there is none, or none that a
     /// [`route::Route`] can say (to an address of this host).
-    pub fn route_to(&mut self, target: std::net::IpAddr) -> Result<Option<route::Route>, Error> {
-        let query = Query::RouteTo { target };
+    pub fn route_to(
+        &mut self,
+        target: std::net::IpAddr,
+        source: Option<std::net::IpAddr>,
+    ) -> Result<Option<route::Route>, Error> {
+        let query = Query::RouteTo { target, source };
         match self.gather(&query, |row| if let Row::Route(route) = row { Some(route) } else { None }) {
             Ok(routes) => Ok(routes.into_iter().next()),
             // What a route that drops answers, or the lack of any: unreachable, prohibit, blackhole, throw.
@@ -381,11 +397,27 @@ impl Dumper {
         let pick = |row| if let Row::DefaultRoute(route) = row { Some(route) } else { None };
         let mut routes = self.gather(&Query::DefaultRoutes { family }, pick)?;
         if routes.iter().any(|route| !route.objects.is_empty()) {
-            let objects =
-                self.gather(&Query::Nexthops, |row| if let Row::Nexthop(object) = row { Some(object) } else { None })?;
+            let objects = self.nexthops()?;
             routes.iter_mut().for_each(|route| route.resolve(&objects));
         }
         Ok(routes)
+    }
+
+    /// The next hop objects.
+    pub fn nexthops(&mut self) -> Result<Vec<nexthop::Object>, Error> {
+        self.gather(&Query::Nexthops, |row| if let Row::Nexthop(object) = row { Some(object) } else { None })
+    }
+
+    /// The policy rules of a family that can be said, in the order in which the kernel follows them; none where the kernel
+    /// has no policy routing.
+    pub fn rules(&mut self, family: Family) -> Result<Vec<rule::Rule>, Error> {
+        let pick = |row| if let Row::Rule(rule) = row { Some(rule) } else { None };
+        match self.gather(&Query::Rules { family }, pick) {
+            Err(Error::Refused { refusal, .. }) if [libc::EOPNOTSUPP, libc::EAFNOSUPPORT].contains(&refusal.errno) => {
+                Ok(Vec::new())
+            }
+            rules => rules,
+        }
     }
 
     /// All links.

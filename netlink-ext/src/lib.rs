@@ -42,6 +42,7 @@ pub mod neightbl;
 mod netlink;
 pub mod nexthop;
 pub mod route;
+pub mod rule;
 mod sys;
 pub mod unix;
 mod wire;

@@ -19,6 +19,7 @@ use crate::wire::{Attributes, Message, address, string, u32_value};
 const IFLA_ADDRESS: u16 = 1;
 pub(crate) const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 pub(crate) const IFLA_EXT_MASK: u16 = 29;
 const IFLA_INFO_KIND: u16 = 1;
@@ -69,6 +70,8 @@ pub struct Link {
     pub mac: Option<Mac>,
     /// The MTU.
     pub mtu: u32,
+    /// The bridge, bond or VRF that it is a port of.
+    pub master: Option<u32>,
     /// The driver's name (`vxlan`, `veth`, ...); none for hardware.
     pub kind: Option<String>,
     /// What only VXLAN devices have.
@@ -150,6 +153,10 @@ pub enum Difference {
         wanted: u32,
         seen: u32,
     },
+    /// It is a port of another device (a bridge, a bond, a VRF), which gets what it receives.
+    Master {
+        seen: u32,
+    },
     /// The device is not set up.
     Down,
 }
@@ -170,7 +177,8 @@ impl Difference {
             | Self::L2Miss { .. } => false,
             // A device without a local address is IPv4, unless its default remote says otherwise.
             Self::Local { wanted, seen } => wanted.is_ipv4() == seen.is_none_or(|seen| seen.is_ipv4()),
-            Self::Underlay { .. } | Self::Learning { .. } | Self::Mac { .. } | Self::Mtu { .. } | Self::Down => true,
+            Self::Underlay { .. } | Self::Learning { .. } | Self::Mac { .. } | Self::Mtu { .. } => true,
+            Self::Master { .. } | Self::Down => true,
         }
     }
 }
@@ -191,6 +199,7 @@ impl fmt::Display for Difference {
             Self::L2Miss { wanted, seen } => write!(formatter, "l2miss {seen}, not {wanted}"),
             Self::Mac { wanted, seen } => write!(formatter, "mac {seen:02x?}, not {wanted:02x?}"),
             Self::Mtu { wanted, seen } => write!(formatter, "mtu {seen}, not {wanted}"),
+            Self::Master { seen } => write!(formatter, "a port of ifindex {seen}, not of any device"),
             Self::Down => write!(formatter, "down"),
         }
     }
@@ -241,6 +250,7 @@ impl VxlanSpec {
             flag(self.learning, vxlan.learning, |wanted, seen| Difference::Learning { wanted, seen }),
             (Some(self.mac) != seen.mac).then_some(Difference::Mac { wanted: self.mac, seen: seen.mac }),
             (self.mtu != seen.mtu).then_some(Difference::Mtu { wanted: self.mtu, seen: seen.mtu }),
+            seen.master.map(|seen| Difference::Master { seen }),
             (!seen.up).then_some(Difference::Down),
         ];
         differences.into_iter().flatten().collect()
@@ -248,13 +258,13 @@ impl VxlanSpec {
 
     /// The messages that change a living device, in order; empty if none of the differences can be changed so.
     ///
-    /// Up to two, because the VXLAN driver answers "Cannot change mtu" to a message with both its own attributes and an
-    /// MTU. Only what differs is sent: the driver refuses a flag that it can't change even if the value is the same.
+    /// Several, because the VXLAN driver answers "Cannot change mtu" to a message with both its own attributes and an
+    /// MTU, and because a bond has its ports' MACs in its hand until they leave it. Only what differs is sent: the driver refuses a flag that it can't change even if the value is the same.
     ///
     /// A changed `local` is at once the source of packets to peers spoken to before, too; the kernel drops its cached
     /// routes with the change.
     pub fn change_messages(&self, ifindex: u32, differences: &[Difference]) -> Vec<LinkMessage> {
-        let (mut vxlan, mut plain, mut up) = (Vec::new(), Vec::new(), false);
+        let (mut vxlan, mut plain, mut up, mut messages) = (Vec::new(), Vec::new(), false, Vec::new());
         for difference in differences.iter().filter(|difference| difference.live_change()) {
             match difference {
                 Difference::Local { .. } => vxlan.push(local(self.local)),
@@ -262,25 +272,31 @@ impl VxlanSpec {
                 Difference::Learning { .. } => vxlan.push(InfoVxlan::Learning(self.learning)),
                 Difference::Mac { .. } => plain.push(LinkAttribute::Address(self.mac.to_vec())),
                 Difference::Mtu { .. } => plain.push(LinkAttribute::Mtu(self.mtu)),
+                Difference::Master { .. } => messages.push(with(ifindex, vec![LinkAttribute::Controller(0)])),
                 Difference::Down => up = true,
                 _ => (),
             }
         }
-        let mut messages = Vec::new();
         if !vxlan.is_empty() {
-            let mut message = LinkMessage::default();
-            message.header.index = ifindex;
-            message.attributes = vec![info(vxlan)];
-            messages.push(message);
+            messages.push(with(ifindex, vec![info(vxlan)]));
         }
         if up || !plain.is_empty() {
-            let mut message = if up { up_message(ifindex) } else { LinkMessage::default() };
-            message.header.index = ifindex;
-            message.attributes = plain;
+            let mut message = with(ifindex, plain);
+            if up {
+                message.header = up_message(ifindex).header;
+            }
             messages.push(message);
         }
         messages
     }
+}
+
+/// A change of these attributes.
+fn with(ifindex: u32, attributes: Vec<LinkAttribute>) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = ifindex;
+    message.attributes = attributes;
+    message
 }
 
 /// The message that sets a device up.
@@ -330,6 +346,7 @@ impl Link {
             lower_up: flags & IFF_LOWER_UP != 0,
             mac: None,
             mtu: 0,
+            master: None,
             kind: None,
             vxlan: None,
             conf: Conf::default(),
@@ -339,6 +356,7 @@ impl Link {
                 IFLA_IFNAME => link.name = string(value),
                 IFLA_ADDRESS => link.mac = value.try_into().ok(),
                 IFLA_MTU => link.mtu = u32_value(value).unwrap_or(0),
+                IFLA_MASTER => link.master = u32_value(value).filter(|ifindex| *ifindex != 0),
                 IFLA_LINKINFO => link.read_info(Attributes::new(value)),
                 IFLA_AF_SPEC => link.conf = Conf::read(Attributes::new(value)),
                 _ => (),

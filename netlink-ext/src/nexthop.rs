@@ -95,7 +95,7 @@ impl DefaultRoute {
     }
 
     /// Fills in the ways that only the objects tell.
-    pub(crate) fn resolve(&mut self, objects: &[Object]) {
+    pub fn resolve(&mut self, objects: &[Object]) {
         let Some(id) = self.objects.first().copied() else { return };
         let find = |id: u32| objects.iter().find(|object| object.id == id);
         let Some(object) = find(id) else { return };

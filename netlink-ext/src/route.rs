@@ -10,6 +10,7 @@ use crate::Family;
 use crate::wire::{Body, Message, address, u32_value};
 
 const RTA_DST: u16 = 1;
+const RTA_SRC: u16 = 2;
 pub(crate) const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 pub(crate) const RTA_PRIORITY: u16 = 6;
@@ -20,6 +21,8 @@ const RTA_VIA: u16 = 18;
 const RTNH_F_ONLINK: u32 = 4;
 /// A cached exception of a route (a redirect, a path MTU), not a route.
 const RTM_F_CLONED: u32 = 0x200;
+/// The answer to a lookup names the table of the route, not always the main one.
+const RTM_F_LOOKUP_TABLE: u32 = 0x1000;
 
 /// The main table.
 pub const TABLE_MAIN: u32 = 254;
@@ -181,14 +184,20 @@ pub(crate) fn query_header(family: Family, table: u8, protocol: u8, kind: u8) ->
     [family.number(), 0, 0, 0, table, protocol, 0, kind, 0, 0, 0, 0]
 }
 
-/// The header of a lookup of one address, as `ip route get` sends it.
-fn lookup_header(target: IpAddr) -> [u8; 12] {
+/// The header of a lookup of one address, as `ip route get` sends it. In IPv4 the answer names the route's table only if it
+/// is asked for; in IPv6 it always does, and the flag is refused.
+fn lookup_header(target: IpAddr, has_source: bool) -> [u8; 12] {
     let family = Family::from(target);
     let bits = if family == Family::V4 { 32 } else { 128 };
-    [family.number(), bits, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+    let flags = if family == Family::V4 { RTM_F_LOOKUP_TABLE } else { 0 };
+    let [f0, f1, f2, f3] = flags.to_ne_bytes();
+    [family.number(), bits, if has_source { bits } else { 0 }, 0, 0, 0, 0, 0, f0, f1, f2, f3]
 }
 
-pub(crate) fn encode_lookup(body: &mut Body<'_>, target: IpAddr) {
-    body.header(&lookup_header(target));
+pub(crate) fn encode_lookup(body: &mut Body<'_>, target: IpAddr, source: Option<IpAddr>) {
+    body.header(&lookup_header(target, source.is_some()));
     body.address(RTA_DST, target);
+    if let Some(source) = source {
+        body.address(RTA_SRC, source);
+    }
 }

@@ -113,7 +113,10 @@ fn misses_do_not_come_here_and_an_overrun_is_told() {
             host.ask_user_space();
             let mut changes = listen(&host, 1);
             (0..50).map(pod).for_each(send);
-            assert_eq!(changes.try_next().unwrap(), None);
+            // The kernel may still tell of the links and their IPv6 addresses, or of more of that than the buffer holds.
+            while let Some(change) = changes.try_next().unwrap() {
+                assert!(!matches!(change, Change::Neigh { .. }), "a miss came as {change:?}");
+            }
             let mut other = BatchSocket::open().unwrap();
             done(other.send(&(0..100).map(|n| Request::PutNeigh(host.entry(pod(n), 1))).collect::<Vec<_>>()));
             let heard = until(&mut changes, |change| *change == Change::Overrun).await;

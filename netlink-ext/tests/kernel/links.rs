@@ -78,6 +78,23 @@ fn what_can_be_changed_on_the_living_device_is() {
 }
 
 #[test]
+fn a_port_of_another_device_is_taken_out() {
+    in_namespace(|| {
+        let mut host = Host::new();
+        let wanted = spec("x0", 1, underlay(&mut host.dumper));
+        ip("link add m0 type bridge\nlink set x0 master m0");
+        let seen = host.dumper.link_named("x0").unwrap().unwrap();
+        let master = host.dumper.link_named("m0").unwrap().unwrap().index;
+        let differences = wanted.differences(&seen);
+        assert_eq!(differences, [Difference::Master { seen: master }]);
+        assert!(differences.iter().all(Difference::live_change));
+        change(wanted.change_messages(seen.index, &differences));
+        let seen = host.dumper.link_named("x0").unwrap().unwrap();
+        assert_eq!((wanted.differences(&seen), seen.master), (vec![], None));
+    });
+}
+
+#[test]
 fn a_changed_local_address_is_used_towards_known_peers_at_once() {
     in_namespace(|| {
         let mut host = Host::new();

@@ -7,6 +7,7 @@ mod conf;
 mod dumps;
 mod links;
 mod misses;
+mod rules;
 mod support;
 mod tables;
 mod underlay;
