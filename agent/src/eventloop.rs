@@ -5,7 +5,7 @@
 //! records come in by the thousand for one page of them.
 
 use std::pin::{Pin, pin};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::Sleep;
@@ -47,6 +47,7 @@ pub use sources::Feeds;
 use sources::{News, Sources};
 use told::Told;
 pub use told::kept_out_at_start;
+use underlay::Underlay;
 
 /// How long a loop with no planes sleeps.
 const NOTHING_TO_DO: Duration = Duration::from_secs(60);
@@ -102,8 +103,7 @@ pub struct EventLoop<D> {
     config: ConfigNow,
     /// The lines about a `subnet.env` that had to be written.
     rewritten: Repeats,
-    /// When a better place for the tunnel's end is taken, if it still is one then.
-    move_at: Option<Instant>,
+    underlay: Underlay,
 }
 
 impl Own {
@@ -128,7 +128,7 @@ impl<D: Dataplane> EventLoop<D> {
             told: Told::default(),
             config: ConfigNow::Ours,
             rewritten: Repeats::in_a_minute(subnet_env::LINES),
-            move_at: None,
+            underlay: Underlay::default(),
         }
     }
 
@@ -166,6 +166,7 @@ impl<D: Dataplane> EventLoop<D> {
                 News::Look => {
                     self.write_env();
                     self.halves.iter_mut().for_each(|half| half.tell_repeats(half::now()));
+                    self.underlay.tell_repeats(half::now());
                     self.health.alive(peers_of(&self.halves));
                 }
                 News::Rules => {}
@@ -198,7 +199,7 @@ impl<D: Dataplane> EventLoop<D> {
             let wake = self.halves.iter().map(Half::next_wake).min();
             let wake = wake
                 .into_iter()
-                .chain(self.move_at)
+                .chain(self.underlay.move_at)
                 .chain(self.told.due())
                 .min()
                 .unwrap_or_else(|| half::now() + NOTHING_TO_DO);
@@ -232,14 +233,17 @@ impl<D: Dataplane> EventLoop<D> {
     /// Works out whether we are ready. Asked between two pieces of work only, so that it does not flicker with each.
     fn note_ready(&mut self) {
         for half in &mut self.halves {
-            for words in half.look_for_contested() {
-                self.told.contested(&half.device.name, &words, half::now());
+            let routes = half.look_for_contested().into_iter().map(|words| (words, contested::ROUTE));
+            let rules = half.look_for_diversion().into_iter().map(|words| (words, contested::RULE));
+            for (words, advice) in routes.chain(rules) {
+                self.told.contested(&half.device.name, &words, advice, half::now());
             }
         }
         let behind = self.halves.iter().filter(|half| !half.in_sync());
         let behind = behind.map(|half| format!("kernel: {} is not as the records want it", half.device.name));
         let displaced = self.records.displaced(self.halves.iter().map(|half| &half.plane));
-        let contested = self.halves.iter().flat_map(|half| half.contested.blocking.iter().cloned());
+        let contested =
+            self.halves.iter().flat_map(|half| half.contested.blocking.iter().chain(&half.diverted).cloned());
         self.health.update(behind.chain(displaced).chain(contested).collect(), peers_of(&self.halves), || {
             programmed_of(&self.halves)
         });

@@ -122,11 +122,24 @@ impl Unfit {
             Self::Choose(_) | Self::NoSide { .. } | Self::Mtu { .. } => None,
         }
     }
+
+    /// The same without what else there is on this host.
+    pub fn brief(&self) -> String {
+        match self {
+            Self::Choose(error) => error.brief(),
+            other => other.to_string(),
+        }
+    }
 }
 
 impl Site {
     /// The end of each family that the config has, over the interfaces that there are.
     pub fn ends(&self, interfaces: &[Interface]) -> Result<Vec<End>, Unfit> {
+        self.each_end(interfaces).into_iter().collect()
+    }
+
+    /// The same, with the reason for each family that has none.
+    pub fn each_end(&self, interfaces: &[Interface]) -> Vec<Result<End, Unfit>> {
         let barred: Vec<Interface> = interfaces.iter().map(|interface| self.barred(interface)).collect();
         self.config.families().map(|net| self.end(net, interfaces, &barred)).collect()
     }

@@ -90,8 +90,8 @@ async fn prepare(
     kernel.reach = wish.can_reach;
     let interfaces = passing.wait("read the interfaces", async || kernel.interfaces()).await?;
     // Which families are needed is known only from the config; an interface that isn't there is said at once.
-    let is_awaited = [false, true].iter().any(|v6| iface::awaited(&interfaces, &wish, *v6).is_some());
-    if let (false, Err(error)) = (is_awaited, iface::choose(&interfaces, &wish, false)) {
+    let may_come = interfaces::may_come(&interfaces, &wish);
+    if let (false, Err(error)) = (may_come, iface::choose(&interfaces, &wish, false)) {
         iface::choose(&interfaces, &wish, true).map_err(|_| error)?;
     }
     let store = flags.etcd.store()?;

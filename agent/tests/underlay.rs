@@ -252,3 +252,37 @@ fn a_host_behind_several_next_hops_is_direct_where_none_has_a_gateway() {
         }
     });
 }
+
+#[test]
+fn a_look_at_the_interfaces_of_a_host_with_many_routes_is_in_parts() {
+    in_namespace(async |mut kernel| {
+        let lines: String = (0..5_000)
+            .map(|n| format!("route add 20.{}.{}.0/24 via 10.1.0.1\n", n / 250, n % 250))
+            .chain(["route add default via 10.2.0.1\n".to_owned()])
+            .collect();
+        let file = std::env::temp_dir().join(format!("twill-routes-{}", std::process::id()));
+        std::fs::write(&file, lines).unwrap();
+        ip(&format!("-batch {}", file.display()));
+        std::fs::remove_file(&file).unwrap();
+        make(&mut kernel).await;
+        underlay_until(&mut kernel, "10.5.7.6").await;
+        let mut parts = 0;
+        let interfaces = loop {
+            match kernel.look().unwrap() {
+                Some(interfaces) => break interfaces,
+                None => parts += 1,
+            }
+            if parts == 5 {
+                // What was read already changes meanwhile.
+                ip("addr add 10.2.0.7/24 dev eth1");
+            }
+        };
+        assert!(parts > 10, "{parts} parts");
+        assert_eq!(find(&interfaces, "eth1").default_v4, Some(0.into()));
+        assert!(underlay_until(&mut kernel, "10.5.7.7").await, "another look is due");
+        assert_eq!(
+            find(&kernel.interfaces().unwrap(), "eth1").addresses.len(),
+            find(&interfaces, "eth1").addresses.len() + 1
+        );
+    });
+}

@@ -53,6 +53,9 @@ impl Pair {
         harm(&node);
         let start = Instant::now();
         wait_until(&format!("mended: {what}"), MENDED, || node.is_again(&self.before));
+        wait_until("a port of no device", MENDED, || {
+            node.ip_json("link show flannel.1").unwrap()[0]["master"].is_null()
+        });
         let took = start.elapsed();
         ping.wait_received(5);
         let report = ping.stop();
@@ -192,6 +195,20 @@ fn the_device_keeps_its_mac() {
 #[test]
 fn the_device_keeps_its_mtu() {
     mended(&["ip link set flannel.1 mtu 1300"]);
+}
+
+/// A bridge would get all that the device receives.
+#[test]
+fn the_device_is_no_port_of_another_one() {
+    mended(&["ip link add br9 type bridge", "ip link set br9 up", "ip link set flannel.1 master br9"]);
+    let mut pair = Pair::new(MODES[0]);
+    run(&pair.node(), "ip link add br9 type bridge");
+    run(&pair.node(), "ip link set flannel.1 master br9");
+    let words = ["another program changed or deleted the device", "a port of br9 (bridge)"];
+    pair.daemons[0].wait_log(&words, PATIENCE);
+    wait_until("it is a port no more", MENDED, || {
+        pair.node().ip_json("link show flannel.1").unwrap()[0]["master"].is_null()
+    });
 }
 
 #[test]

@@ -102,6 +102,7 @@ fn a_changed_mtu_reaches_the_device_and_subnet_env() {
         ping.wait_received(5);
         assert_eq!(ping.stop().lost, 0);
         assert!(pair.daemons[1].runs());
+        assert!(!pair.daemons[1].log().contains("another program changed"), "{}", pair.daemons[1].log());
     }
 }
 
@@ -134,6 +135,7 @@ fn a_new_address_as_from_dhcp_is_followed() {
             .unwrap();
         pair.wait_known_as(Ipv4Addr::new(10, 99, 7, 8));
         assert_eq!(pair.identity(), before);
+        assert!(!pair.daemons[1].log().contains("another program changed"), "{}", pair.daemons[1].log());
     }
 }
 
@@ -151,24 +153,38 @@ fn a_second_address_changes_nothing() {
 }
 
 #[test]
-fn a_link_local_address_gives_way_to_a_global_one() {
+fn a_link_local_address_is_not_taken_for_want_of_a_global_one() {
     let lab = Lab::with_nodes(1);
-    lab.put_config(r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00:16::/48"}"#);
+    lab.put_config(IPV6_ONLY);
     let node = lab.node(1);
     // As a host is before it has heard of a router: only what the link itself gives.
     node.exec("ip -6 addr flush dev eth0 scope global").unwrap();
     node.exec("ip -6 route replace default dev eth0").unwrap();
     let mut daemon = node.twilld(&[]);
-    daemon.wait_ready();
-    let recorded = |address: &str| lab.records().iter().any(|record| record.value.contains(address));
-    assert!(recorded(r#""PublicIPv6":"fe80::"#), "{:?}", lab.records());
+    daemon.wait_log(&["cannot choose the tunnel's interface", "fe80::", "is a link-local address"], PATIENCE);
+    assert_eq!(lab.records(), []);
     node.exec(&format!("ip addr add {}/64 dev eth0 nodad", node.addr6())).unwrap();
-    wait_until("the record follows", PATIENCE, || recorded(&format!(r#""PublicIPv6":"{}""#, node.addr6())));
-    wait_until("the device follows", PATIENCE, || {
-        let link = node.ip_json("-d link show flannel-v6.1").ok()?;
-        (link[0]["linkinfo"]["info_data"]["local6"] == node.addr6().to_string()).then_some(())
-    });
-    assert!(daemon.runs());
+    daemon.wait_ready();
+    wait_recorded(&lab, &format!(r#""PublicIPv6":"{}""#, node.addr6()));
+}
+
+#[test]
+fn an_ipv4_default_route_over_an_ipv6_next_hop_is_followed() {
+    for mode in MODES {
+        let pair = Pair::prepared(mode, &[], |lab| {
+            second_interface(lab, "10.99.8.8");
+            lab.node(2).exec("ip -4 route replace default via inet6 fe80::1 dev eth1").unwrap();
+        });
+        let before = pair.identity();
+        pair.wait_known_as(Ipv4Addr::new(10, 99, 8, 8));
+        pair.moving().exec("ip -4 route replace default via inet6 fe80::1 dev eth0").unwrap();
+        pair.wait_known_as(pair.moving().addr());
+        let both = "ip -4 route replace default nexthop via inet6 fe80::1 dev eth1 nexthop via inet6 fe80::1 dev eth0";
+        pair.moving().exec(both).unwrap();
+        pair.moving().exec("ip link set eth0 down").unwrap();
+        pair.wait_known_as(Ipv4Addr::new(10, 99, 8, 8));
+        assert_eq!(pair.identity(), before);
+    }
 }
 
 #[test]

@@ -116,6 +116,7 @@ fn bad_values_are_named_with_their_flag() {
         (vec!["--public-ip=127.0.0.1"], "no loopback"),
         (vec!["--public-ip=224.0.0.1"], "multicast"),
         (vec!["--public-ipv6=::1"], "--public-ipv6"),
+        (vec!["--public-ipv6=fe80::1"], "--public-ipv6"),
         (vec!["--public-ipv6=10.0.0.1"], "--public-ip "),
         (vec!["--iface-regex=("], "--iface-regex"),
         (vec!["--iface-can-reach=etcd.example"], "expected an IP address"),

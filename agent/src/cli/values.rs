@@ -27,6 +27,10 @@ pub(super) fn ipv4(text: &str) -> Result<Ipv4Addr, String> {
 
 pub(super) fn ipv6(text: &str) -> Result<Ipv6Addr, String> {
     match text.parse() {
+        Ok(IpAddr::V6(ip)) if ip.is_unicast_link_local() => Err(
+            "expected an address that other nodes reach this one by: a link-local one means another host on each link"
+                .to_owned(),
+        ),
         Ok(IpAddr::V6(ip)) => one_host(ip),
         Ok(IpAddr::V4(_)) => Err("expected an IPv6 address; an IPv4 one goes with --public-ip ".to_owned()),
         Err(_) => Err("expected an IPv6 address such as 2001:db8::1".to_owned()),

@@ -2,10 +2,11 @@
 
 use std::net::IpAddr;
 
-use netlink_ext::{Request, fdb, neigh, route};
+use netlink_ext::{Request, fdb, neigh, route, rule};
 
 use crate::overlay::MacAddr;
 use crate::overlay::kernel::{Fdb, NeighState, Op, PROTOCOL, Route, Row, SeenFdb, SeenNeigh, SeenRoute, Via};
+use crate::overlay::rules::{Does, Rule};
 
 /// The request that carries out an operation on the device of this index.
 pub(super) fn request(ifindex: u32, op: &Op) -> Request {
@@ -87,6 +88,19 @@ pub(super) fn seen_route(ifindex: u32, seen: &route::Route) -> Option<SeenRoute>
     let route = Route { destination: seen.destination, via, metric: seen.metric, protocol: seen.protocol };
     let others = seen.ifindex.filter(|other| *other != ifindex);
     (seen.table == route::TABLE_MAIN).then_some(SeenRoute { route, ifindex: others })
+}
+
+/// A policy rule as the overlay sees it.
+pub(super) fn seen_rule(seen: rule::Rule) -> Rule {
+    let rule::Rule { priority, from, to, iif, is_conditional, action, suppress_prefixlength } = seen;
+    let does = match action {
+        rule::Action::Lookup(table) => Does::Lookup(table),
+        rule::Action::Goto(target) => Does::Goto(target),
+        rule::Action::Blackhole => Does::Drop("blackhole"),
+        rule::Action::Unreachable => Does::Drop("unreachable"),
+        rule::Action::Prohibit => Does::Drop("prohibit"),
+    };
+    Rule { priority, from, to, has_device: iif.is_some(), is_conditional, does, suppress_prefixlength }
 }
 
 fn unspecified(route: &route::Route) -> IpAddr {

@@ -10,6 +10,7 @@ use tracing::{debug, info, warn};
 use super::kernel::Kernel;
 use super::link::{self, LinkRequest};
 use super::{Device, Error, Made, holder, shield};
+use crate::overlay::Shown;
 use crate::overlay::config::Backend;
 
 /// Questions to user space per unresolved address, a second apart; nobody else is asked.
@@ -84,7 +85,7 @@ impl Kernel {
             if mend.is_empty() {
                 return Ok((Made::AsWanted, link));
             }
-            reasons = mend.iter().map(Difference::to_string).collect();
+            reasons = mend.iter().map(|difference| self.in_words(difference)).collect();
             if mend.iter().all(Difference::live_change) {
                 match self.change(spec, link.index, &mend).await {
                     Ok(()) => return Ok((Made::Changed(reasons), self.look(spec)?)),
@@ -139,6 +140,19 @@ impl Kernel {
             }
             other => other,
         }
+    }
+
+    /// A difference, with the name of the device that ours is a port of.
+    fn in_words(&mut self, difference: &Difference) -> String {
+        let links = match difference {
+            Difference::Master { .. } => self.looker.links().unwrap_or_default(),
+            _ => Vec::new(),
+        };
+        let is_master = |link: &&Link| *difference == Difference::Master { seen: link.index };
+        links.iter().find(is_master).map_or_else(
+            || difference.to_string(),
+            |link| format!("a port of {} ({})", Shown::new(&link.name), link.kind.as_deref().unwrap_or("physical")),
+        )
     }
 
     fn look(&mut self, spec: &VxlanSpec) -> Result<Link, Error> {

@@ -10,6 +10,7 @@ use super::{Dataplane, Device, Error, Event, Made, Refused};
 use crate::overlay::MacAddr;
 use crate::overlay::iface::Interface;
 use crate::overlay::kernel::{Fdb, NeighState, Observed, Op, PROTOCOL, Route, Row, SeenFdb, SeenNeigh, SeenRoute, Via};
+use crate::overlay::rules::{Rule, Way};
 
 /// A model of the tables that Twill writes to.
 #[derive(Debug, Default)]
@@ -26,6 +27,10 @@ pub struct FakeKernel {
     pub interfaces: Vec<Interface>,
     /// Addresses that are reached without a gateway.
     pub direct: BTreeSet<IpAddr>,
+    /// Policy rules.
+    pub rules: Vec<Rule>,
+    /// Which way the kernel sends what goes to an address, where that is not as the main table says.
+    pub ways: BTreeMap<IpAddr, Way>,
     /// Events to hand out.
     pub events: VecDeque<Event>,
     /// How many operations were applied, failed ones too.
@@ -113,6 +118,14 @@ impl Dataplane for FakeKernel {
 
     fn device_name(&mut self, ifindex: u32) -> Result<Option<String>, Error> {
         Ok(self.interfaces.iter().find(|interface| interface.index == ifindex).map(|interface| interface.name.clone()))
+    }
+
+    fn rules(&mut self) -> Result<Vec<Rule>, Error> {
+        Ok(self.rules.clone())
+    }
+
+    fn way_to(&mut self, address: IpAddr) -> Result<Way, Error> {
+        Ok(self.ways.get(&address).copied().unwrap_or(Way::Ours))
     }
 
     fn apply(&mut self, ops: &[Op]) -> Result<Vec<Refused>, Error> {

@@ -10,16 +10,17 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use netlink_ext::addr::Seen as SeenAddress;
 use netlink_ext::change::{Change, ChangeScope, ChangeSocket};
-use netlink_ext::dump::{Query, Row as Dumped, Step, TRIES};
 use netlink_ext::link::{Difference, Link, VxlanSpec};
 use netlink_ext::{BatchSocket, Dumper, Family, Miss as KernelMiss, MissSocket, Request, pending_misses, route};
 use tracing::debug;
 
 use super::device::is_link_local;
+use super::dump::Dump;
 use super::{Dataplane, Device, Error, Event, Made, Refused, convert, underlay};
 use crate::overlay::MacAddr;
 use crate::overlay::iface::Interface;
 use crate::overlay::kernel::{Miss, Notification, Observed, Op, Row};
+use crate::overlay::rules::{Rule, Way};
 
 /// Room for some 10,000 misses: the kernel doubles it and charges some 830 bytes for each.
 const MISS_BUFFER: usize = 8 << 20;
@@ -42,6 +43,8 @@ pub struct Kernel {
     pub(super) dump: Option<Dump>,
     /// What the last look at the interfaces rested on.
     watched: underlay::Watched,
+    /// The look at the interfaces under way.
+    look: Option<underlay::Look>,
     /// `--iface-can-reach`: which interface leads there is part of the answer of [`Dataplane::interfaces`].
     pub reach: Option<IpAddr>,
     /// A socket has failed: those for requests are opened anew before the next one.
@@ -67,12 +70,6 @@ struct Live {
     changes: ChangeSocket,
 }
 
-/// A dump under way: which of its queries runs.
-pub(super) struct Dump {
-    queries: Vec<Query>,
-    tries: u32,
-}
-
 impl Kernel {
     /// Opens the sockets, in the network namespace of this thread. To be called within a tokio runtime.
     pub fn open() -> Result<Self, Error> {
@@ -86,6 +83,7 @@ impl Kernel {
             waiting: VecDeque::new(),
             dump: None,
             watched: underlay::Watched::default(),
+            look: None,
             reach: None,
             stale: false,
             deaf: false,
@@ -119,7 +117,7 @@ impl Kernel {
             return Ok(());
         }
         (self.batch, self.dumper, self.looker) = (BatchSocket::open()?, Dumper::open()?, Dumper::open()?);
-        (self.dump, self.stale) = (None, false);
+        (self.dump, self.look, self.stale) = (None, None, false);
         debug!("the netlink sockets are open again");
         Ok(())
     }
@@ -175,6 +173,22 @@ impl Kernel {
         dump.step(&mut self.dumper, ifindex)
     }
 
+    /// Does the next step of a look at the interfaces, which is forgotten if that fails.
+    fn look_on(&mut self) -> Result<Option<(Vec<Interface>, underlay::Watched)>, netlink_ext::Error> {
+        let mut look = match self.look.take() {
+            Some(look) => look,
+            None => {
+                self.watched.forget_addresses();
+                underlay::Look::begin()?
+            }
+        };
+        if look.step()? {
+            return look.finish(self.reach).map(Some);
+        }
+        self.look = Some(look);
+        Ok(None)
+    }
+
     fn next_event_now(&mut self) -> Result<Option<Event>, Error> {
         let Some(live) = self.live.as_mut().filter(|_| !self.deaf) else { return Ok(None) };
         if let Some(miss) = live.misses.try_next()? {
@@ -211,16 +225,45 @@ impl Dataplane for Kernel {
     }
 
     fn interfaces(&mut self) -> Result<Vec<Interface>, Error> {
+        self.look = None;
+        loop {
+            if let Some(interfaces) = self.look()? {
+                return Ok(interfaces);
+            }
+        }
+    }
+
+    fn look(&mut self) -> Result<Option<Vec<Interface>>, Error> {
         self.refresh()?;
-        let seen = underlay::interfaces(&mut self.looker, self.reach);
-        let (interfaces, watched) = self.noted(seen)?;
+        let step = self.look_on().map_err(Error::from);
+        let Some((interfaces, watched)) = self.noted(step)? else { return Ok(None) };
         self.watched = watched;
-        Ok(interfaces)
+        Ok(Some(interfaces))
+    }
+
+    fn rules(&mut self) -> Result<Vec<Rule>, Error> {
+        self.refresh()?;
+        let Some(family) = self.live.as_ref().map(|live| live.family) else { return Ok(Vec::new()) };
+        let rules = self.looker.rules(family).map_err(Error::from);
+        Ok(self.noted(rules)?.into_iter().map(convert::seen_rule).collect())
+    }
+
+    fn way_to(&mut self, address: IpAddr) -> Result<Way, Error> {
+        self.refresh()?;
+        let Some((ifindex, own)) = self.live.as_ref().map(|live| (live.ifindex, live.address.ip())) else {
+            return Ok(Way::Ours);
+        };
+        let route = self.looker.route_to(address, Some(own)).map_err(Error::from);
+        Ok(match self.noted(route)? {
+            None => Way::Refused,
+            Some(route) if route.table == route::TABLE_MAIN || route.ifindex == Some(ifindex) => Way::Ours,
+            Some(route) => Way::Table(route.table, route.gateway),
+        })
     }
 
     fn is_direct(&mut self, host: IpAddr) -> Result<bool, Error> {
         self.refresh()?;
-        let route = self.looker.route_to(host).map_err(Error::from);
+        let route = self.looker.route_to(host, None).map_err(Error::from);
         let route = self.noted(route)?;
         Ok(route.is_some_and(|route| route.kind == route::Kind::Unicast && route.gateway.is_none()))
     }
@@ -291,6 +334,7 @@ impl Live {
                 Some(Event::Row(Notification::DeviceDown(ifindex)))
             }
             Change::Link(_) => None,
+            Change::Rule { family } => (family == self.family).then_some(Event::Rules),
             Change::Address { .. } | Change::Nexthop { .. } => None,
             Change::Route { route, gone } => self.route_event(&route, gone),
             Change::Neigh { entry, gone: true } => Some(Event::Row(Notification::Gone(Row::Neigh(entry.address)))),
@@ -306,58 +350,5 @@ impl Live {
     fn route_event(&self, route: &route::Route, gone: bool) -> Option<Event> {
         let seen = convert::seen_route(self.ifindex, route)?;
         Some(Event::Row(if gone { Notification::Gone(Row::Route(seen.route)) } else { Notification::Route(seen) }))
-    }
-}
-
-impl Dump {
-    fn new(ifindex: u32, family: Family) -> Self {
-        // Taken from the end. All of the main table: a stranger's route on any device may go before ours, and ours are not
-        // all on our device.
-        let queries = vec![Query::MainTable { family }, Query::Neigh { ifindex, family }, Query::Fdb { ifindex }];
-        Self { queries, tries: 0 }
-    }
-
-    fn start(&self, dumper: &mut Dumper) -> Result<(), netlink_ext::Error> {
-        if let Some(query) = self.queries.last() {
-            dumper.start(query.clone())?;
-        }
-        Ok(())
-    }
-
-    /// Reads one datagram: what it shows, and whether it was the last one of the last query.
-    fn step(&mut self, dumper: &mut Dumper, ifindex: u32) -> Result<(Observed, bool), Error> {
-        let mut observed = Observed::default();
-        let seen = dumper.step(&mut |row| match row {
-            Dumped::Fdb(seen) => observed.fdb.push(convert::seen_fdb(&seen)),
-            Dumped::Neigh(seen) => observed.neighbours.push(convert::seen_neigh(&seen)),
-            Dumped::Route(seen) => observed.routes.extend(convert::seen_route(ifindex, &seen)),
-            Dumped::Link(_) | Dumped::Address(_) | Dumped::NeighParams(_) => {}
-            Dumped::DefaultRoute(_) | Dumped::Nexthop(_) => {}
-        });
-        match seen {
-            Ok(Step::More) => return Ok((observed, false)),
-            Ok(Step::Done) => {
-                self.queries.pop();
-            }
-            // A row seen twice does no harm, one that was missed would: this query again.
-            Ok(Step::Interrupted) => self.again(netlink_ext::Error::DumpInterrupted { tries: TRIES })?,
-            Err(error) => self.again(error)?,
-        }
-        while let Err(error) = self.start(dumper) {
-            self.again(error)?;
-        }
-        Ok((observed, self.queries.is_empty()))
-    }
-
-    /// Counts a try that came to nothing; the reason, where there have been too many.
-    fn again(&mut self, reason: netlink_ext::Error) -> Result<(), Error> {
-        // A timeout has waited long enough already.
-        let timed_out = matches!(reason, netlink_ext::Error::Timeout { .. });
-        let is_worth_it = !timed_out && (reason.is_passing() || reason.is_of_socket());
-        if self.tries == TRIES || !is_worth_it {
-            return Err(reason.into());
-        }
-        self.tries += 1;
-        Ok(())
     }
 }

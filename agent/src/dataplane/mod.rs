@@ -12,9 +12,11 @@ use ipnetwork::IpNetwork;
 use crate::overlay::MacAddr;
 use crate::overlay::iface::Interface;
 use crate::overlay::kernel::{Miss, Notification, Observed, Op};
+use crate::overlay::rules::{Rule, Way};
 
 mod convert;
 mod device;
+mod dump;
 pub mod fake;
 pub(crate) mod holder;
 pub mod kernel;
@@ -87,6 +89,8 @@ pub enum Event {
     Device,
     /// Links, addresses or default routes changed that the choice of the underlay rests on.
     Underlay,
+    /// The policy rules changed.
+    Rules,
     /// Events were lost: look at everything. Misses that were lost come right after.
     Overrun,
     /// Things that concern nobody here; there may be more.
@@ -112,6 +116,17 @@ pub trait Dataplane {
 
     /// This host's interfaces, with their addresses and default routes.
     fn interfaces(&mut self) -> Result<Vec<Interface>, Error>;
+
+    /// The same in steps, so that misses can be answered in between: `None` where there are more. The first call begins.
+    fn look(&mut self) -> Result<Option<Vec<Interface>>, Error> {
+        self.interfaces().map(Some)
+    }
+
+    /// The policy rules of the device's family, in the kernel's order.
+    fn rules(&mut self) -> Result<Vec<Rule>, Error>;
+
+    /// Which way this host sends what goes from the device's address to another one.
+    fn way_to(&mut self, address: IpAddr) -> Result<Way, Error>;
 
     /// Whether this host sends to an address without a gateway in between.
     fn is_direct(&mut self, host: IpAddr) -> Result<bool, Error>;

@@ -1,17 +1,18 @@
 //! The interfaces of this host and their default routes: what the choice of the underlay rests on.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use netlink_ext::addr::Seen;
 use netlink_ext::change::Change;
+use netlink_ext::dump::{Query, Row, Step, TRIES};
+use netlink_ext::link::Link;
 use netlink_ext::nexthop::DefaultRoute;
-use netlink_ext::{Dumper, Family, route};
+use netlink_ext::{Dumper, Error, Family, route};
 
-use super::Error;
 use crate::overlay::iface::{Address, DefaultHop, Interface, Scope};
 
-/// What the answer to [`interfaces`] rested on: a change of any of it may change the answer.
+/// What a [`Look`] rested on: a change of any of it may change its answer.
 #[derive(Debug, Default)]
 pub(super) struct Watched {
     /// The interfaces that are next hops of default routes, living or dead.
@@ -23,6 +24,11 @@ pub(super) struct Watched {
 }
 
 impl Watched {
+    /// A look begins: until it is done, an address that is told may be another than the one it has read.
+    pub(super) fn forget_addresses(&mut self) {
+        self.addresses.clear();
+    }
+
     /// Whether a change may be one of the underlay. `underlay` is the interface in use, `local` the address.
     pub(super) fn concerns(&self, change: &Change, underlay: u32, local: IpAddr) -> bool {
         let is_way = |ifindex: u32| ifindex == underlay || self.links.contains(&ifindex);
@@ -37,59 +43,143 @@ impl Watched {
             }
             Change::Route { route, .. } => route.destination.prefix() == 0 && route.table == route::TABLE_MAIN,
             Change::Nexthop { id } => self.nexthops.contains(id),
-            Change::Neigh { .. } | Change::Fdb { .. } | Change::Overrun => false,
+            Change::Rule { .. } | Change::Neigh { .. } | Change::Fdb { .. } | Change::Overrun => false,
         }
     }
 }
 
-/// Every interface, with its addresses and its place among the default routes; the one through which the kernel would send
-/// to `reach` says from which address.
-pub(super) fn interfaces(dumper: &mut Dumper, reach: Option<IpAddr>) -> Result<(Vec<Interface>, Watched), Error> {
-    let links = dumper.links()?;
-    let addresses = dumper.addresses(None)?;
-    let mut interfaces: Vec<Interface> = links
+/// A look at the interfaces, a datagram at a time: the main table may be the Internet's, and misses go before it.
+pub(super) struct Look {
+    /// Its own: those of the kernel side have other dumps under way.
+    dumper: Dumper,
+    /// What is still to be read, from the end.
+    queries: Vec<Query>,
+    tries: u32,
+    links: Vec<Link>,
+    addresses: Vec<Seen>,
+    routes: Vec<DefaultRoute>,
+}
+
+impl Look {
+    /// Begins.
+    pub(super) fn begin() -> Result<Self, Error> {
+        let routes = Family::BOTH.map(|family| Query::DefaultRoutes { family });
+        let queries = routes.into_iter().chain([Query::Addresses { ifindex: None }, Query::Links]).collect();
+        let (links, addresses, routes) = (Vec::new(), Vec::new(), Vec::new());
+        let mut look = Self { dumper: Dumper::open()?, queries, tries: 0, links, addresses, routes };
+        look.start()?;
+        Ok(look)
+    }
+
+    /// Reads one datagram; whether it was the last one.
+    pub(super) fn step(&mut self) -> Result<bool, Error> {
+        let Self { dumper, links, addresses, routes, .. } = self;
+        let step = dumper.step(&mut |row| match row {
+            Row::Link(link) => links.push(*link),
+            Row::Address(address) => addresses.push(address),
+            Row::DefaultRoute(route) if route.table == route::TABLE_MAIN => routes.push(route),
+            _ => (),
+        });
+        match step {
+            Ok(Step::More) => return Ok(false),
+            Ok(Step::Done) => drop(self.queries.pop()),
+            Ok(Step::Interrupted) => self.again(Error::DumpInterrupted { tries: TRIES })?,
+            Err(error) => self.again(error)?,
+        }
+        self.start()?;
+        Ok(self.queries.is_empty())
+    }
+
+    fn start(&mut self) -> Result<(), Error> {
+        while let Some(query) = self.queries.last() {
+            match self.dumper.start(query.clone()) {
+                Ok(()) => break,
+                Err(error) => self.again(error)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets what the query under way has shown, which is to be made again, unless there have been too many tries.
+    fn again(&mut self, reason: Error) -> Result<(), Error> {
+        // A timeout has waited long enough already.
+        let timed_out = matches!(reason, Error::Timeout { .. });
+        let is_interrupted = matches!(reason, Error::DumpInterrupted { .. });
+        let is_worth_it = is_interrupted || reason.is_passing() || reason.is_of_socket();
+        if self.tries == TRIES || timed_out || !is_worth_it {
+            return Err(reason);
+        }
+        self.tries += 1;
+        match self.queries.last() {
+            Some(Query::Links) => self.links.clear(),
+            Some(Query::Addresses { .. }) => self.addresses.clear(),
+            Some(Query::DefaultRoutes { family }) => self.routes.retain(|route| route.family != *family),
+            _ => (),
+        }
+        Ok(())
+    }
+
+    /// Every interface, with its addresses and its place among the default routes; the one through which the kernel would
+    /// send to `reach` says from which address.
+    pub(super) fn finish(mut self, reach: Option<IpAddr>) -> Result<(Vec<Interface>, Watched), Error> {
+        if self.routes.iter().any(|route| !route.objects.is_empty()) {
+            let objects = self.dumper.nexthops()?;
+            self.routes.iter_mut().for_each(|route| route.resolve(&objects));
+        }
+        let mut interfaces = interfaces(self.links, &self.addresses);
+        let routes = &self.routes;
+        let watched = Watched {
+            links: routes.iter().flat_map(|route| &route.hops).map(|hop| hop.ifindex).collect(),
+            nexthops: routes.iter().flat_map(|route| &route.objects).copied().collect(),
+            addresses: self.addresses.into_iter().collect(),
+        };
+        for family in Family::BOTH {
+            for (ifindex, hop) in hops(routes.iter().filter(|route| route.family == family)) {
+                let Some(interface) = interfaces.get_mut(&ifindex) else { continue };
+                let best = match family {
+                    Family::V4 => &mut interface.default_v4,
+                    Family::V6 => &mut interface.default_v6,
+                };
+                *best = Some(best.map_or(hop, |other| other.min(hop)));
+            }
+        }
+        if let Some(target) = reach
+            && let Some(route) = self.dumper.route_to(target, None)?
+            && let Some(interface) = route.ifindex.and_then(|ifindex| interfaces.get_mut(&ifindex))
+        {
+            interface.reaches_from = route.source;
+        }
+        Ok((interfaces.into_values().collect(), watched))
+    }
+}
+
+/// The interfaces by their indices, each with its addresses.
+fn interfaces(links: Vec<Link>, addresses: &[Seen]) -> BTreeMap<u32, Interface> {
+    let mut interfaces: BTreeMap<u32, Interface> = links
         .into_iter()
-        .map(|link| Interface {
-            index: link.index,
-            addresses: addresses.iter().filter(|seen| seen.address.ifindex == link.index).map(address).collect(),
-            name: link.name,
-            mtu: link.mtu,
-            default_v4: None,
-            default_v6: None,
-            reaches_from: None,
+        .map(|Link { index, name, mtu, up, lower_up, .. }| {
+            let down = match (up, lower_up) {
+                (false, _) => Some("is down"),
+                (true, false) => Some("is down: it has no carrier"),
+                (true, true) => None,
+            };
+            (index, Interface { index, name, mtu, down, ..Interface::default() })
         })
         .collect();
-    let mut watched = Watched { addresses: addresses.into_iter().collect(), ..Watched::default() };
-    for family in Family::BOTH {
-        let routes = dumper.default_routes(family)?;
-        let routes: Vec<_> = routes.into_iter().filter(|route| route.table == route::TABLE_MAIN).collect();
-        watched.nexthops.extend(routes.iter().flat_map(|route| &route.objects));
-        watched.links.extend(routes.iter().flat_map(|route| &route.hops).map(|hop| hop.ifindex));
-        for (ifindex, hop) in hops(&routes) {
-            let interface = interfaces.iter_mut().find(|interface| interface.index == ifindex);
-            let Some(interface) = interface else { continue };
-            let best = match family {
-                Family::V4 => &mut interface.default_v4,
-                Family::V6 => &mut interface.default_v6,
-            };
-            *best = Some(best.map_or(hop, |other| other.min(hop)));
+    for seen in addresses {
+        if let Some(interface) = interfaces.get_mut(&seen.address.ifindex) {
+            interface.addresses.push(address(seen));
         }
     }
-    if let Some(target) = reach
-        && let Some(route) = dumper.route_to(target)?
-        && let Some(interface) = interfaces.iter_mut().find(|interface| Some(interface.index) == route.ifindex)
-    {
-        interface.reaches_from = route.source;
-    }
-    Ok((interfaces, watched))
+    interfaces
 }
 
 /// The living next hops, each by the index of its interface.
-fn hops(routes: &[DefaultRoute]) -> Vec<(u32, DefaultHop)> {
+fn hops<'a>(routes: impl Iterator<Item = &'a DefaultRoute> + Clone) -> Vec<(u32, DefaultHop)> {
     let mut living = Vec::new();
-    for metric in routes.iter().map(|route| route.metric).collect::<BTreeSet<_>>() {
+    for metric in routes.clone().map(|route| route.metric).collect::<BTreeSet<_>>() {
         let equal: Vec<_> =
-            routes.iter().filter(|route| route.metric == metric).flat_map(|route| &route.hops).collect();
+            routes.clone().filter(|route| route.metric == metric).flat_map(|route| &route.hops).collect();
         let of = equal.len();
         let placed = equal.into_iter().zip(1..).filter(|(hop, _)| !hop.dead);
         living

@@ -7,6 +7,11 @@ use crate::dataplane::Dataplane;
 use crate::overlay::plane::contradiction::Contested;
 use crate::overlay::words::GoesBefore;
 
+/// What an operator can do about a route.
+pub(super) const ROUTE: &str =
+    "it is not on our device: remove it or its address, or give it a higher metric than ours";
+/// The same about a policy rule.
+pub(super) const RULE: &str = "remove it, or let a rule of a lower priority look the network up in the main table (ip rule add to <network> lookup main priority <lower>)";
 /// How many of them are named.
 const NAMED: usize = 5;
 

@@ -2,24 +2,20 @@
 
 use std::time::{Duration, Instant};
 
-use tracing::{debug, info, trace, warn};
+use tracing::{debug, trace, warn};
 
 use super::contested::Named;
 use super::sockets::Sockets;
-use crate::dataplane::{Dataplane, Device, Error, Event, Made};
+use crate::dataplane::{Dataplane, Device, Error, Event};
 use crate::overlay::iface::Interface;
-use crate::overlay::plane::comparison::Findings;
 use crate::overlay::plane::miss::Answer;
-use crate::overlay::plane::{Chunk, PeerMode, Plane};
+use crate::overlay::plane::{Chunk, Plane};
 use crate::overlay::repeats::Repeats;
 use crate::overlay::words::Command;
 
-/// How often everything is compared without any cause.
-const CHECK_EVERY: Duration = Duration::from_secs(60);
-/// The same on demand where peers go idle sooner: twice in that time, but not more often than this.
-const CHECK_LEAST: Duration = Duration::from_secs(1);
-/// The pause before a check that could not be made is tried again.
-const CHECK_AGAIN: Duration = Duration::from_secs(1);
+mod compare;
+mod rules;
+
 /// The least time between two times that the device is mended.
 const MEND_LEAST: Duration = Duration::from_millis(100);
 /// The same once another program changes it again and again, and how many times in a minute that is.
@@ -81,6 +77,13 @@ pub struct Half<D> {
     /// How often the sockets to the kernel failed.
     sockets: Sockets,
     underlay_changed: bool,
+    /// The device is another one than the kernel has, because the underlay changed.
+    following: bool,
+    /// The policy rules, or what they lead to, may be others now; for how many peers that was looked at last.
+    rules_due: bool,
+    rules_looked_at: Option<usize>,
+    /// The policy rule of another program that takes a peer's packets, for people.
+    pub(super) diverted: Option<String>,
     /// What the next comparison finds is logged for the operator.
     tell_comparison: bool,
     /// Which routes of other programs go before ours, for people.
@@ -112,6 +115,10 @@ impl<D: Dataplane> Half<D> {
             sockets: Sockets::default(),
             // It may have changed while nobody listened.
             underlay_changed: true,
+            following: false,
+            rules_due: false,
+            rules_looked_at: None,
+            diverted: None,
             tell_comparison: false,
             contested: Named::default(),
             quiet: false,
@@ -130,6 +137,12 @@ impl<D: Dataplane> Half<D> {
     /// Looks at everything as soon as possible, and logs what was found.
     pub(super) fn compare_and_tell(&mut self, now: Instant) {
         self.tell_comparison = true;
+        self.check(now);
+    }
+
+    /// The device is to be this one from now on.
+    pub(super) fn follow(&mut self, device: Device, now: Instant) {
+        (self.device, self.following) = (device, true);
         self.check(now);
     }
 
@@ -160,6 +173,7 @@ impl<D: Dataplane> Half<D> {
                 Ok(Some(Event::Row(seen))) => self.plane.saw(&seen),
                 Ok(Some(Event::Nothing)) => {}
                 Ok(Some(Event::Device)) => self.check(now),
+                Ok(Some(Event::Rules)) => self.rules_due = true,
                 Ok(Some(Event::Underlay)) => {
                     self.underlay_changed = true;
                     self.plane.redecide(None);
@@ -235,19 +249,6 @@ impl<D: Dataplane> Half<D> {
         true
     }
 
-    /// DirectRouting: finds out for some peers whether their hosts are on a link of ours.
-    fn decide(&mut self) {
-        for _ in 0..CHUNK {
-            let Some((subnet, host)) = self.plane.undecided() else { return };
-            match self.dataplane.is_direct(host) {
-                Ok(direct) => self.plane.decide(subnet, host, direct),
-                Err(source) if source.is_of_socket() => return self.socket_failed(&source, now()),
-                // A tunnel works in either case.
-                Err(source) => debug!(%subnet, %host, error = %source, "cannot look up the route to a peer's host"),
-            }
-        }
-    }
-
     /// Says how often things went on that had no line of their own.
     pub(super) fn tell_repeats(&mut self, now: Instant) {
         if let Some(times) = self.mends.count(now) {
@@ -260,70 +261,6 @@ impl<D: Dataplane> Half<D> {
         while self.made && self.plane.is_due() && now() < deadline {
             let chunk = self.plane.next_chunk(CHUNK);
             self.apply(chunk, now());
-        }
-    }
-
-    /// Makes the device what it should be, then begins a comparison of all that hangs on it: that may have gone although
-    /// the device looks as it should, for instance if it was down in between.
-    async fn make(&mut self, now: Instant) {
-        match self.dataplane.make(&self.device).await {
-            Ok(made) => {
-                // Looked at with everything else. Whoever recreated the device may have sent no event.
-                self.underlay_changed = true;
-                if made != Made::AsWanted {
-                    self.mended_at = Some(now);
-                    if self.mends.admit(now) {
-                        warn!(device = %self.device.name, how = %made, "another program changed or deleted the device; the daemon restored it");
-                    }
-                }
-                self.made = true;
-                self.observing = true;
-                self.plane.begin_comparison();
-                // A link that goes down takes routes with it without a word.
-                self.plane.redecide(None);
-                self.check_at = now + self.interval();
-            }
-            Err(source) if source.is_of_socket() => self.socket_failed(&source, now),
-            Err(source) => {
-                self.complain(format_args!("{source}"), 1);
-                self.made = false;
-                self.check_at = now + CHECK_AGAIN;
-            }
-        }
-    }
-
-    fn interval(&self) -> Duration {
-        let setup = self.plane.setup();
-        match setup.mode {
-            PeerMode::OnDemand => (setup.idle / 2).clamp(CHECK_LEAST, CHECK_EVERY),
-            PeerMode::All => CHECK_EVERY,
-        }
-    }
-
-    /// Reads the next part of a dump and compares it; after the last one what differs is due.
-    fn observe(&mut self, now: Instant) {
-        match self.dataplane.observe() {
-            Ok((part, is_last)) => {
-                self.plane.compare(&part);
-                if is_last {
-                    self.observing = false;
-                    let found = self.plane.end_comparison(!self.adopted, now);
-                    self.adopted = true;
-                    let device = &self.device.name;
-                    let Findings { right, due, strays, idle } = found;
-                    if std::mem::take(&mut self.tell_comparison) {
-                        info!(%device, right, due, strays, idle, "compared the kernel with the records");
-                    } else {
-                        debug!(%device, right, due, strays, idle, "compared the kernel with the records");
-                    }
-                }
-            }
-            Err(source) if source.is_of_socket() => self.socket_failed(&source, now),
-            Err(source) => {
-                self.observing = false;
-                self.check_at = now + CHECK_AGAIN;
-                warn!(device = %self.device.name, error = %source, "cannot read the kernel's tables, trying again");
-            }
         }
     }
 
@@ -356,9 +293,9 @@ impl<D: Dataplane> Half<D> {
         }
     }
 
-    /// This host's interfaces, as the kernel side of this plane sees them.
-    pub(super) fn interfaces(&mut self, now: Instant) -> Result<Vec<Interface>, Error> {
-        let interfaces = self.dataplane.interfaces();
+    /// This host's interfaces, as the kernel side of this plane sees them: `None` as long as there is more to read.
+    pub(super) fn look(&mut self, now: Instant) -> Result<Option<Vec<Interface>>, Error> {
+        let interfaces = self.dataplane.look();
         if let Some(source) = interfaces.as_ref().err().filter(|source| source.is_of_socket()) {
             self.socket_failed(source, now);
         }

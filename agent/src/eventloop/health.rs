@@ -34,6 +34,8 @@ pub(super) struct Health {
     pub lease: Option<String>,
     /// Who writes our record again and again, if anybody does: half of the time others follow what that one writes.
     pub disputed: Option<String>,
+    /// Why the tunnel's packets cannot leave this host, if they can't.
+    pub underlay: Option<String>,
     /// Why `subnet.env` cannot be written, if it can't.
     pub file: Option<String>,
     /// What is wrong with the nftables rules, where there are any to be.
@@ -79,6 +81,7 @@ impl Health {
         if self.listing {
             missing.push("etcd: reading all records".to_owned());
         }
+        missing.extend(self.underlay.as_ref().map(|reason| format!("underlay: {reason}")));
         missing.extend(planes);
         missing.extend(self.file.as_ref().map(|reason| format!("subnet.env: {reason}")));
         let rules = self.rules.as_ref().and_then(|rules| rules.borrow().clone());

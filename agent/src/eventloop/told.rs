@@ -175,13 +175,10 @@ impl Told {
         }
     }
 
-    /// A route of another program goes before ours.
-    pub(super) fn contested(&mut self, device: &str, words: &str, now: Instant) {
+    /// A route or a policy rule of another program goes before ours; what to do about it.
+    pub(super) fn contested(&mut self, device: &str, words: &str, advice: &str, now: Instant) {
         if self.contested.admit(now) {
-            warn!(
-                device,
-                "{words}; it is not on our device: remove it or its address, or give it a higher metric than ours"
-            );
+            warn!(device, "{words}; {advice}");
         } else {
             debug!(device, "{words}");
         }
@@ -227,7 +224,7 @@ impl Told {
             }
         }
         if let Some(count) = self.contested.count(now) {
-            warn!(count, "more routes of other programs came that go before ours");
+            warn!(count, "more routes or policy rules of other programs came that go before ours");
         }
         if let Some(times) = self.config.count(now) {
             warn!(times, now = self.config_now, "the network config was changed again and again");

@@ -7,9 +7,10 @@ use tracing::{info, warn};
 use super::EventLoop;
 use crate::dataplane::{Dataplane, Device};
 use crate::overlay::MacAddr;
-use crate::overlay::iface;
+use crate::overlay::iface::{self, Interface};
 use crate::overlay::plane::Plane;
 use crate::overlay::record::Record;
+use crate::overlay::repeats::Repeats;
 use crate::site::{self, End, Unfit};
 
 /// How long another address has to stay the better choice before it becomes ours: a DHCP client takes an address away
@@ -18,72 +19,174 @@ const STAYS: Duration = Duration::from_millis(500);
 /// The same where ours is as good, one of several next hops of the default route: one that goes and comes shall not make
 /// all peers change our address each time.
 const STAYS_BESIDE_ITS_EQUAL: Duration = Duration::from_secs(5);
+/// So many lines in a minute; of more, their number.
+const LINES: u32 = 10;
+
+/// What is known of the underlay beside the devices.
+pub(super) struct Underlay {
+    /// The interfaces may be others than the last look showed.
+    changed: bool,
+    /// A look at the interfaces is under way.
+    looking: bool,
+    /// When a better place for the tunnel's end is taken, if it still is one then.
+    pub(super) move_at: Option<Instant>,
+    /// The ends as devices and record have them, one a family; none before the first look.
+    ends: Vec<End>,
+    /// Why an end stays where no interface fits, as it was found last.
+    unfit: Option<String>,
+    lines: Repeats,
+}
+
+impl Default for Underlay {
+    fn default() -> Self {
+        let (changed, looking, move_at, ends, unfit) = (false, false, None, Vec::new(), None);
+        Self { changed, looking, move_at, ends, unfit, lines: Repeats::in_a_minute(LINES) }
+    }
+}
+
+impl Underlay {
+    /// Says how many lines were not said.
+    pub(super) fn tell_repeats(&mut self, now: Instant) {
+        if let Some(times) = self.lines.count(now) {
+            warn!(times, "the underlay keeps changing");
+        }
+    }
+
+    /// No interface fits, or each family has one again. The log has a line where that is news.
+    fn note_unfit(&mut self, unfit: Option<&Unfit>, now: Instant) {
+        let is_news = self.unfit.is_some() != unfit.is_some() && self.lines.admit(now);
+        match unfit {
+            Some(reason) if is_news => {
+                warn!(%reason, "the underlay is not usable now, staying with what was chosen");
+            }
+            None if is_news => info!("the underlay is usable again"),
+            _ => {}
+        }
+        self.unfit = unfit.map(Unfit::brief);
+    }
+}
+
+/// The ends over the interfaces that there are now.
+struct Found {
+    ends: Vec<End>,
+    /// How long they have to stay so before they become ours.
+    wait: Duration,
+}
 
 impl<D: Dataplane> EventLoop<D> {
     /// Looks at the interfaces if they may have changed; returns whether anything was done.
     pub(super) fn follow_underlay(&mut self, now: Instant) -> bool {
         let changed = self.halves.iter_mut().fold(false, |changed, half| half.take_underlay_changed() | changed);
-        if !changed && self.move_at.is_none_or(|at| at > now) {
-            return false;
+        let underlay = &mut self.underlay;
+        underlay.changed |= changed;
+        let is_due = underlay.looking || underlay.changed || underlay.move_at.is_some_and(|at| at <= now);
+        let Some(first) = self.halves.first_mut().filter(|_| is_due) else { return false };
+        if !underlay.looking {
+            // What changes from now on is for the next look.
+            (underlay.changed, underlay.looking) = (false, true);
         }
-        let (ends, wait) = match self.ends(now) {
-            Ok(ends) => ends,
-            // It may come back; until then what is programmed is the best guess.
-            Err(reason) => {
-                warn!(%reason, "the underlay is not usable now, staying with what was chosen");
-                self.move_at = None;
-                return true;
+        let looked = first.look(now);
+        underlay.looking = matches!(looked, Ok(None));
+        match looked {
+            Ok(None) => {}
+            Ok(Some(interfaces)) => self.judge(&interfaces, now),
+            Err(error) => {
+                underlay.move_at = None;
+                if underlay.lines.admit(now) {
+                    warn!(%error, "cannot read the interfaces");
+                }
             }
-        };
-        let elsewhere = self.halves.iter().zip(&ends).any(|(half, end)| moves(&half.device, end));
-        let move_at = self.move_at.map_or(now + wait, |at| at.min(now + wait));
-        self.move_at = Some(move_at).filter(|at| elsewhere && *at > now);
-        if self.move_at.is_some() {
-            return true;
-        }
-        if let Err(error) = self.move_to(&ends, now) {
-            warn!(%error, "cannot follow the underlay's change");
         }
         true
     }
 
-    /// The ends over the interfaces that there are now, with the addresses that we have where they are still there; and how
-    /// long they have to stay so before they become ours.
-    fn ends(&mut self, now: Instant) -> Result<(Vec<End>, Duration), String> {
-        let first = self.halves.first_mut().ok_or("there is no family")?;
-        let interfaces = first.interfaces(now).map_err(|error| error.to_string())?;
+    /// Moves to where the interfaces lead, or stays and says why.
+    fn judge(&mut self, interfaces: &[Interface], now: Instant) {
         // Our address is checked again for duplicates whenever its link comes up, and is ours until that fails.
-        let is_ours = |ip| self.halves.iter().any(|half| half.device.local == ip);
-        let interfaces = iface::settled(&interfaces, is_ours);
-        let mut ends = self.site.ends(&interfaces).map_err(|error| error.to_string())?;
-        let mut wait = STAYS_BESIDE_ITS_EQUAL;
+        let interfaces = iface::settled(interfaces, |ip| self.halves.iter().any(|half| half.device.local == ip));
+        let (found, unfit) = self.ends(&interfaces);
+        // It may come back; until then what is programmed is the best guess.
+        self.underlay.note_unfit(unfit.as_ref(), now);
+        self.underlay.move_at = match &found {
+            Some(Found { ends, wait }) if self.halves.iter().zip(ends).any(|(half, end)| moves(&half.device, end)) => {
+                let move_at = self.underlay.move_at.map_or(now + *wait, |at| at.min(now + *wait));
+                Some(move_at).filter(|at| *at > now)
+            }
+            _ => None,
+        };
+        if self.underlay.move_at.is_some() {
+            return;
+        }
+        if let Some(Found { ends, .. }) = found
+            && let Err(error) = self.move_to(&ends, now)
+            && self.underlay.lines.admit(now)
+        {
+            warn!(%error, "cannot follow the underlay's change");
+        }
+        self.health.underlay = self.hindrance(&interfaces);
+    }
+
+    /// The ends over these interfaces, with the addresses that we have where they are still there. A family for which no
+    /// interface fits keeps its end, and the reason is told; without an end to keep there are none.
+    fn ends(&self, interfaces: &[Interface]) -> (Option<Found>, Option<Unfit>) {
+        let (mut ends, mut unfit, mut wait) = (Vec::new(), None, STAYS_BESIDE_ITS_EQUAL);
+        for (place, end) in self.site.each_end(interfaces).into_iter().enumerate() {
+            match end {
+                Ok(end) => ends.push(end),
+                Err(error) => {
+                    unfit.get_or_insert(error);
+                    ends.extend(self.underlay.ends.get(place).cloned());
+                }
+            }
+        }
+        if ends.len() != self.halves.len() {
+            return (None, unfit);
+        }
         for (half, end) in self.halves.iter().zip(&mut ends) {
             end.chosen.keep(half.device.local);
             let is_as_good = self.site.wish.names_none()
                 && end.chosen.interface.name != half.device.underlay_name
-                && end.chosen.is_no_better_than(&half.device.underlay_name, half.device.local, &interfaces);
+                && end.chosen.is_no_better_than(&half.device.underlay_name, half.device.local, interfaces);
             if moves(&half.device, end) && !is_as_good {
                 wait = STAYS;
             }
         }
-        Ok((ends, wait))
+        (Some(Found { ends, wait }), unfit)
+    }
+
+    /// Why the packets of a device can't leave this host, if they can't.
+    fn hindrance(&self, interfaces: &[Interface]) -> Option<String> {
+        let because = self.underlay.unfit.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        self.halves.iter().find_map(|half| {
+            let Device { underlay_name: name, local, .. } = &half.device;
+            match interfaces.iter().find(|interface| interface.name == *name) {
+                None => Some(format!("{name} is gone{because}")),
+                Some(Interface { down: Some(down), .. }) => Some(format!("{name} {down}")),
+                Some(interface) if interface.sends_from(*local) => None,
+                Some(_) => Some(format!("{name} has lost {local}, expected it or another address to come{because}")),
+            }
+        })
     }
 
     fn move_to(&mut self, ends: &[End], now: Instant) -> Result<(), Unfit> {
         for (half, end) in self.halves.iter_mut().zip(ends) {
             let device = self.site.device(end, &self.own.key, half.device.mac)?;
             if device != half.device {
-                info!(device = %device.name, underlay = %device.underlay_name, local = %device.local, mtu = device.mtu, why = %end.chosen.why, "the underlay changed");
-                half.device = device;
-                half.check(now);
+                if self.underlay.lines.admit(now) {
+                    info!(device = %device.name, underlay = %device.underlay_name, local = %device.local, mtu = device.mtu, why = %end.chosen.why, "the underlay changed");
+                }
+                half.follow(device, now);
             }
         }
+        self.underlay.ends = ends.to_vec();
         let mut macs = self.halves.iter().map(|half| half.device.mac);
         let addressed = self.site.record(ends, |_| macs.next().unwrap_or(MacAddr([0; 6])));
         let Record { node, instance, extra, .. } = self.own.record.clone();
         let record = Record { node, instance, extra, ..addressed };
         if record != self.own.record {
-            info!(record = %String::from_utf8_lossy(&record.to_json()), "our record follows");
+            if self.underlay.lines.admit(now) {
+                info!(record = %String::from_utf8_lossy(&record.to_json()), "our record follows");
+            }
             let own = ends.iter().map(|end| site::own(&self.own.key, &record, end)).collect::<Result<_, _>>()?;
             let mut planes: Vec<&mut Plane> = self.halves.iter_mut().map(|half| &mut half.plane).collect();
             let deltas = self.records.move_to(&mut planes, own);

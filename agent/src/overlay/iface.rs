@@ -7,11 +7,11 @@
 //! <https://github.com/flannel-io/flannel/blob/v0.28.9/pkg/ipmatch/match.go>.
 //!
 //! **Of an interface's addresses** the one is taken that lasts, since peers are told it and the record goes by it. In
-//! this order, and within it in the kernel's: reached from everywhere before on its link only; preferred before
-//! deprecated; in IPv4, with its link's prefix before a /32 of its own, which mostly is a virtual address that moves
-//! from node to node. Never by itself: a temporary address (privacy extensions), one of scope host, one that another
-//! host has (duplicate address detection failed). A tentative one is waited for ([`awaited`]). An address that a flag
-//! names is taken as it is, unless nothing can be sent from it.
+//! this order, and within it in the kernel's: scope global before scope link; preferred before deprecated; in IPv4, with its link's prefix before a /32 of its own, which mostly is a virtual address that moves
+//! from node to node. Never by itself: a temporary address (privacy extensions), a link-local one (fe80::/10,
+//! 169.254.0.0/16), one of scope host, one that another host has (duplicate address detection failed). A tentative one is
+//! waited for ([`awaited`]), and so is any other where there is a link-local one only ([`ChooseError::may_pass`]). An
+//! address that a flag names is taken as it is, unless it is a link-local one of IPv6 or nothing can be sent from it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -30,6 +30,8 @@ pub struct Interface {
     pub name: String,
     /// Its MTU in bytes.
     pub mtu: u32,
+    /// Why nothing can be sent through it now, if so: words that follow the name.
+    pub down: Option<&'static str>,
     /// Its addresses, in the kernel's order.
     pub addresses: Vec<Address>,
     /// Its place among the next hops of the IPv4 default routes, where it has a living one.
@@ -98,6 +100,8 @@ pub enum ChooseError {
         family: &'static str,
         /// Each flag, and why it led to none.
         tried: Vec<String>,
+        /// One led to an interface that has a link-local address, and none that will do.
+        link_local: bool,
         /// What there is.
         present: String,
     },
@@ -120,6 +124,8 @@ pub enum ChooseError {
         family: &'static str,
         /// Those that it has, each with what is wrong with it.
         left_out: Vec<String>,
+        /// One of them is link-local.
+        link_local: bool,
     },
     /// The address that a flag names is there, and nothing can be sent from it.
     #[error("{flag} {address}: {address} {obstacle}")]
@@ -131,6 +137,22 @@ pub enum ChooseError {
         /// What is wrong with it.
         obstacle: String,
     },
+}
+
+impl ChooseError {
+    /// The same without what else there is on this host, which changes with each pod.
+    pub fn brief(&self) -> String {
+        match self {
+            Self::NoMatch { tried, .. } => tried.join("; "),
+            Self::NoDefault { family, .. } => format!("no {family} default route and no --iface"),
+            Self::NoAddress { .. } | Self::Unusable { .. } => self.to_string(),
+        }
+    }
+
+    /// Whether the interface is there and has a link-local address: mostly another one comes, from a router or DHCP.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::NoMatch { link_local: true, .. } | Self::NoAddress { link_local: true, .. })
+    }
 }
 
 /// How many addresses an error or a log line names.
@@ -163,6 +185,11 @@ impl Interface {
 
     fn find(&self, ip: IpAddr) -> Option<&Address> {
         self.addresses.iter().find(|address| address.ip() == ip)
+    }
+
+    /// Whether the host can send from an address of it.
+    pub fn sends_from(&self, ip: IpAddr) -> bool {
+        self.find(ip).is_some_and(|address| address.obstacle().is_none())
     }
 
     /// The addresses of a family that are not what one would take, each with the reason.
@@ -298,7 +325,7 @@ fn by_wish<'a>(interfaces: &'a [Interface], wish: &Wish, v6: bool) -> Result<Fou
     let named = wish.iface.iter().map(|name| (format!("--iface {name}"), by_name(interfaces, name)));
     let patterns = wish.regex.iter().map(|regex| (format!("--iface-regex {regex}"), by_regex(interfaces, regex, v6)));
     let reach = wish.can_reach.iter().map(|to| (format!("--iface-can-reach {to}"), by_reach(interfaces, *to)));
-    let mut tried = Vec::new();
+    let (mut tried, mut link_local) = (Vec::new(), false);
     for (flag, hit) in named.chain(patterns).chain(reach) {
         let found = hit.and_then(|(interface, matched)| {
             let matched = matched.filter(|address| address.is_of(v6));
@@ -306,14 +333,18 @@ fn by_wish<'a>(interfaces: &'a [Interface], wish: &Wish, v6: bool) -> Result<Fou
                 return Err(format!("{} {obstacle}", address.ip()));
             }
             let address = matched.or_else(|| interface.address(v6));
-            address.map(|address| (interface, address)).ok_or_else(|| no_address(interface, v6).to_string())
+            address.map(|address| (interface, address)).ok_or_else(|| {
+                let error = no_address(interface, v6);
+                link_local |= error.may_pass();
+                error.to_string()
+            })
         });
         match found {
             Ok((interface, address)) => return Ok(Found { interface, address, why: flag }),
             Err(why) => tried.push(format!("{flag}: {why}")),
         }
     }
-    Err(ChooseError::NoMatch { family: family(v6), tried, present: present(interfaces) })
+    Err(ChooseError::NoMatch { family: family(v6), tried, present: present(interfaces), link_local })
 }
 
 /// What a flag led to: an interface, and the address by which it was found; or why to none.
@@ -361,7 +392,9 @@ fn family(v6: bool) -> &'static str {
 }
 
 fn no_address(interface: &Interface, v6: bool) -> ChooseError {
-    ChooseError::NoAddress { name: interface.name.clone(), family: family(v6), left_out: interface.blemished(v6) }
+    let (name, left_out) = (interface.name.clone(), interface.blemished(v6));
+    let link_local = interface.addresses.iter().any(|address| address.is_of(v6) && address.is_of_its_link());
+    ChooseError::NoAddress { name, family: family(v6), left_out, link_local }
 }
 
 /// The interfaces with their addresses. Those without any are counted: a node has one for each of its pods.

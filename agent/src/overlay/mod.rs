@@ -16,6 +16,7 @@ pub mod programmed;
 pub mod record;
 pub mod records;
 pub mod repeats;
+pub mod rules;
 pub mod shown;
 mod sighting;
 pub mod words;

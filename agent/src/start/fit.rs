@@ -25,8 +25,8 @@ pub(super) async fn ends(
     let Etcd { reader, readiness, .. } = etcd;
     let mut has_waited = false;
     loop {
-        let interfaces = interfaces::settled(site, kernel, passing).await?;
-        let why = match site.ends(&interfaces) {
+        let (interfaces, ends) = interfaces::ends(site, kernel, passing).await?;
+        let why = match ends {
             // The records of the read that had the config went by meanwhile.
             Ok(_) if has_waited => return Ok(None),
             Ok(ends) => return Ok(Some((interfaces, ends))),

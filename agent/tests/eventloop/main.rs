@@ -18,6 +18,7 @@ use twill_agent::overlay::iface::{Interface, Wish};
 use twill_agent::overlay::kernel::{Miss, NeighState, Observed, Op, Via};
 use twill_agent::overlay::plane::{PeerMode, Plane, Setup};
 use twill_agent::overlay::records::Records;
+use twill_agent::overlay::rules::{Rule, Way};
 use twill_agent::overlay::{MacAddr, NetworkConfig, Record};
 use twill_agent::site::{self, Site};
 use twill_agent::store::Store;
@@ -70,6 +71,14 @@ impl Dataplane for Shared {
 
     fn device_name(&mut self, ifindex: u32) -> Result<Option<String>, Error> {
         self.kernel().device_name(ifindex)
+    }
+
+    fn rules(&mut self) -> Result<Vec<Rule>, Error> {
+        self.kernel().rules()
+    }
+
+    fn way_to(&mut self, address: IpAddr) -> Result<Way, Error> {
+        self.kernel().way_to(address)
     }
 
     fn apply(&mut self, ops: &[Op]) -> Result<Vec<Refused>, Error> {

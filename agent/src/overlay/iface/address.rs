@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use ipnetwork::{IpNetwork, IpNetworkError};
 
+const LINK_LOCAL: &str = "is a link-local address: expected one that means this host on other links too";
+
 /// An address of an interface, as the kernel shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
@@ -117,6 +119,8 @@ impl Address {
             "is a loopback address: nothing sent from it leaves this host"
         } else if self.duplicate {
             "failed duplicate address detection: another host on the link has it"
+        } else if self.net.is_ipv6() && self.is_of_its_link() {
+            LINK_LOCAL
         } else if self.tentative {
             "is tentative: duplicate address detection is not through"
         } else {
@@ -134,6 +138,8 @@ impl Address {
         self.obstacle().or_else(|| {
             let blemish = if self.scope == Scope::Host {
                 "has the scope host"
+            } else if self.is_of_its_link() {
+                LINK_LOCAL
             } else if self.deprecated {
                 "is deprecated (its preferred lifetime is over)"
             } else {
@@ -153,6 +159,7 @@ impl Address {
             None if self.tentative => Some("tentative"),
             None if self.temporary => Some("temporary"),
             None if self.deprecated => Some("deprecated"),
+            None if self.is_of_its_link() => Some("link-local"),
             None => None,
         }
     }
@@ -160,7 +167,7 @@ impl Address {
     /// Its place in the order of preference, the lowest first; `None` where it serves only if it is named.
     pub(super) fn rank(&self) -> Option<Rank> {
         let lasts = self.obstacle().is_none() && !self.temporary && self.scope != Scope::Host;
-        lasts.then(|| Rank {
+        (lasts && !self.is_of_its_link()).then(|| Rank {
             link_local: self.is_link_local(),
             deprecated: self.deprecated,
             alone: self.net.is_ipv4() && self.link().prefix() == 32 && self.peer.is_none(),
@@ -169,11 +176,15 @@ impl Address {
 
     /// Whether it serves on its link only.
     pub(super) fn is_link_local(&self) -> bool {
-        let by_number = match self.ip() {
+        self.is_of_its_link() || self.scope != Scope::Global
+    }
+
+    /// Whether it is one that each link gives out anew (fe80::/10, 169.254.0.0/16): peers can't be told it.
+    pub(super) fn is_of_its_link(&self) -> bool {
+        match self.ip() {
             IpAddr::V4(ip) => ip.is_link_local(),
             IpAddr::V6(ip) => ip.is_unicast_link_local(),
-        };
-        by_number || self.scope != Scope::Global
+        }
     }
 }
 

@@ -53,7 +53,14 @@ fn the_first_named_interface_that_is_there_wins_and_link_local_addresses_are_pas
 
 #[test]
 fn an_address_names_its_interface_for_both_families() {
-    assert_eq!(chosen(&wish(&["169.254.7.7"]), false), is("eth0", "169.254.7.7", "--iface 169.254.7.7"));
+    assert_eq!(
+        chosen(&wish(&["169.254.7.7"]), false),
+        is(
+            "eth0",
+            "169.254.7.7",
+            "--iface 169.254.7.7; 169.254.7.7 is a link-local address: expected one that means this host on other links too"
+        )
+    );
     assert_eq!(chosen(&wish(&["10.99.0.10"]), true), is("eth0", "fd99::10", "--iface 10.99.0.10"));
 }
 
@@ -152,7 +159,10 @@ fn of_several_addresses_the_one_that_lasts_is_taken_whatever_stands_first() {
         (&["fd99::a/64 tentative", "fd99::10/64"], true, Some("fd99::10")),
         (&["fd99::a/64 duplicate", "fd99::10/64"], true, Some("fd99::10")),
         (&["fd99::a/64 deprecated", "fe80::1/64"], true, Some("fd99::a")),
-        (&["fd99::a/64 temporary deprecated", "fe80::1/64"], true, Some("fe80::1")),
+        (&["fd99::a/64 temporary deprecated", "fe80::1/64"], true, None),
+        (&["fe80::1/64"], true, None),
+        (&["169.254.7.7/16 link", "10.0.0.5/24 deprecated"], false, Some("10.0.0.5")),
+        (&["169.254.7.7/16"], false, None),
         (&["fd99::a/64 temporary", "fd99::b/64 duplicate", "fd99::c/64 tentative"], true, None),
         (&["10.0.0.9/24 deprecated", "10.0.0.5/24"], false, Some("10.0.0.5")),
         (&["10.0.0.9/24 deprecated"], false, Some("10.0.0.9")),
@@ -185,6 +195,27 @@ fn an_address_that_is_named_is_taken_as_it_is_unless_nothing_can_be_sent_from_it
         let error = choose(&hosts, &wish, true).unwrap_err().to_string();
         assert!(error.contains("fd99::c") && error.contains("failed duplicate address detection"), "{error}");
     }
+}
+
+#[test]
+fn a_link_local_ipv6_address_is_not_even_taken_where_it_is_named() {
+    let hosts = [eth0(&["fe80::1/64", "fd99::10/64"])];
+    let error = choose(&hosts, &wish(&["fe80::1"]), true).unwrap_err();
+    assert!(error.to_string().contains("fe80::1 is a link-local address: expected one that"), "{error}");
+    assert!(!error.may_pass(), "another address than the named one is not waited for");
+}
+
+#[test]
+fn an_address_may_come_where_there_is_a_link_local_one_only() {
+    let may_pass =
+        |addresses: &[&str], names: &[&str], v6| choose(&[eth0(addresses)], &wish(names), v6).unwrap_err().may_pass();
+    for names in [&[][..], &["eth0"]] {
+        assert!(may_pass(&["fe80::1/64"], names, true) && may_pass(&["169.254.7.7/16"], names, false));
+        assert!(may_pass(&["fd99::a/64 temporary", "fe80::1/64 tentative"], names, true));
+        assert!(!may_pass(&["fe80::1/64"], names, false) && !may_pass(&[], names, true));
+        assert!(!may_pass(&["fd99::a/64 duplicate"], names, true));
+    }
+    assert!(!may_pass(&["fe80::1/64"], &["eth1"], true));
 }
 
 #[test]
