@@ -160,7 +160,7 @@ mod tests {
             (false, Rule { has_device: true, ..look.clone() }),
             (false, Rule { is_conditional: true, ..look.clone() }),
         ] {
-            assert_eq!(before(&[changed.clone()]), if fits { &[100][..] } else { &[] }, "{changed}");
+            assert_eq!(before(std::slice::from_ref(&changed)), if fits { &[100][..] } else { &[] }, "{changed}");
         }
     }
 
