@@ -1,8 +1,6 @@
 //! The interface under the tunnel cannot carry it for a while: no address that peers can be told, no link. The node keeps
 //! its record, is not ready, names the reason, and goes on by itself.
 
-#![expect(clippy::unwrap_used, reason = "a test that meets an error has failed; so has its helper")]
-
 use std::time::Duration;
 
 use twill_lab::{Lab, NODE_CONFIG, Node, Twilld, wait_until};
