@@ -5,9 +5,10 @@
 use std::time::{Duration, Instant};
 
 use twill_agent::overlay::NetworkConfig;
-use twill_agent::overlay::kernel::{Notification, Observed, Op, Route, Row, Via};
+use twill_agent::overlay::kernel::{Miss, Notification, Observed, Op, Route, Row, Via};
 use twill_agent::overlay::peers::{Claim, Source, Standing, Vtep};
 use twill_agent::overlay::plane::{PeerMode, Plane, Setup};
+use twill_agent::overlay::programmed::Cause;
 
 const PEER: &str = "10.5.7.0/24";
 const HOST: &str = "10.99.0.7";
@@ -81,6 +82,19 @@ fn a_stranger_s_route_asks_again_about_the_hosts_behind_it_only() {
     assert_eq!(decide(&mut plane, false), [Op::Delete(Row::Route(direct_route()))]);
     plane.saw(&Notification::Gone(Row::Route(strange("10.99.0.7/32"))));
     assert_eq!(decide(&mut plane, true), [Op::PutRoute(direct_route())]);
+}
+
+#[test]
+fn a_peer_that_lost_its_direct_route_is_announced_again_when_a_packet_asks_for_it() {
+    let mut plane = plane();
+    joined(&mut plane, true);
+    assert_eq!(plane.take_programmed().first, [(PEER.parse().unwrap(), Cause::Direct)]);
+    plane.redecide(None);
+    decide(&mut plane, false);
+    assert!(!plane.has_programmed(), "no packet asks for it");
+    plane.miss(Miss::Address("10.5.7.9".parse().unwrap()), Instant::now());
+    work(&mut plane);
+    assert_eq!(plane.take_programmed().first, [(PEER.parse().unwrap(), Cause::Packet)]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! From below: `refusals` and `temporary` hold what misses have left in the kernel. `desired` says which rows should be there,
 //! `ours` which rows are ours, `contradiction` which of other programs' are wrong. `work` owns what is due. `comparison` and
 //! `strangers` hold what dumps and notifications have shown. None of these knows [`Plane`], which joins them. What a plane is
-//! told comes in through `records`, `miss`, `direct`, `dump` and `notified`.
+//! told comes in through `deltas`, `miss`, `direct`, `dump` and `notified`.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -16,13 +16,13 @@ use super::programmed::Programmed;
 
 pub mod comparison;
 pub mod contradiction;
+mod deltas;
 mod desired;
 mod direct;
 mod dump;
 pub mod miss;
 mod notified;
 mod ours;
-mod records;
 pub mod refusals;
 pub mod strangers;
 mod temporary;

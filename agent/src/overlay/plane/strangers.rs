@@ -43,12 +43,12 @@ pub(super) struct Strangers {
     /// What goes before our routes may be something else now.
     changed: bool,
     /// What the dump under way has shown so far.
-    shown: Shown,
+    dumped: DumpedRows,
 }
 
 /// What the dump under way has shown of other programs' rows.
 #[derive(Debug, Default)]
-struct Shown {
+struct DumpedRows {
     left_alone: LeftAlone,
     contradictions: Vec<Contradiction>,
 }
@@ -144,7 +144,7 @@ impl Strangers {
             self.remove_at_once(Contradiction::Route(seen.route), work);
         } else {
             self.left_alone.put_route(seen);
-            self.shown.left_alone.put_route(seen);
+            self.dumped.left_alone.put_route(seen);
             self.changed = true;
         }
     }
@@ -155,7 +155,7 @@ impl Strangers {
             self.remove_at_once(Contradiction::Neigh(seen.address, mac), work);
         } else if let Some(mac) = seen.mac.filter(|_| desired.setup.net.network.contains(seen.address)) {
             self.left_alone.put_neigh(seen.address, mac);
-            self.shown.left_alone.put_neigh(seen.address, mac);
+            self.dumped.left_alone.put_neigh(seen.address, mac);
         }
     }
 
@@ -182,7 +182,7 @@ impl Strangers {
 
     /// A row is gone, whosever it was.
     pub(super) fn row_gone(&mut self, row: &Row) {
-        for left_alone in [&mut self.left_alone, &mut self.shown.left_alone] {
+        for left_alone in [&mut self.left_alone, &mut self.dumped.left_alone] {
             match row {
                 Row::Route(route) => self.changed |= left_alone.routes.remove(route).is_some(),
                 Row::Neigh(address) => drop(left_alone.neighbours.remove(address)),
@@ -193,7 +193,7 @@ impl Strangers {
 
     /// Another device than ours is down, and its routes are gone.
     pub(super) fn device_down(&mut self, down: u32) {
-        for left_alone in [&mut self.left_alone, &mut self.shown.left_alone] {
+        for left_alone in [&mut self.left_alone, &mut self.dumped.left_alone] {
             let before = left_alone.routes.len();
             left_alone.routes.retain(|_, ifindex| *ifindex != Some(down));
             self.changed |= left_alone.routes.len() != before;
@@ -215,31 +215,31 @@ impl Strangers {
 impl Strangers {
     /// A dump begins.
     pub(super) fn begin_dump(&mut self) {
-        self.shown = Shown::default();
+        self.dumped = DumpedRows::default();
     }
 
     /// The dump under way shows a route that is not ours.
     pub(super) fn mark_route(&mut self, seen: &SeenRoute, desired: &Desired) {
         if !desired.is_inside(seen.route.destination) {
         } else if desired.contradicts(&seen.route) {
-            self.shown.contradictions.push(Contradiction::Route(seen.route));
+            self.dumped.contradictions.push(Contradiction::Route(seen.route));
         } else {
-            self.shown.left_alone.put_route(seen);
+            self.dumped.left_alone.put_route(seen);
         }
     }
 
     /// The dump under way shows a neighbour that is not ours.
     pub(super) fn mark_neigh(&mut self, seen: &SeenNeigh, desired: &Desired) {
         if let Some(mac) = desired.wrong_mac(seen.address, seen.mac) {
-            self.shown.contradictions.push(Contradiction::Neigh(seen.address, mac));
+            self.dumped.contradictions.push(Contradiction::Neigh(seen.address, mac));
         } else if let Some(mac) = seen.mac.filter(|_| desired.setup.net.network.contains(seen.address)) {
-            self.shown.left_alone.put_neigh(seen.address, mac);
+            self.dumped.left_alone.put_neigh(seen.address, mac);
         }
     }
 
     /// The dump is complete: what it showed of other programs' rows is what there is.
     pub(super) fn end_dump(&mut self, desired: &Desired, work: &mut WorkQueue) {
-        let Shown { left_alone, contradictions } = std::mem::take(&mut self.shown);
+        let DumpedRows { left_alone, contradictions } = std::mem::take(&mut self.dumped);
         self.changed |= !(self.left_alone.routes.is_empty() && left_alone.routes.is_empty());
         self.left_alone = left_alone;
         (self.at_once, self.former) = (0, BTreeSet::new());
