@@ -1,8 +1,8 @@
 //! What is held when a node looks for a subnet.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
-use super::previous::held;
 use crate::overlay::alloc::{Hold, Seen, Wanted, hold};
 use crate::overlay::plane::Plane;
 use crate::overlay::record::{Family, Record, SubnetKey};
@@ -109,4 +109,9 @@ pub(super) fn see(wanted: &Wanted<'_>, raw: &RawRecord) -> Option<Seen> {
     let is_void = wanted.previous == Some(key)
         && record.is_none_or(|record| matches!(hold(wanted.config, &key, &record, raw.lease), Hold::Void(_)));
     Some(seen(key, None, is_void))
+}
+
+/// That another node has a subnet, for people.
+pub(super) fn held(remote: IpAddr, subnet: &ipnetwork::IpNetwork) -> String {
+    format!("the node with the public IP {remote} holds {subnet}")
 }

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 
+use super::census::held;
 use super::{Census, Progress, Search, Tell};
 use crate::overlay::alloc::{Decision, Wanted};
 use crate::overlay::record::{Family, Record, SubnetKey, is_complete};
@@ -43,11 +44,6 @@ impl Previous {
             || is(self.instance.as_ref(), instance)
             || addresses.iter().flatten().any(|address| self.addresses.contains(address))
     }
-}
-
-/// That another node has a subnet, for people.
-pub(super) fn held(remote: IpAddr, subnet: &ipnetwork::IpNetwork) -> String {
-    format!("the node with the public IP {remote} holds {subnet}")
 }
 
 /// Tells why a node's previous subnet can't be its own again, as far as what is held shows that.
