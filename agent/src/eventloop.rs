@@ -9,18 +9,14 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::Sleep;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use crate::dataplane::Dataplane;
 use crate::http::Readiness;
-use crate::lease::{KeeperHandle, LeaseEvent};
 use crate::overlay::peers::Delta;
 use crate::overlay::plane::Plane;
-use crate::overlay::record::Record;
 use crate::overlay::records::{Raw, Records};
 use crate::overlay::repeats::Repeats;
-use crate::overlay::words::Span;
-use crate::overlay::{Shown, SubnetKey};
 use crate::site::Site;
 use crate::store::{self, Change, RawRecord};
 
@@ -30,6 +26,7 @@ mod half;
 mod health;
 #[cfg(test)]
 mod lines;
+mod own;
 mod signals;
 mod sockets;
 mod sources;
@@ -42,11 +39,12 @@ use config::ConfigNow;
 pub use half::Half;
 use half::Heard;
 use health::Health;
+pub use own::Own;
 pub use signals::{Order, Signals};
 pub use sources::Feeds;
 use sources::{News, Sources};
 use told::Told;
-pub use told::kept_out_at_start;
+pub use told::ignored_at_start;
 use underlay::Underlay;
 
 /// How long a loop with no planes sleeps.
@@ -71,17 +69,6 @@ pub enum Ended {
     },
 }
 
-/// Our own record, and who keeps it.
-pub struct Own {
-    key: SubnetKey,
-    /// The key as etcd has it.
-    text: String,
-    record: Record,
-    keeper: KeeperHandle,
-    /// The complete read under way has shown it.
-    listed: bool,
-}
-
 /// All that the loop turns on.
 pub struct EventLoop<D> {
     /// What is fixed for our life.
@@ -104,13 +91,6 @@ pub struct EventLoop<D> {
     /// The lines about a `subnet.env` that had to be written.
     rewritten: Repeats,
     underlay: Underlay,
-}
-
-impl Own {
-    /// Our record under its key, with its keeper.
-    pub fn new(key: SubnetKey, record: Record, keeper: KeeperHandle) -> Self {
-        Self { key, text: key.to_string(), record, keeper, listed: false }
-    }
 }
 
 impl<D: Dataplane> EventLoop<D> {
@@ -141,11 +121,7 @@ impl<D: Dataplane> EventLoop<D> {
     pub async fn run(mut self, signals: Signals, feeds: Feeds) -> Ended {
         self.health.file = Some("not written yet".to_owned());
         self.write_env();
-        if self.halves.iter().any(|half| half.plane.peers().is_displaced_by_ourselves()) {
-            // Once: a clone of ours would answer in kind.
-            info!(subnet = %self.own.text, "our record of another address was written after this one, which is written again");
-            self.own.keeper.publish(self.own.record.clone());
-        }
+        self.defend();
         let mut sources = Sources::new(signals, feeds, self.health.rules.clone());
         // One timer for all turns: making one anew each time costs more than the rest of a turn.
         let mut timer = pin!(tokio::time::sleep(NOTHING_TO_DO));
@@ -277,6 +253,7 @@ impl<D: Dataplane> EventLoop<D> {
         if !deltas.is_empty() {
             self.told.deltas(&deltas, half::now());
         }
+        self.defend();
     }
 
     fn store_event(&mut self, event: store::Event, deltas: &mut Vec<Delta>) {
@@ -334,7 +311,7 @@ impl<D: Dataplane> EventLoop<D> {
         let taken = self.records.put(&mut planes, Raw::from(&record));
         deltas.extend(taken.deltas);
         if let Some(bad) = taken.bad {
-            self.told.kept_out(&record.key, &bad, half::now());
+            self.told.ignored(&record.key, &bad, half::now());
         }
     }
 
@@ -345,55 +322,6 @@ impl<D: Dataplane> EventLoop<D> {
         }
         let mut planes: Vec<&mut Plane> = self.halves.iter_mut().map(|half| &mut half.plane).collect();
         deltas.extend(self.records.remove(&mut planes, &key));
-    }
-
-    fn lease_event(&mut self, event: LeaseEvent) -> Option<Ended> {
-        match event {
-            LeaseEvent::Lost { holder } => {
-                error!(subnet = %self.own.text, %holder, "another node holds our subnet");
-                return Some(Ended::LeaseLost { holder });
-            }
-            LeaseEvent::Trouble { reason } => {
-                warn!(%reason, subnet = %self.own.text, "etcd refuses or fails while this node keeps its record; retrying");
-                self.health.lease = Some(reason);
-                return None;
-            }
-            LeaseEvent::Renewed { left } => info!(left = %Span(left), subnet = %self.own.text, "lease renewed"),
-            LeaseEvent::Recreated { revision, found: Some(found), .. } => {
-                warn!(revision, subnet = %self.own.text, %found, "our record was gone or changed, written again");
-            }
-            LeaseEvent::Recreated { revision, found: None, .. } => debug!(revision, "our record is written again"),
-            LeaseEvent::Disputed { found, times, within } => {
-                let advice = found.advice();
-                warn!(times, ?within, subnet = %self.own.text, %found, "{advice}");
-                self.health.disputed = Some(advice);
-                return None;
-            }
-            LeaseEvent::Undisputed => {
-                info!(subnet = %self.own.text, "nobody has touched our record for a minute");
-                self.health.disputed = None;
-                return None;
-            }
-            LeaseEvent::Claimed { by, times } => {
-                warn!(node = %Shown::new(&by), times, subnet = %self.own.text, "another machine started with our public IP; this node is alive and keeps its subnet: give one of the two another address");
-                return None;
-            }
-            LeaseEvent::Rehung { lease: None } => {
-                info!(subnet = %self.own.text, "our subnet is reserved for this node now: its record never ends");
-                return None;
-            }
-            LeaseEvent::Rehung { lease: Some(lease) } => {
-                let lease = format!("{:x}", lease.0);
-                info!(subnet = %self.own.text, lease, "our record hangs on another lease now, which this node renews");
-                return None;
-            }
-            LeaseEvent::Published { revision } => {
-                info!(subnet = %self.own.text, revision, "our changed record is written");
-            }
-            LeaseEvent::Recovered => info!(subnet = %self.own.text, "etcd lets this node keep its record again"),
-        }
-        self.health.lease = None;
-        None
     }
 }
 

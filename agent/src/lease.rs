@@ -147,14 +147,18 @@ impl<S: Store> Search<'_, S> {
         }
     }
 
-    /// Deletes a record of ours that doesn't fit the config.
+    /// Deletes a record of ours that doesn't fit the config, or would go before our reservation.
     async fn delete(&mut self, key: &SubnetKey, revision: i64) {
         let text = key.to_string();
         let store = self.store;
         let deleted = self.outage.retry("delete", || store.delete(&text, revision)).await;
         match deleted {
             Written::At(_) => {
-                tracing::info!(subnet = %key, "deleted our record, which doesn't fit the network config");
+                if self.wanted.fits(key) {
+                    tracing::info!(subnet = %key, "deleted our record, since another subnet is reserved for this node");
+                } else {
+                    tracing::info!(subnet = %key, "deleted our record, which doesn't fit the network config");
+                }
                 self.seen.remove(&text);
             }
             Written::Conflict => {

@@ -42,8 +42,8 @@ pub type Left = BTreeMap<i64, Option<Duration>>;
 pub enum Seen {
     /// Each record is a peer's or a reservation.
     AllGood,
-    /// Every node keeps some record out.
-    SomeKeptOut,
+    /// Every node ignores some record.
+    SomeIgnored,
 }
 
 /// etcd, as a command asks it: for a limited time.
@@ -139,7 +139,7 @@ pub fn complain(text: &str) {
     out::note(format_args!("twill: {}", Shown::up_to(2_000, text)));
 }
 
-/// Prints a line for each subnet, and which records every node keeps out, and why.
+/// Prints a line for each subnet, and which records every node ignores, and why.
 ///
 /// # Errors
 /// What etcd or the output fails by; that there is no network config, or no usable one.
@@ -155,18 +155,18 @@ pub async fn print(store: &EtcdStore, asked: &Asked) -> Result<Seen> {
     if config.is_err() && listing.config.is_none() && listing.records.is_empty() {
         return config.map(|_| Seen::AllGood);
     }
-    let kept_out = listing.kept_out();
-    let text = table::render(&listing, &left, &kept_out);
+    let ignored = listing.ignored();
+    let text = table::render(&listing, &left, &ignored);
     out::print(&text)?;
     config?;
-    if kept_out.is_empty() {
+    if ignored.is_empty() {
         return Ok(Seen::AllGood);
     }
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    kept_out.values().for_each(|bad| *counts.entry(bad.kind()).or_default() += 1);
+    ignored.values().for_each(|bad| *counts.entry(bad.kind()).or_default() += 1);
     let counts: Vec<String> = counts.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
-    complain(&format!("records that every node keeps out: {}", counts.join(", ")));
-    Ok(Seen::SomeKeptOut)
+    complain(&format!("records that every node ignores: {}", counts.join(", ")));
+    Ok(Seen::SomeIgnored)
 }
 
 /// What is left of each lease that a record hangs on.
@@ -211,7 +211,7 @@ impl Listing {
 
     /// The records that no node takes for a peer, by key, and why. Without a usable network config only those that can't
     /// be read. A reservation that waits for its node is in order.
-    pub fn kept_out(&self) -> BTreeMap<&str, BadRecord> {
+    pub fn ignored(&self) -> BTreeMap<&str, BadRecord> {
         let config = self.config.as_ref().and_then(|text| NetworkConfig::parse(text).ok());
         let mut peers = BTreeMap::new();
         let judged: Vec<_> = self.records.iter().map(|raw| (raw, judge(raw, config.as_ref(), &mut peers))).collect();
@@ -234,8 +234,8 @@ fn judge(
     peers: &mut BTreeMap<Family, Peers>,
 ) -> Result<Vec<(Family, Place)>, BadRecord> {
     let (key, record) = (raw.key.parse::<SubnetKey>()?, Record::parse(&raw.value)?);
-    if record.is_unused() && !record.has_address() && record.node.is_none() {
-        // A reservation for nobody.
+    if record.names_nobody() {
+        // Also where there is no network config to judge it by.
         return Err(BadRecord::Incomplete("PublicIP"));
     }
     let standing = Standing::new(raw.created, raw.revision, raw.lease != 0, record.node.as_deref());
@@ -261,7 +261,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_every_node_keeps_out_is_told_by_reason() {
+    fn what_every_node_ignores_is_told_by_reason() {
         let value = |ip: u8, vni: u8, mac: u8| {
             format!(
                 r#"{{"PublicIP":"10.99.0.{ip}","BackendType":"vxlan","BackendData":{{"VNI":{vni},"VtepMAC":"02:00:00:00:00:0{mac}"}}}}"#
@@ -289,8 +289,8 @@ mod tests {
         let records: Vec<RawRecord> = records.iter().enumerate().map(raw).collect();
         let config = Some(br#"{"Network":"10.5.0.0/16"}"#.to_vec());
         let listing = Listing { config, records };
-        let kept_out = listing.kept_out();
-        let reasons: Vec<_> = kept_out.iter().map(|(key, bad)| (*key, bad.reason())).collect();
+        let ignored = listing.ignored();
+        let reasons: Vec<_> = ignored.iter().map(|(key, bad)| (*key, bad.reason())).collect();
         let expected = [
             ("10.5.2.0-24", "mac_of_another"),
             ("10.5.3.0-24", "wrong_vni"),
@@ -303,7 +303,7 @@ mod tests {
         ];
         assert_eq!(reasons, expected);
         let why = "the VTEP's MAC 02:00:00:00:00:01 is also that of 10.5.1.0/24, whose record takes precedence";
-        assert_eq!(kept_out.get("10.5.2.0-24").unwrap().to_string(), why);
+        assert_eq!(ignored.get("10.5.2.0-24").unwrap().to_string(), why);
     }
 
     #[tokio::test(start_paused = true)]

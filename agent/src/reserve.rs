@@ -65,7 +65,7 @@ pub enum Refusal {
         "{key} is not reserved: {holder} holds it, by a lease that ends a day after its last renewal; if that node is gone for good, --force deletes the record at once"
     )]
     NotReserved { key: String, holder: String },
-    #[error("the record of {0} can't be read; --force deletes it all the same")]
+    #[error("the record of {0} can't be read; `twill release --force` deletes it all the same")]
     Unreadable(String),
     #[error("the key {0} names no subnet, so no node uses its record; --force deletes it")]
     NoSubnetKey(String),
@@ -130,7 +130,13 @@ pub async fn release(store: &impl Store, listing: &Listing, subnet: &str, force:
     }
     match store.delete(&raw.key, raw.revision).await? {
         Written::At(_) if is_unused => Ok(format!("{key} is free again; it was reserved for {holder}")),
-        Written::At(_) => Ok(format!("{key} is free again; {holder} makes its record anew if it is alive")),
+        Written::At(_) => Ok(match record {
+            Ok(record) if record.has_address() || record.node.is_some() => {
+                format!("{key} is free again; {holder} makes its record anew if it is alive and holds that subnet")
+            }
+            Ok(_) => format!("{key} is free again; its record named nobody"),
+            Err(_) => format!("{key} is free again; its record could not be read"),
+        }),
         Written::Conflict => Err(Refusal::Changed(key)),
     }
 }
@@ -174,6 +180,7 @@ async fn delete_junk(store: &impl Store, raw: &RawRecord) -> Result<String, Refu
 async fn settle(store: &impl Store, raw: &RawRecord, whom: &Whom) -> Result<String, Refusal> {
     let (key, holder) = (name(&raw.key), holder(raw));
     match (is_for(raw, whom), raw.lease) {
+        (false, _) if Record::parse(&raw.value).is_err() => Err(Refusal::Unreadable(key)),
         (false, 0) => Err(Refusal::ReservedForAnother { key, holder }),
         (false, _) => Err(Refusal::Held { key, holder }),
         (true, 0) => Ok(format!("{key} is reserved for {holder} already")),

@@ -191,8 +191,7 @@ impl Site {
 
     /// Whether a node may lease the subnet of an address.
     fn leased(&self, ip: IpAddr) -> Option<Barred> {
-        let is_leased = |family: &&FamilyConfig| family.subnet_of(ip).is_some_and(|subnet| family.fits(&subnet));
-        self.config.families().find(is_leased).map(|family| Barred::Leased {
+        self.config.families().find(|family| family.leases(ip)).map(|family| Barred::Leased {
             network: family.network,
             first: family.subnet_min,
             last: family.last_leased(),

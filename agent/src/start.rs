@@ -133,7 +133,7 @@ async fn prepare(
 
     let Intake { mut planes, mut records, .. } = intake;
     hold(&mut records, &mut planes, &ends, &held)?;
-    eventloop::kept_out_at_start(&records);
+    eventloop::ignored_at_start(&records);
     let halves = halves(&site, &ends, &held, planes, kernel, &passing).await?;
     let rules = rules(&flags, &site, &ends, &held, &passing).await?;
 

@@ -207,11 +207,11 @@ async fn a_reservation_waits_for_its_node_and_stays_one(release: Release) {
     assert_eq!(refused, "twill: 10.6.1.0/24 is outside the network 10.5.0.0/16");
 }
 
-async fn leases_names_a_refusal_at_once_and_what_is_kept_out(release: Release) {
+async fn leases_names_a_refusal_at_once_and_what_is_ignored(release: Release) {
     let etcd = Etcd::start(release);
     etcd.ctl(&["put", "/coreos.com/network/config", r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#]);
     etcd.ctl(&["put", &Etcd::key("10.5.1.0-24"), std::str::from_utf8(&record(1).to_json()).unwrap()]);
-    assert!(line(&etcd, "10.5.1.0/24").ends_with("node-1 no-lease kept out: the VNI is 1, not 7"));
+    assert!(line(&etcd, "10.5.1.0/24").ends_with("node-1 no-lease ignored: the VNI is 1, not 7"));
     for words in ["user add root:secret", "user grant-role root root", "user add nobody:secret", "auth enable"] {
         etcd.ctl(&words.split(' ').collect::<Vec<_>>());
     }
@@ -227,8 +227,8 @@ async fn leases_names_a_refusal_at_once_and_what_is_kept_out(release: Release) {
         assert!(refusal.starts_with("twill: etcd refuses: read ") && refusal.contains(words), "{refused}");
         assert!(began.elapsed() < Duration::from_secs(8), "not after the wait for an etcd that is away");
     }
-    let kept_out = twill(&etcd, &["--etcd-username=root", "--etcd-password=secret", "leases"]).unwrap_err();
-    assert_eq!(kept_out, "twill: records that every node keeps out: 1 with another VNI");
+    let ignored = twill(&etcd, &["--etcd-username=root", "--etcd-password=secret", "leases"]).unwrap_err();
+    assert_eq!(ignored, "twill: records that every node ignores: 1 with another VNI");
 }
 
 async fn two_living_nodes_with_one_address_are_both_named(release: Release) {
@@ -347,7 +347,7 @@ on_each_etcd!(
     the_fifty_first_of_fifty_is_told,
     a_start_costs_a_request_for_a_thousand_records,
     a_reservation_waits_for_its_node_and_stays_one,
-    leases_names_a_refusal_at_once_and_what_is_kept_out,
+    leases_names_a_refusal_at_once_and_what_is_ignored,
     two_living_nodes_with_one_address_are_both_named,
     a_lease_of_seconds_is_kept_and_ends_without_its_keeper,
     a_wiped_or_restored_etcd_has_our_record_again,

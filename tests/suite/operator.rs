@@ -106,7 +106,7 @@ fn thousands_of_junk_keys_are_a_few_lines_and_their_number() {
     daemons[0].wait_log(&["more records ignored", "whose key names no subnet"], PATIENCE);
     let counted = || {
         let log = daemons[0].log();
-        let named = log.lines().filter(|line| line.contains("record kept out key=junk")).count();
+        let named = log.lines().filter(|line| line.contains("record ignored key=junk")).count();
         let more = log.lines().filter(|line| line.contains("more records ignored count="));
         let number = |line: &str| line.split("count=").nth(1)?.split(' ').next()?.parse::<usize>().ok();
         (named + more.filter_map(number).sum::<usize>() == 3_000).then_some(())
@@ -204,7 +204,7 @@ fn json_has_an_object_in_each_line() {
     for (key, value) in junk() {
         lab.put_raw(&key, &value);
     }
-    daemon.wait_log(&["record kept out", "10.5.207.0-24"], PATIENCE);
+    daemon.wait_log(&["record ignored", "10.5.207.0-24"], PATIENCE);
     assert!(daemon.terminate().status.success());
     let mut messages = Vec::new();
     for line in daemon.log().lines() {
@@ -225,7 +225,7 @@ fn the_journal_has_priorities() {
     let mut daemon = lab.node(1).twilld_under(&["sh", "-c", journal], &["-v=1"]);
     daemon.wait_log(&["<6>ready peers=0"], PATIENCE);
     lab.put_raw(b"junk", b"{}");
-    daemon.wait_log(&["<4>record kept out key=junk"], PATIENCE);
+    daemon.wait_log(&["<4>record ignored key=junk"], PATIENCE);
     daemon.wait_log(&["<7>"], PATIENCE);
     let log = daemon.log();
     assert!(log.lines().all(|line| line.starts_with('<') && line.as_bytes()[2] == b'>'), "{log}");

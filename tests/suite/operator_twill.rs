@@ -86,7 +86,7 @@ fn bad_records_have_their_reason_and_an_exit_code() {
         |start: &str| said.out.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{}", said.out));
     for (start, end) in [
         ("10.5.7.0/24", "reservation  ok"),
-        ("10.5.8.0/24", "no-lease     kept out: the public IP 127.0.0.1 is not a host's address"),
+        ("10.5.8.0/24", "no-lease     ignored: the public IP 127.0.0.1 is not a host's address"),
         ("10.5.202.0/24", "is not an IPv4 address"),
         ("10.5.207.0/24", "... (1,000,000 bytes)\", not \"vxlan\""),
     ] {

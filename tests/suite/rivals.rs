@@ -61,16 +61,16 @@ fn a_newcomer_with_the_mac_of_a_living_node_cuts_nobody_off() {
             lab.put_peer(&thief);
         }
         let why = format!("the VTEP's MAC {} is also that of {second}, whose record takes precedence", victim.mac);
-        daemons[0].wait_log(&["record kept out", "10.5.222.0-24", &why], PATIENCE);
+        daemons[0].wait_log(&["record ignored", "10.5.222.0-24", &why], PATIENCE);
         let why = format!("the VTEP's MAC {} of 10.99.1.222 is our own", victim.mac);
-        daemons[1].wait_log(&["record kept out", "10.5.222.0-24", &why], PATIENCE);
+        daemons[1].wait_log(&["record ignored", "10.5.222.0-24", &why], PATIENCE);
         // Once more, and by a daemon that hears of both at once, in the order of their keys.
         lab.put_peer(&Peer { public_ip: "10.99.1.223".parse().unwrap(), ..thief.clone() });
         lab.put_peer(&thief);
         daemons[0].kill();
         daemons[0] = lab.node(1).twilld(&[mode]);
         daemons[0].wait_ready();
-        daemons[0].wait_log(&["record kept out", "10.5.222.0-24", &second], PATIENCE);
+        daemons[0].wait_log(&["record ignored", "10.5.222.0-24", &second], PATIENCE);
         caught_up(&lab, &mut daemons[0], 230);
         caught_up(&lab, &mut daemons[1], 231);
         ping.wait_received(5);
@@ -108,7 +108,7 @@ fn a_node_whose_record_the_others_do_not_follow_is_not_ready_and_says_which_they
     // So is a daemon that starts now: it gets its subnet and its MAC, and finds both claimed.
     daemons[1].terminate();
     daemons[1] = lab.node(2).twilld(&[ALL]);
-    daemons[1].wait_log(&["record kept out", "10.5.222.0-24", "is our own"], PATIENCE);
+    daemons[1].wait_log(&["record ignored", "10.5.222.0-24", "is our own"], PATIENCE);
     assert!(before > 0 && lines(&daemons[1], &["INFO", "ready"]).is_empty(), "{}", daemons[1].log());
 
     lab.delete(&thief.key());
@@ -129,18 +129,18 @@ fn another_key_for_a_living_nodes_subnet_changes_nothing_and_is_named_there() {
     let dual = format!("{}&fc00:0:0:22::-64", thief.key());
     put_leased(&lab, &dual, &thief.record());
     let said = format!("{} is also the subnet of another key, of 10.99.0.12", victim.subnet);
-    daemons[0].wait_log(&["record kept out", &said], PATIENCE);
+    daemons[0].wait_log(&["record ignored", &said], PATIENCE);
     let said = format!("{} of 10.99.1.222 overlaps our own subnet", victim.subnet);
-    daemons[1].wait_log(&["record kept out", &said], PATIENCE);
+    daemons[1].wait_log(&["record ignored", &said], PATIENCE);
     // A part of it, which no node of Twill's follows.
     let part = format!("{}-25", thief.key().trim_end_matches("-24"));
     put_leased(&lab, &part, &thief.record());
     daemons[1]
-        .wait_log(&["record kept out", "-25", "overlaps our own subnet", "flannel nodes send traffic to it"], PATIENCE);
+        .wait_log(&["record ignored", "-25", "overlaps our own subnet", "flannel nodes send traffic to it"], PATIENCE);
     // Its address alone: two subnets behind one host.
     let guest = Peer::new("10.5.223.0/24", "10.99.0.12", "02:00:00:00:02:23");
     lab.put_peer(&guest);
-    daemons[1].wait_log(&["record kept out", "10.5.223.0-24", "the public IP of 10.99.0.12 is our own"], PATIENCE);
+    daemons[1].wait_log(&["record ignored", "10.5.223.0-24", "the public IP of 10.99.0.12 is our own"], PATIENCE);
     wait_until("node 1 holds both", PATIENCE, || lab.node(1).holds_exactly(&[victim.clone(), guest.clone()]));
     ping.wait_received(5);
     assert_eq!(ping.stop().lost, 0);
@@ -174,7 +174,7 @@ fn a_node_that_comes_back_with_another_address_and_subnet_and_its_old_mac_is_fol
         let away = starts_elsewhere(&lab, &mut daemons, mode, "10.99.0.12", "10.99.0.42");
         assert!(away.mac == before.mac && away.subnet != before.subnet, "{away:?} {before:?}");
         assert!(lab.get(&before.key()).is_some_and(|record| record.lease != 0), "the old record is there");
-        let said = lines(&daemons[1], &["record kept out", &before.mac, "is our own"]);
+        let said = lines(&daemons[1], &["record ignored", &before.mac, "is our own"]);
         assert!(!said.is_empty(), "{}", daemons[1].log());
         is_followed(&lab, &away, "with another address");
         // Back again, where its old record says all that it should: it is written again all the same.
@@ -207,8 +207,8 @@ fn the_mac_of_the_second_family_is_guarded_like_the_first() {
     );
     let key = "/coreos.com/network/subnets/10.5.222.0-24&fc00:0:0:de::-64";
     lab.put(key, &value);
-    daemons[1].wait_log(&["record kept out", &format!("the VTEP's MAC {mac} of 10.99.1.222 is our own")], PATIENCE);
-    daemons[0].wait_log(&["record kept out", &format!("the VTEP's MAC {mac} is also that of")], PATIENCE);
+    daemons[1].wait_log(&["record ignored", &format!("the VTEP's MAC {mac} of 10.99.1.222 is our own")], PATIENCE);
+    daemons[0].wait_log(&["record ignored", &format!("the VTEP's MAC {mac} is also that of")], PATIENCE);
     wait_until("node 1 has the FDB row of node 2", PATIENCE, || {
         let fdb = lab.node(1).exec("bridge fdb show dev flannel-v6.1")?;
         anyhow::ensure!(fdb.contains(&format!("{mac} dst fd99::12")) && !fdb.contains("fd99::222"), "{fdb}");
@@ -219,4 +219,174 @@ fn the_mac_of_the_second_family_is_guarded_like_the_first() {
     let ping = format!("ping -n -c1 -W1 {}", far.as_str().unwrap());
     wait_until("node 1 reaches node 2 over IPv6", PATIENCE, || lab.node(1).exec(&ping));
     assert!(cut_off(&daemons[1]).is_empty(), "{}", daemons[1].log());
+    // In the node's own name, with a lease: it writes its own record again.
+    put_leased(&lab, key, &value.replace("fd99::222", "fd99::12"));
+    daemons[1].wait_log(&["another record in our name is newer than ours", "10.5.222.0-24&fc00:0:0:de::-64"], PATIENCE);
+    wait_until("node 1 reaches node 2 over IPv6 again", PATIENCE, || {
+        let fdb = lab.node(1).exec("bridge fdb show dev flannel-v6.1")?;
+        anyhow::ensure!(fdb.contains(&format!("{mac} dst fd99::12")), "{fdb}");
+        lab.node(1).exec(&ping)
+    });
+}
+
+/// What a node's record says now, with Twill's own members.
+fn value_of(lab: &Lab, peer: &Peer) -> String {
+    lab.get(&peer.key()).unwrap().value
+}
+
+/// A key that no node has.
+const FREE: &str = "/coreos.com/network/subnets/10.5.222.0-24";
+
+/// Forged, or forgotten: whoever put it there need not be that node.
+#[test]
+fn a_record_in_a_living_nodes_name_without_a_lease_harms_nobody() {
+    for mode in MODES {
+        let (lab, mut daemons, pods) = pair(mode);
+        let victim = lab.node(2).as_peer();
+        let ping = pods[0].ping_running(pods[1].addr(), 10);
+        ping.wait_received(5);
+        for value in [value_of(&lab, &victim), victim.record()] {
+            lab.put(FREE, &value);
+            daemons[0].wait_log(&["record ignored", "10.5.222.0-24", "whose record takes precedence"], PATIENCE);
+            daemons[1].wait_log(&["record ignored", "10.5.222.0-24", "is our own"], PATIENCE);
+        }
+        // And for a daemon that reads both at once.
+        daemons[0].kill();
+        daemons[0] = lab.node(1).twilld(&[mode]);
+        daemons[0].wait_ready();
+        caught_up(&lab, &mut daemons[0], 230);
+        caught_up(&lab, &mut daemons[1], 231);
+        ping.wait_received(5);
+        assert_eq!(ping.stop().lost, 0, "{mode}");
+        assert!(cut_off(&daemons[1]).is_empty(), "{}", daemons[1].log());
+    }
+}
+
+#[test]
+fn against_a_leased_record_in_its_own_name_a_node_writes_its_own_again() {
+    for mode in MODES {
+        let (lab, mut daemons, pods) = pair(mode);
+        let victim = lab.node(2).as_peer();
+        let before = lab.get(&victim.key()).unwrap();
+        // The second one's key names a family that the network doesn't have.
+        for (key, value) in [(FREE.to_owned(), before.value.clone()), (format!("{FREE}&fc00::-64"), victim.record())] {
+            put_leased(&lab, &key, &value);
+            let name = key.rsplit('/').next().unwrap();
+            daemons[1].wait_log(&["another record in our name is newer than ours", &format!("{name} with")], PATIENCE);
+            wait_until("its own record is the newer one", PATIENCE, || {
+                let (own, other) = (lab.get(&victim.key()).unwrap(), lab.get(&key).unwrap());
+                assert_eq!((&own.value, own.lease), (&before.value, before.lease));
+                own.mod_revision > other.mod_revision
+            });
+            is_followed(&lab, &victim, "again");
+            pods[0].ping(pods[1].addr()).unwrap();
+        }
+        // Again and again: slowed, counted and named.
+        let called = "in our name again and again: delete that key";
+        wait_until("it is called what it is", PATIENCE, || {
+            put_leased(&lab, FREE, &before.value);
+            !lines(&daemons[1], &[called, "10.5.222.0-24"]).is_empty()
+        });
+        daemons[1].wait_log(&["not ready", called], PATIENCE);
+        let from = lab.get(&victim.key()).unwrap().mod_revision;
+        let more = 100;
+        (0..more).for_each(|_| put_leased(&lab, FREE, &before.value));
+        is_followed(&lab, &victim, "after a fight");
+        let written = lab.get(&victim.key()).unwrap().mod_revision - from - more;
+        assert!(written < more / 2, "{written} writes against {more}");
+        assert!(lines(&daemons[1], &["written again"]).len() < 10, "{}", daemons[1].log());
+        pods[0].ping(pods[1].addr()).unwrap();
+    }
+}
+
+/// A reservation can't be made to go before a lease by writing it again.
+#[test]
+fn a_leased_record_in_the_name_of_a_node_with_a_reservation_is_deleted() {
+    let lab = Lab::with_nodes(2);
+    lab.put_config(NODE_CONFIG);
+    lab.put("/coreos.com/network/subnets/10.5.120.0-24", r#"{"PublicIP":"10.99.0.12","PublicIPv6":null}"#);
+    let mut daemons = lab.start_all(&[ALL]);
+    let victim = lab.node(2).as_peer();
+    assert_eq!(victim.subnet.to_string(), "10.5.120.0/24");
+    put_leased(&lab, FREE, &value_of(&lab, &victim));
+    wait_until("it is gone", PATIENCE, || lab.get(FREE).is_none());
+    daemons[1].wait_log(&["goes before our reservation; it is deleted", "10.5.222.0-24"], PATIENCE);
+    is_followed(&lab, &victim, "again");
+}
+
+/// The node's record of before goes on for a day.
+#[test]
+fn a_node_that_moves_to_a_reserved_subnet_is_followed_at_once() {
+    let (lab, mut daemons, _) = pair(ALL);
+    let before = lab.node(2).as_peer();
+    daemons[1].terminate();
+    std::fs::remove_file(lab.node(2).subnet_file()).unwrap();
+    lab.put("/coreos.com/network/subnets/10.5.120.0-24", r#"{"PublicIP":"10.99.0.12","PublicIPv6":null}"#);
+    daemons[1] = lab.node(2).twilld(&[ALL]);
+    daemons[1].wait_ready();
+    let now = lab.node(2).as_peer();
+    assert!(now.mac == before.mac && now.subnet.to_string() == "10.5.120.0/24", "{now:?}");
+    daemons[1].wait_log(&["deleted our record, since another subnet is reserved for this node"], PATIENCE);
+    assert!(lab.get(&before.key()).is_none());
+    is_followed(&lab, &now, "under the reserved subnet");
+}
+
+#[test]
+fn a_record_whose_public_ip_no_node_can_have_is_ignored_and_takes_no_subnet() {
+    let (lab, mut daemons, pods) = pair(ALL);
+    let victim = lab.node(2).as_peer();
+    let own = victim.subnet.network().to_string();
+    for (number, ip) in ["10.5.77.3", "0.1.2.3", &own, "10.5.150.9"].into_iter().enumerate() {
+        let why =
+            if ip.starts_with("0.") { "is not a host's address" } else { "are reached through the tunnel itself" };
+        let mac = format!("02:00:00:00:03:{number:02x}");
+        let bad = Peer::new(&format!("10.5.{}.0/24", 240 + number), ip, &mac);
+        lab.put_peer(&bad);
+        for daemon in &mut daemons {
+            daemon.wait_log(&["record ignored", &format!("10.5.{}.0-24", 240 + number), ip, why], PATIENCE);
+        }
+        // Under the key of a living node.
+        let before = lab.get(&victim.key()).unwrap();
+        put_leased(&lab, &victim.key(), &Peer { subnet: victim.subnet, ..bad }.record());
+        daemons[1].wait_log(&["written again", ip, why], PATIENCE);
+        wait_until("it is put back", PATIENCE, || {
+            lab.get(&victim.key()).is_some_and(|now| (&now.value, now.lease) == (&before.value, before.lease))
+        });
+    }
+    is_followed(&lab, &victim, "and no other");
+    pods[0].ping(pods[1].addr()).unwrap();
+}
+
+/// A record that was forged, restored from a backup, or edited by hand.
+#[test]
+fn a_copy_of_a_nodes_record_under_its_key_is_put_back_and_named() {
+    let (lab, mut daemons, _pods) = Lab::running(1, NODE_CONFIG, &[ALL]);
+    let before = lab.get(&lab.node(1).as_peer().key()).unwrap();
+    let grant = lab.etcdctl(&["lease", "grant", "3600"]).unwrap();
+    let foreign = format!("--lease={}", grant.split_whitespace().nth(1).unwrap());
+    let foreign = foreign.as_str();
+    let (head, _) = before.value.split_once(r#","Instance""#).unwrap();
+    let with = |instance: &str| format!(r#"{head},"Instance":{instance}}}"#);
+    let moved = with(r#"{"ID":"00000000-1","Since":1}"#).replace("10.99.0.11", "10.99.1.9");
+    let (spoilt, elsewhere) = ("our record with other members", "with our node id and another public IP, 10.99.1.9");
+    for (value, flag, word) in [
+        (with(r#"{"ID":"00000000-1","Since":1}"#), "--lease=0", "with another instance and without a lease"),
+        (with(r#"{"ID":"00000000-1","Since":-1}"#), "--lease=0", spoilt),
+        (with(r#"{"ID":"00000000-1","Since":1e23}"#), foreign, spoilt),
+        (with(r#"{"ID":"00000000-1","Since":"1"}"#), "--lease=0", spoilt),
+        (with(r#"{"ID":"00000000-1"}"#), "--ignore-lease", spoilt),
+        (with(r#"{"ID":7,"Since":1}"#), "--lease=0", spoilt),
+        (with(r#"{"ID":"","Since":1}"#), foreign, spoilt),
+        (moved.clone(), "--lease=0", elsewhere),
+        (moved, foreign, elsewhere),
+    ] {
+        // Each by itself: what comes again and again is counted.
+        daemons[0].terminate();
+        daemons[0] = lab.node(1).twilld(&[ALL]);
+        daemons[0].wait_ready();
+        lab.etcdctl(&["put", flag, "--", &before.key, &value]).unwrap();
+        daemons[0].wait_log(&["our record was gone or changed, written again", word], PATIENCE);
+        let now = lab.get(&before.key).unwrap();
+        assert!(daemons[0].runs() && (&now.value, now.lease) == (&before.value, before.lease), "{value}: {now:?}");
+    }
 }

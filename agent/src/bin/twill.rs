@@ -15,8 +15,8 @@ use twill_agent::leases::{self, Asked, Seen, complain};
 use twill_agent::reserve::{self, Whom};
 use twill_agent::{docker_opts, init_config, install, log, nodeid, out, process};
 
-/// Records that every node keeps out.
-const SOME_KEPT_OUT: u8 = 3;
+/// Records that every node ignores.
+const SOME_IGNORED: u8 = 3;
 /// etcd has another network config.
 const ANOTHER_CONFIG: u8 = 4;
 
@@ -47,8 +47,8 @@ enum Command {
     /// List the subnets that nodes hold, as etcd has them.
     ///
     /// A line for each subnet: SUBNET (as `release` takes it), PUBLIC-IP, VTEP-MAC, NODE, LEFT (what is left of its lease, or
-    /// `reservation`), STATE (`ok`, or why every node keeps the record out). Only STATE has spaces in it. Keys that name no
-    /// subnet follow in a table of their own. Ends with 3 if any record is kept out.
+    /// `reservation`), STATE (`ok`, or why every node ignores the record). Only STATE has spaces in it. Keys that name no
+    /// subnet follow in a table of their own. Ends with 3 if any record is ignored.
     #[command(after_help = AFTER_HELP)]
     Leases,
     /// Set a subnet aside for a node, which needs not be there yet; without a flag, for the one that holds it now.
@@ -107,7 +107,7 @@ impl Command {
             Command::Leases => {
                 return Ok(match leases::print(&etcd.store()?, &asked).await? {
                     Seen::AllGood => ExitCode::SUCCESS,
-                    Seen::SomeKeptOut => ExitCode::from(SOME_KEPT_OUT),
+                    Seen::SomeIgnored => ExitCode::from(SOME_IGNORED),
                 });
             }
             Command::Reserve { subnet, public_ip, node } => {

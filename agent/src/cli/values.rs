@@ -37,7 +37,7 @@ pub(super) fn ipv6(text: &str) -> Result<Ipv6Addr, String> {
     }
 }
 
-/// Peers keep a record with any other address out.
+/// Peers ignore a record with any other address.
 fn one_host<T: Into<IpAddr> + Copy>(ip: T) -> Result<T, String> {
     let expected =
         "expected an address that other nodes reach this one by: no loopback, multicast, broadcast or unspecified one";

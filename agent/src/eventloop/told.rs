@@ -48,7 +48,7 @@ pub(super) struct Told {
     joined: u64,
     left: u64,
     changed: u64,
-    kept_out: Repeats,
+    ignored: Repeats,
     kinds: BTreeMap<&'static str, usize>,
     programmed: Repeats,
     programmed_at: Option<Instant>,
@@ -71,7 +71,7 @@ impl Default for Told {
             joined: 0,
             left: 0,
             changed: 0,
-            kept_out: Repeats::new(FEW),
+            ignored: Repeats::new(FEW),
             kinds: BTreeMap::new(),
             programmed: Repeats::new(FEW),
             programmed_at: None,
@@ -83,10 +83,10 @@ impl Default for Told {
     }
 }
 
-/// Says which records are kept out when the daemon starts: the first few, and the number of each kind.
-pub fn kept_out_at_start(records: &Records) {
+/// Says which records are ignored when the daemon starts: the first few, and the number of each kind.
+pub fn ignored_at_start(records: &Records) {
     for (key, reason) in records.bad() {
-        say_kept_out(key, reason);
+        say_ignored(key, reason);
     }
     let kinds = records.bad_by_kind();
     let count: usize = kinds.values().sum();
@@ -143,12 +143,12 @@ impl Told {
         self.peers.admit(now)
     }
 
-    /// A record was kept out.
-    pub(super) fn kept_out(&mut self, key: &str, reason: &BadRecord, now: Instant) {
-        if self.kept_out.admit(now) {
-            say_kept_out(key, reason);
+    /// A record is ignored.
+    pub(super) fn ignored(&mut self, key: &str, reason: &BadRecord, now: Instant) {
+        if self.ignored.admit(now) {
+            say_ignored(key, reason);
         } else {
-            debug!(key = %Shown::new(key), %reason, "record kept out");
+            debug!(key = %Shown::new(key), %reason, "record ignored");
             *self.kinds.entry(reason.kind()).or_default() += 1;
         }
     }
@@ -194,7 +194,7 @@ impl Told {
     /// When [`Told::say`] has something to say.
     pub(super) fn due(&self) -> Option<Instant> {
         let one =
-            [&self.peers, &self.many, &self.restless, &self.kept_out, &self.programmed, &self.config, &self.contested];
+            [&self.peers, &self.many, &self.restless, &self.ignored, &self.programmed, &self.config, &self.contested];
         one.into_iter().chain(&self.mended).filter_map(Repeats::due).chain(self.programmed_at).min()
     }
 
@@ -211,7 +211,7 @@ impl Told {
             info!(joined, left, changed, "more peers joined, left or changed");
             (self.joined, self.left, self.changed) = (0, 0, 0);
         }
-        if let Some(count) = self.kept_out.count(now) {
+        if let Some(count) = self.ignored.count(now) {
             let kinds = in_words(&std::mem::take(&mut self.kinds));
             warn!(count, kinds, "more records ignored");
         }
@@ -256,11 +256,11 @@ fn say_delta(delta: &Delta) {
     }
 }
 
-fn say_kept_out(key: &str, reason: &BadRecord) {
+fn say_ignored(key: &str, reason: &BadRecord) {
     let key = Shown::new(key);
     match reason {
         BadRecord::Reserved(node) => info!(%key, node, "a subnet is reserved for a node that has not come yet"),
-        reason => warn!(%key, %reason, "record kept out"),
+        reason => warn!(%key, %reason, "record ignored"),
     }
 }
 

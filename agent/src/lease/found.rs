@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::overlay::alloc::Copied;
 use crate::overlay::record::{BadRecord, Record};
 use crate::overlay::{MacAddr, Shown, shown};
 
@@ -48,6 +49,22 @@ pub enum Found {
         /// Its instance.
         instance: String,
     },
+    /// A record under our key with our node id that no daemon of this node wrote.
+    Copy {
+        /// What tells it from ours.
+        how: Copied,
+        /// Its public IP and node id.
+        holder: String,
+        /// Its value.
+        value: String,
+    },
+    /// A record in our name under another key that supersedes ours.
+    InOurName {
+        /// The key.
+        key: String,
+        /// This node deletes it, since writing its own record again would not help.
+        is_deleted: bool,
+    },
 }
 
 impl Found {
@@ -68,6 +85,9 @@ impl Found {
     pub(super) fn under(self, key: &str) -> Self {
         match self {
             Self::Void { reason, value } => Self::InTheWay { key: shown(key), reason, value },
+            Self::Copy { holder, value, .. } => {
+                Self::InTheWay { key: shown(key), reason: format!("a copy of ours without a lease, {holder}"), value }
+            }
             other => other,
         }
     }
@@ -91,6 +111,23 @@ impl Found {
         Self::Clone { holder: shown(&record.holder()), instance }
     }
 
+    pub(super) fn copy(how: Copied, record: &Record, value: &[u8]) -> Self {
+        Self::Copy { how, holder: shown(&record.holder()), value: value_of(value) }
+    }
+
+    /// What the daemon did about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::InOurName { is_deleted: false, .. } => {
+                "another record in our name is newer than ours; our record is written again, so that the other nodes follow it"
+            }
+            Self::InOurName { is_deleted: true, .. } => {
+                "another record in our name has a lease and goes before our reservation; it is deleted, and our record is written again"
+            }
+            _ => "our record was gone or changed, written again",
+        }
+    }
+
     /// What it is called when it comes again and again.
     pub fn advice(&self) -> String {
         match self {
@@ -101,6 +138,12 @@ impl Found {
             }
             Self::Clone { holder, .. } => format!(
                 "a clone of this machine with our public IP and node id, {holder}, writes our record: give it another address and another machine-id or --node-id"
+            ),
+            Self::Copy { holder, .. } => format!(
+                "somebody overwrites our record with copies of it, {holder}: if a clone of this machine does, give it another machine-id or --node-id"
+            ),
+            Self::InOurName { key, .. } => format!(
+                "somebody writes the record {key} in our name again and again: delete that key; if a clone of this machine writes it, give the clone another address and another machine-id or --node-id"
             ),
             Self::Nothing => "somebody deletes our record again and again".to_owned(),
             Self::Changed { .. } | Self::Void { .. } | Self::InTheWay { .. } => {
@@ -129,6 +172,18 @@ impl fmt::Display for Found {
             }
             Self::Clone { holder, instance } => {
                 write!(f, "the record of a clone of this machine, {holder}, instance {instance}, which came later")
+            }
+            Self::Copy { how: Copied::WithoutLease, holder, value } => {
+                write!(
+                    f,
+                    "a record of {holder} with another instance and without a lease, which no living node writes: {value}"
+                )
+            }
+            Self::Copy { how: Copied::WithAnotherAddress, holder, value } => {
+                write!(f, "a record with our node id and another public IP, {holder}: {value}")
+            }
+            Self::InOurName { key, .. } => {
+                write!(f, "the record {key} with our public IP, node id or MAC; delete that key")
             }
         }
     }

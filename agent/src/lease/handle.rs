@@ -7,6 +7,7 @@ use tokio::task::AbortHandle;
 
 use super::Found;
 use crate::overlay::record::Record;
+use crate::overlay::records::InOurName;
 use crate::store::{Change, LeaseId};
 
 /// What happened to our lease.
@@ -84,6 +85,7 @@ pub(super) enum Command {
     Seen(Change),
     Check,
     Publish(Box<Record>),
+    Defend(InOurName),
 }
 
 impl KeeperHandle {
@@ -103,6 +105,12 @@ impl KeeperHandle {
     /// Writes our record anew, with another public IP or MAC.
     pub fn publish(&self, record: Record) {
         let _ = self.commands.send(Command::Publish(Box::new(record)));
+    }
+
+    /// A record of another key supersedes ours in our own name, so that the other nodes don't follow ours: ours is written
+    /// again.
+    pub fn defend(&self, against: InOurName) {
+        let _ = self.commands.send(Command::Defend(against));
     }
 
     /// Stops the keeper at once. The record stays as it is.

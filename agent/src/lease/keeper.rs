@@ -14,10 +14,12 @@ use super::{Found, Held, revoke};
 use crate::overlay::NetworkConfig;
 use crate::overlay::alloc::Addresses;
 use crate::overlay::record::Record;
+use crate::overlay::records::InOurName;
 use crate::overlay::repeats::Repeats;
 use crate::store::backoff::Backoff;
 use crate::store::{Change, Error, LeaseId, Store, Written};
 
+mod defence;
 mod judge;
 
 /// Events that may wait for a listener who is busy.
@@ -95,6 +97,8 @@ pub struct Keeper<S> {
     /// Who asked last whether we live, and the events about such questions.
     asked_by: String,
     questions: Repeats,
+    /// The record in our name that our next write has to supersede.
+    superseder: Option<InOurName>,
 }
 
 impl<S: Store> Keeper<S> {
@@ -134,6 +138,7 @@ impl<S: Store> Keeper<S> {
             contest: Contest::new(now),
             asked_by: String::new(),
             questions: Repeats::in_a_minute(1),
+            superseder: None,
             held,
         };
         keeper.renewed(ttl);
@@ -206,6 +211,7 @@ impl<S: Store> Keeper<S> {
                 if self.todo.is_none() && !self.unsure { self.works().await } else { Ok(()) }
             }
             Command::Seen(Change::Put(_)) => Ok(()),
+            Command::Defend(against) => self.defend(against).await,
             Command::Check => {
                 self.unsure = true;
                 Ok(())
@@ -314,6 +320,7 @@ impl<S: Store> Keeper<S> {
 
     async fn write(&mut self, cause: Cause) -> Result<(), Stop> {
         self.contest.writes(Instant::now());
+        self.clear_way().await?;
         let Held { lease, revision, record, .. } = &self.held;
         match self.store.update(&self.key, &record.to_json(), *lease, *revision).await? {
             Written::At(revision) => self.written(revision, cause).await?,
@@ -371,7 +378,7 @@ impl<S: Store> Keeper<S> {
     fn settled(&mut self, revision: i64) {
         self.held.revision = revision;
         self.addresses = vec![addresses(&self.held.record)];
-        self.todo = None;
+        (self.todo, self.superseder) = (None, None);
         self.unused = None;
         self.has_ended = false;
     }

@@ -13,6 +13,7 @@ use crate::store::{Change, Event};
 
 mod clones;
 mod contested;
+mod copies;
 mod doubled;
 mod families;
 mod restored;

@@ -16,10 +16,10 @@ const HEAD_OF_JUNK: [&str; 3] = ["KEY", "LEFT", "STATE"];
 const NONE: &str = "-";
 
 /// All records: those of subnets first, then the keys that are none.
-pub(super) fn render(listing: &Listing, left: &Left, kept_out: &BTreeMap<&str, BadRecord>) -> String {
+pub(super) fn render(listing: &Listing, left: &Left, ignored: &BTreeMap<&str, BadRecord>) -> String {
     let (mut rows, mut junk) = (Vec::new(), Vec::new());
     for raw in &listing.records {
-        let bad = kept_out.get(raw.key.as_str());
+        let bad = ignored.get(raw.key.as_str());
         match raw.key.parse::<SubnetKey>() {
             Ok(key) => rows.extend(subnets(raw, &key, left, bad)),
             Err(_) => junk.push([cell(&raw.key), time_left(raw, left, false), state(bad, None)]),
@@ -66,7 +66,7 @@ fn address(record: &Record, family: Family) -> Option<String> {
 
 fn state(bad: Option<&BadRecord>, record: Option<&Record>) -> String {
     match (bad, record) {
-        (Some(bad), _) => format!("kept out: {bad}"),
+        (Some(bad), _) => format!("ignored: {bad}"),
         (None, Some(record)) if record.is_unused() => "reserved, not used yet".to_owned(),
         (None, _) => "ok".to_owned(),
     }
@@ -134,7 +134,7 @@ mod tests {
         let listing = Listing { config: None, records: records.iter().map(raw).collect() };
         let left =
             Left::from([(31, Some(Duration::from_secs(86_399))), (32, None), (33, Some(Duration::from_secs(3_599)))]);
-        let text = render(&listing, &left, &listing.kept_out());
+        let text = render(&listing, &left, &listing.ignored());
         text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
     }
 
@@ -163,8 +163,8 @@ mod tests {
             "10.5.2.0/24 10.99.0.1 - - reservation reserved, not used yet",
             "10.5.3.0/24 - - worker-1 reservation reserved, not used yet",
             "10.5.4.0/24 10.99.0.1 c6:d2:32:6f:8f:44 worker-1 reservation ok",
-            "10.5.5.0/24 - - - no-lease kept out: the record has no PublicIP",
-            "10.5.6.0/24 - - - ended kept out: not a JSON object: EOF while parsing an object at line 1 column 1",
+            "10.5.5.0/24 - - - no-lease ignored: the record has no PublicIP",
+            "10.5.6.0/24 - - - ended ignored: not a JSON object: EOF while parsing an object at line 1 column 1",
             "10.5.7.0/24 10.99.0.7 c6:d2:32:6f:8f:47 a\\x20b\\u{1b} 59m59s ok",
         ];
         assert_eq!(table, expected);
@@ -176,11 +176,11 @@ mod tests {
         let table = lines(&[("10.5.1.0-24", "{", 31), ("a\n\u{1b}[2J b", "{}", 0), (&long, "{}", 31), ("", "{}", 32)]);
         assert_eq!(table[2..4], ["", "Keys that name no subnet; `twill release --force KEY` deletes one:"]);
         assert_eq!(table[4], "KEY LEFT STATE");
-        assert!(table[5].starts_with("a\\n\\u{1b}[2J\\x20b no-lease kept out: \""), "{table:?}");
+        assert!(table[5].starts_with("a\\n\\u{1b}[2J\\x20b no-lease ignored: \""), "{table:?}");
         assert!(
-            table[6].starts_with(&format!("{}...\\x20(3,000\\x20bytes) 23h59m kept out: ", "x".repeat(120))),
+            table[6].starts_with(&format!("{}...\\x20(3,000\\x20bytes) 23h59m ignored: ", "x".repeat(120))),
             "{table:?}"
         );
-        assert!(table[7].starts_with("\"\" ended kept out: "), "{table:?}");
+        assert!(table[7].starts_with("\"\" ended ignored: "), "{table:?}");
     }
 }

@@ -16,7 +16,7 @@ use super::record::{Record, SubnetKey};
 
 mod standing;
 
-pub use standing::{Addresses, Hold, Holder, Relation, Standing, hold, relation};
+pub use standing::{Addresses, Copied, Hold, Holder, Relation, Standing, hold, relation};
 
 /// Among how many free subnets the random choice is made, as in flannel: nodes that boot together seldom collide, and
 /// subnets stay near the start of the range.
@@ -57,7 +57,8 @@ pub struct Seen {
 /// What to do, in this order: delete `stale`, then carry out `decision`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// Records of our own that don't fit the config, with the revisions they were seen at.
+    /// Records of our own that don't fit the config, or that would go before the one that is taken over, with the revisions
+    /// they were seen at.
     pub stale: Vec<(SubnetKey, i64)>,
     /// How to get the subnet.
     pub decision: Decision,
@@ -182,7 +183,12 @@ pub fn decide<'r>(
     // Pods may still have addresses of the previous subnet; else a reservation is somebody's explicit wish.
     let best = fitting.iter().min_by_key(|seen| (Some(seen.key) != wanted.previous, seen.lease != 0, seen.key));
     let decision = match best {
-        Some(seen) => Decision::TakeOver { key: seen.key, revision: seen.revision, lease: seen.lease },
+        Some(seen) => {
+            // A record of ours with a lease would go before a reservation, in whatever order the two were written.
+            let leased = fitting.iter().filter(|other| seen.lease == 0 && other.lease != 0);
+            stale.extend(leased.map(|other| (other.key, other.revision)));
+            Decision::TakeOver { key: seen.key, revision: seen.revision, lease: seen.lease }
+        }
         None => match (choose(wanted, taken.chain(others), stale.first().map(|(key, _)| *key), random), void) {
             (Decision::Create { key }, Some(void)) if key == void.key => {
                 Decision::Restore { key, revision: void.revision }

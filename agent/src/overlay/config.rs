@@ -91,6 +91,11 @@ impl FamilyConfig {
         self.contains_subnet(subnet) && (self.subnet_min..=self.subnet_max).contains(&subnet.ip())
     }
 
+    /// Whether allocation may give out the subnet that this address lies in.
+    pub fn leases(&self, address: IpAddr) -> bool {
+        self.subnet_of(address).is_some_and(|subnet| self.fits(&subnet))
+    }
+
     /// The last address of the last subnet that allocation may give out.
     pub fn last_leased(&self) -> IpAddr {
         address(number(self.subnet_max) + (self.subnet_size() - 1), self.network.is_ipv4())

@@ -147,10 +147,10 @@ impl Peers {
         }
     }
 
-    /// Whether that record is one of our own, of another address or subnet, which was written after ours.
-    pub fn is_displaced_by_ourselves(&self) -> bool {
-        let displaced_by = self.displaced_by.and_then(|place| self.claim_aside(place));
-        displaced_by.zip(self.own).is_some_and(|(theirs, (_, ours))| theirs.is_same_node(&ours))
+    /// The record in our own name under another key that supersedes ours, so that the other nodes don't follow ours.
+    pub fn in_our_name(&self) -> Option<(Place, Claim)> {
+        let (own, _) = self.own.filter(|_| self.displaced_by.is_some())?;
+        self.contest.superseder(own)
     }
 
     /// The record of another key that the other nodes follow instead of ours, since it takes precedence ([`Claim`]).

@@ -72,6 +72,8 @@ pub struct Record {
     pub node: Option<String>,
     /// Which instance of the machine wrote the record. Neither flannel nor an older Twill writes it.
     pub instance: Option<Instance>,
+    /// It names an instance in a form that cannot be read: no daemon wrote that.
+    pub has_bad_instance: bool,
     /// Members that nobody knows, kept in their order when a record is written again.
     pub extra: Vec<(String, Value)>,
 }
@@ -125,6 +127,7 @@ impl Record {
             ipv6: None,
             node: None,
             instance: None,
+            has_bad_instance: false,
             extra: Vec::new(),
         }
     }
@@ -142,8 +145,9 @@ impl Record {
         let public_ip = address(&object, "PublicIP", "an IPv4 address", |text| text.parse().ok())?;
         let public_ipv6 = address(&object, "PublicIPv6", "an IPv6 address", from_go)?;
         // Another program's member of that name is no reason to lose the peer.
-        let node = object.get("NodeID").and_then(Value::as_str).map(str::to_owned);
-        let instance = object.get("Instance").and_then(instance);
+        let node = object.get("NodeID").and_then(Value::as_str).filter(|id| !id.is_empty()).map(str::to_owned);
+        let there = object.get("Instance");
+        let instance = there.and_then(instance);
         Ok(Self {
             public_ip: public_ip.unwrap_or(Ipv4Addr::UNSPECIFIED),
             public_ipv6,
@@ -151,6 +155,7 @@ impl Record {
             ipv4,
             ipv6,
             node,
+            has_bad_instance: there.is_some() && instance.is_none(),
             instance,
             extra: object.into_others(&MEMBERS),
         })
@@ -211,6 +216,11 @@ impl Record {
         !self.public_ip.is_unspecified() || self.public_ipv6.is_some()
     }
 
+    /// Whether it is a reservation for nobody.
+    pub fn names_nobody(&self) -> bool {
+        self.is_unused() && !self.has_address() && self.node.is_none()
+    }
+
     /// Whether nobody has filled it in: a reservation made ahead of its node, which names no backend and no VTEP. Flannel
     /// passes over such a record.
     pub fn is_unused(&self) -> bool {
@@ -230,17 +240,20 @@ impl Record {
         };
         match self.node.as_ref().map(Shown::new) {
             Some(node) if !self.has_address() => format!("node {node}"),
+            None if !self.has_address() => "nobody".to_owned(),
             Some(node) => format!("{address} (node {node})"),
             None => address.to_string(),
         }
     }
 }
 
-/// Another program's member of that name is no reason to lose the peer either.
+/// Another program's member of that name is no reason to lose the peer either. One without an id, or without a revision of
+/// etcd's, says nothing of who was there first, so that it counts as none.
 fn instance(value: &Value) -> Option<Instance> {
     let object = Object::nested(value)?;
-    let id = object.get("ID")?.as_str()?.to_owned();
-    Some(Instance { id, since: object.get("Since").and_then(Value::as_i64).unwrap_or_default() })
+    let id = object.get("ID")?.as_str().filter(|id| !id.is_empty())?.to_owned();
+    let since = object.get("Since")?.as_i64().filter(|since| *since >= 0)?;
+    Some(Instance { id, since })
 }
 
 fn push(out: &mut String, name: &str, value: &Value) {

@@ -4,14 +4,18 @@
 //! keys the other nodes follow instead of it.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 
-use kept_out::KeptOut;
+use ignored::Ignored;
 
 use super::peers::{Claim, Delta, Place, Source, Standing, Vtep};
 use super::plane::Plane;
 use super::record::{BadRecord, Family, Own, PeerRecord, Record, SubnetKey, check, fits};
 
-mod kept_out;
+mod ignored;
+mod in_our_name;
+
+pub use in_our_name::InOurName;
 
 /// How many records of a kind are looked at that are few: those with our public IP while we look for a subnet, those that lost
 /// their place while all were read.
@@ -27,7 +31,9 @@ pub struct Records {
     held: Option<(String, Standing)>,
     /// What the records with our public IP claim, by the number of the plane, until we know which of them is our own.
     earlier: BTreeMap<(usize, Place), Claim>,
-    bad: KeptOut,
+    bad: Ignored,
+    /// The key of the record that came last of those that claim what is ours.
+    claimant: String,
 }
 
 /// A record as etcd has it.
@@ -52,14 +58,14 @@ pub struct Taken {
     pub deltas: Vec<Delta>,
     /// It is a peer's in every family.
     pub is_peer: bool,
-    /// Why it was kept out, if it was and that is news.
+    /// Why it is ignored, if it is and that is news.
     pub bad: Option<BadRecord>,
 }
 
 impl Records {
     /// For a network of this VNI; `own` says who we are in each plane, in the order in which the planes are given.
     pub fn new(vni: u32, own: Vec<Own>) -> Self {
-        Self { vni, own, held: None, earlier: BTreeMap::new(), bad: KeptOut::default() }
+        Self { vni, own, held: None, earlier: BTreeMap::new(), bad: Ignored::default(), claimant: String::new() }
     }
 
     /// We hold the record of this key, last written at this revision, and this is who we are.
@@ -147,12 +153,12 @@ impl Records {
         })
     }
 
-    /// The first few records that were kept out, each with its key as it is shown.
+    /// The first few records that are ignored, each with its key as it is shown.
     pub fn bad(&self) -> impl Iterator<Item = (&str, &BadRecord)> {
         self.bad.named()
     }
 
-    /// How many records are kept out, by [`BadRecord::kind`].
+    /// How many records are ignored, by [`BadRecord::kind`].
     pub fn bad_by_kind(&self) -> BTreeMap<&'static str, usize> {
         self.bad.by_kind()
     }
@@ -213,6 +219,9 @@ impl Records {
                         self.earlier.insert((number, (peer.subnet, source)), claim);
                     }
                 } else {
+                    if objection.is_some() {
+                        self.claimant = raw.key.to_owned();
+                    }
                     taken.deltas.extend(plane.put(peer.subnet, source, claim));
                 }
                 let aside = || plane.peers().shadow_of((peer.subnet, source));
@@ -255,7 +264,7 @@ impl Records {
 
 /// The key of a place in the plane of this number, where it can be told: that of the subnet alone, or with a subnet of
 /// another plane whose record has the same key.
-fn key_of(number: usize, (subnet, source): Place, planes: &[&mut Plane]) -> Option<String> {
+fn key_of(number: usize, (subnet, source): Place, planes: &[impl Deref<Target = Plane>]) -> Option<String> {
     let alone = SubnetKey::from(subnet);
     let others = planes.iter().enumerate().filter(|(other, _)| *other != number).map(|(_, plane)| plane.peers());
     let same = others.flat_map(|peers| {

@@ -130,10 +130,30 @@ async fn what_overlaps_is_in_the_way() {
     assert_eq!(refused, "10.5.0.0/20 is held by 10.99.0.2 (node worker-2)");
     store.put("10.5.50.0-24", b"junk", 0);
     let refused = reserve_for(&store, "10.5.50.0/24", ip("10.99.0.1")).await.unwrap_err();
-    assert_eq!(refused, "10.5.50.0/24 is reserved for a record that can't be read");
-    let refused = release_it(&store, "10.5.50.0/24", false).await.unwrap_err();
-    assert_eq!(refused, "the record of 10.5.50.0/24 can't be read; --force deletes it all the same");
-    release_it(&store, "10.5.50.0/24", true).await.unwrap();
+    let unreadable = "the record of 10.5.50.0/24 can't be read; `twill release --force` deletes it all the same";
+    assert_eq!(refused, unreadable);
+    assert_eq!(release_it(&store, "10.5.50.0/24", false).await.unwrap_err(), unreadable);
+    let said = release_it(&store, "10.5.50.0/24", true).await.unwrap();
+    assert_eq!(said, "10.5.50.0/24 is free again; its record could not be read");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whose_a_deleted_record_was_is_said_as_it_is() {
+    let store = store();
+    let lease = store.grant(TTL).await.unwrap().0;
+    for (value, lease, force, said) in [
+        (r#"{"NodeID":"worker-3"}"#, 0, false, "it was reserved for node worker-3"),
+        (r#"{"PublicIP":"0.0.0.0","NodeID":"worker-3"}"#, 0, true, "it was reserved for node worker-3"),
+        ("{}", 0, false, "it was reserved for nobody"),
+        (r#"{"PublicIP":"0.0.0.0","NodeID":""}"#, 0, false, "it was reserved for nobody"),
+        ("{}", lease, true, "its record named nobody"),
+        ("junk", 0, true, "its record could not be read"),
+        (HELD, 0, true, "10.99.0.2 (node worker-2) makes its record anew if it is alive and holds that subnet"),
+    ] {
+        store.put("10.5.7.0-24", value.as_bytes(), lease);
+        let heard = release_it(&store, "10.5.7.0/24", force).await.unwrap();
+        assert_eq!(heard, format!("10.5.7.0/24 is free again; {said}"), "{value}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -43,6 +43,7 @@ impl<S: Store> Keeper<S> {
         }
         if raw.value == self.held.record.to_json() {
             return match self.todo {
+                Some(Todo::Write(_)) if self.is_superseded(raw.revision) => Ok(()),
                 Some(Todo::Create) => self.recreated(raw.revision).await,
                 Some(Todo::Write(cause)) => self.written(raw.revision, cause).await,
                 None => Ok(()),
@@ -60,14 +61,21 @@ impl<S: Store> Keeper<S> {
         let parsed = Record::parse(&raw.value);
         let standing = raw.key.parse::<SubnetKey>().ok().zip(parsed.as_ref().ok());
         let standing = standing.map(|(key, record)| (self.standing(&key, record, raw.lease), record));
-        if let Some((Standing::Another(relation), other)) = &standing {
-            let holder = format!("{}, under the key {}", self.holder(other, *relation), shown(&raw.key));
+        let another = match &standing {
+            Some((Standing::Another(relation), other)) => Some((*relation, other)),
+            // Our key was free, and a clone has a lease.
+            Some((Standing::Copy(_), other)) if raw.lease != 0 => Some((Relation::Instance, other)),
+            _ => None,
+        };
+        if let Some((relation, other)) = another {
+            let holder = format!("{}, under the key {}", self.holder(other, relation), shown(&raw.key));
             return Err(self.lost(holder, raw.lease).await.into());
         }
         let found = match standing {
             // A reservation, or ours from another life: it is for the operator to say, and may be gone the next time.
             Some((Standing::Void(_), record)) if self.is_reservation(&raw.key, record, raw.lease) => None,
             Some((Standing::Void(bad), _)) => Some(Found::void(&bad, &raw.value)),
+            Some((Standing::Copy(how), record)) => Some(Found::copy(how, record, &raw.value)),
             Some(_) => None,
             None => Some(Found::unreadable(&raw.value)),
         };
@@ -159,6 +167,7 @@ fn found(standing: Standing, record: &Record, value: &[u8]) -> Found {
         Standing::SameAddress => Found::same_address(record),
         Standing::Later => Found::clone_of(record),
         Standing::OnOurLease => Found::on_our_lease(record),
+        Standing::Copy(how) => Found::copy(how, record, value),
         Standing::Void(bad) => Found::void(&bad, value),
         Standing::Ours { .. } | Standing::Another(_) => Found::changed(value),
     }

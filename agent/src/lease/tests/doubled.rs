@@ -86,14 +86,17 @@ async fn a_question_that_was_left_behind_does_no_harm() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clone_with_our_id_and_another_address_is_another_node() {
+async fn a_clone_with_our_id_and_another_address_has_a_subnet_of_its_own() {
     let store = FakeStore::new();
     let mut first = node(&store, 1).await;
     let clone = Record { node: Some("node-1".to_owned()), ..record(2) };
     let taken = store.records().into_keys().next().unwrap();
     assert_ne!(acquire_as(&store, &config(9), 2).await.unwrap().key.to_string(), taken);
+    // Not ours, while our lease lives.
     store.put(&first.key(), &clone.to_json(), 0);
-    assert_eq!(first.next().await, LeaseEvent::Lost { holder: "10.99.0.2 (node node-1)".to_owned() });
+    let LeaseEvent::Recreated { found: Some(found), .. } = first.next().await else { panic!() };
+    assert!(found.to_string().contains("another public IP, 10.99.0.2 (node node-1)"), "{found}");
+    assert_eq!(first.stored().unwrap().value, first.held.record.to_json());
 }
 
 #[tokio::test(start_paused = true)]

@@ -61,13 +61,12 @@ pub fn hold(config: &NetworkConfig, key: &SubnetKey, record: &Record, lease: i64
     }
 }
 
-/// A reservation names a host or a node.
+/// A reservation that names an address names a host's.
 fn not_reservable(record: &Record) -> Option<BadRecord> {
     let address = match (record.public_ip.is_unspecified(), record.public_ipv6) {
         (false, _) => IpAddr::V4(record.public_ip),
         (true, Some(address)) => IpAddr::V6(address),
-        (true, None) if record.node.is_some() => return None,
-        (true, None) => return Some(BadRecord::Incomplete("PublicIP")),
+        (true, None) => return None,
     };
     (!is_host(address)).then_some(BadRecord::RemoteNotUnicast(address))
 }
@@ -93,7 +92,7 @@ pub enum Standing {
     /// Our record, perhaps changed. `follow`: somebody moved it to this etcd lease on purpose, so we renew that lease from
     /// now on.
     Ours {
-        /// It is complete, or a reservation for us, and names us.
+        /// It is complete, or a reservation for us, and names us, with an instance that can be read or none.
         follow: bool,
     },
     /// Another agent's with our public IP that left no id to tell it from us: its MAC is not ours.
@@ -106,6 +105,18 @@ pub enum Standing {
     Void(BadRecord),
     /// It would be followed, but hangs on our own lease: no other node writes such a record.
     OnOurLease,
+    /// It would be followed and has our node id, but its writer cannot have the subnet by it: while our lease lives, our key
+    /// is never free for another node. A copy of an earlier record of ours, or a forged one.
+    Copy(Copied),
+}
+
+/// What tells a copy of our record from ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copied {
+    /// Our public IP, another instance, and no etcd lease: a clone that takes a record over takes its lease over too.
+    WithoutLease,
+    /// Another public IP: a clone with an address of its own looks for a subnet of its own.
+    WithAnotherAddress,
 }
 
 impl Holder<'_> {
@@ -114,14 +125,14 @@ impl Holder<'_> {
         let hold = hold(self.config, key, record, lease);
         let relation = relation((self.record.node.as_deref(), self.instance()), record);
         let is_our_instance = self.instance().is_some() && self.instance() == instance_of(record);
-        let is_for_our_id = !record.has_address() && record.node.is_some() && record.node == self.record.node;
+        let is_for_our_id = !record.has_address() && self.has_our_id(record);
         if is_our_instance || is_for_our_id || (relation == Relation::Same && self.has_our_address(record)) {
             let is_named = is_our_instance || self.is_named(record);
             return match hold {
                 Hold::Void(_) if is_named => Standing::Ours { follow: false },
                 Hold::Void(bad) => Standing::Void(bad),
                 Hold::Followed if !is_named && record.macs() != self.record.macs() => Standing::SameAddress,
-                _ => Standing::Ours { follow: is_named || lease == 0 },
+                _ => Standing::Ours { follow: (is_named || lease == 0) && !record.has_bad_instance },
             };
         }
         match hold {
@@ -131,9 +142,17 @@ impl Holder<'_> {
             Hold::Reserved => Standing::Void(BadRecord::Reserved(record.holder())),
             Hold::Followed if relation == Relation::Instance && self.has_our_address(record) => {
                 let is_ours_to_give = lease == self.lease && !self.has_ended;
-                if is_ours_to_give && self.came_first(record) { Standing::Later } else { Standing::Another(relation) }
+                if is_ours_to_give && self.came_first(record) {
+                    Standing::Later
+                } else if lease == 0 && self.lease != 0 {
+                    Standing::Copy(Copied::WithoutLease)
+                } else {
+                    Standing::Another(relation)
+                }
             }
             Hold::Followed if lease != 0 && lease == self.lease => Standing::OnOurLease,
+            // If our lease has ended without our knowing, etcd refuses to put ours back, and this is judged again.
+            Hold::Followed if self.has_our_id(record) && !self.has_ended => Standing::Copy(Copied::WithAnotherAddress),
             Hold::Followed => Standing::Another(relation),
         }
     }
@@ -144,6 +163,10 @@ impl Holder<'_> {
             (None, None) => self.instance().is_none() && record.macs() == self.record.macs(),
             (ours, theirs) => ours == theirs,
         }
+    }
+
+    fn has_our_id(&self, record: &Record) -> bool {
+        record.node.is_some() && record.node == self.record.node
     }
 
     fn instance(&self) -> Option<&str> {

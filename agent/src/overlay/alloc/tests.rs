@@ -65,8 +65,11 @@ fn the_previous_one_of_two_own_records_wins_then_a_reservation() {
         other => panic!("{other:?}"),
     };
     assert_eq!(chosen(&wanted(&config)), ("10.5.3.0-24".to_owned(), 0));
+    // With their leases the other nodes would follow them instead of the reservation.
+    assert_eq!(plan(&wanted(&config), &records).stale, [(key("10.5.1.0-24"), 7), (key("10.5.4.0-24"), 7)]);
     let wanted = Wanted { previous: Some(key("10.5.4.0-24")), ..wanted(&config) };
     assert_eq!(chosen(&wanted), ("10.5.4.0-24".to_owned(), 3));
+    assert_eq!(plan(&wanted, &records).stale, []);
 }
 
 #[test]

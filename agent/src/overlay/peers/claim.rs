@@ -3,10 +3,11 @@
 //! Every node has to come to the same answer, in whatever order the records reach it and after a restart too. So the answer
 //! rests on what etcd tells every node alike, and is a function of the set of claims:
 //!
-//! 1. Of two records of one node (same public IP, or same node id) the one written last counts: a node that changes its MAC,
-//!    its subnet or its address leaves such a pair behind. Flannel's records have no node id, and flannel keeps the MAC when
-//!    only its `--public-ip` changes: of two that have a lease and one MAC, and neither of which has an id, the one written
-//!    last counts too, as flannel's own nodes have it.
+//! 1. Of two records of one node (same public IP, or same node id) the one with a lease counts, else the one written last: a
+//!    node that changes its MAC, its subnet or its address leaves such a pair behind, and whoever wrote one without a lease in
+//!    the name of a living node need not be that node. Flannel's records have no node id, and flannel keeps the MAC when only
+//!    its `--public-ip` changes: of two that have a lease and one MAC, and neither of which has an id, the one written last
+//!    counts too, as flannel's own nodes have it.
 //! 2. Of two nodes, the one with a lease counts: it was alive a day ago at most. A record without one may be anybody's.
 //! 3. Else the one whose record was created first: the other one came into a place that was taken.
 
@@ -74,7 +75,8 @@ impl Standing {
         Self { created: before.created & !1 | self.created & 1, rewritten, ..self }
     }
 
-    fn is_leased(self) -> bool {
+    /// Whether it hangs on a lease.
+    pub fn is_leased(self) -> bool {
         self.created & 1 == 1
     }
 
@@ -82,7 +84,8 @@ impl Standing {
         self.created >> 1
     }
 
-    fn written(self) -> u64 {
+    /// The revision at which it was written last.
+    pub fn written(self) -> u64 {
         self.created() + u64::from(self.rewritten)
     }
 }
@@ -105,12 +108,6 @@ pub(super) enum Identity {
 }
 
 impl Claim {
-    /// Whether another claim tells for certain that it is of the same node.
-    pub(super) fn is_same_node(&self, other: &Self) -> bool {
-        let node = self.standing.node;
-        self.vtep.remote == other.vtep.remote || node != 0 && node == other.standing.node
-    }
-
     /// What may tell that another claim, to the same MAC or to the same subnet only, is of the same node.
     pub(super) fn identities(&self, same_mac: bool) -> impl Iterator<Item = Identity> {
         let id = match self.standing.node {
@@ -120,18 +117,19 @@ impl Claim {
         [Identity::Address(self.vtep.remote)].into_iter().chain(id)
     }
 
-    /// The order of writing; the greater is the later one.
+    /// The order of two claims of one node; the greater supersedes the other: the one with a lease, else the later one.
     pub(super) fn age(&self, place: Place) -> Age {
-        (self.standing.written(), self.standing.created(), place)
+        (self.standing.is_leased(), self.standing.written(), self.standing.created(), place)
     }
 
-    /// The order of counting; the smaller goes first. `is_superseded`: a rival of the same node was written later.
+    /// The order of counting; the smaller goes first. `is_superseded`: a rival of the same node supersedes it.
     pub(super) fn rank(&self, place: Place, is_superseded: bool) -> Rank {
         (is_superseded, !self.standing.is_leased(), self.standing.created(), place)
     }
 }
 
-pub(super) type Age = (u64, u64, Place);
+/// With a lease or not, when it was written and created, and where.
+pub(super) type Age = (bool, u64, u64, Place);
 
 pub(super) type Rank = (bool, bool, u64, Place);
 

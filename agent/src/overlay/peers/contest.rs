@@ -39,7 +39,7 @@ pub(super) fn resources(place: Place, claim: &Claim) -> [Resource; 2] {
 #[derive(Debug, Clone, Copy)]
 struct Rival {
     claim: Claim,
-    /// A rival of the same node was written later.
+    /// A rival of the same node supersedes it.
     is_superseded: bool,
     state: State,
     /// It is in the table of peers.
@@ -105,6 +105,14 @@ impl Contest {
     /// Whether this claim counts by the rule.
     pub(super) fn holds(&self, place: Place) -> bool {
         self.rivals.get(&place).is_some_and(|rival| rival.state == State::Holds)
+    }
+
+    /// The claim of the same node that supersedes this one, if one does.
+    pub(super) fn superseder(&self, place: Place) -> Option<(Place, Claim)> {
+        let rival = self.rivals.get(&place).filter(|rival| rival.is_superseded)?;
+        let latest = ages(place, &rival.claim).filter_map(|(resource, identity, _)| self.latest(resource, identity));
+        let (.., other) = latest.max()?;
+        Some((other, self.rivals.get(&other)?.claim))
     }
 
     /// Notes whether a claim is in the table of peers.
@@ -266,22 +274,22 @@ impl Contest {
         }
     }
 
-    /// Whether a rival of the same node was written later.
+    /// Whether a rival of the same node supersedes this claim.
     fn is_superseded(&self, place: Place, claim: &Claim) -> bool {
         let age = claim.age(place);
         ages(place, claim).any(|(resource, identity, _)| self.latest(resource, identity).is_some_and(|last| last > age))
     }
 
-    /// For each mark of its node, the rival that was written last; itself not, if it is not in the index.
+    /// For each mark of its node, the rival that supersedes the others; itself not, if it is not in the index.
     fn latest_beside(&self, place: Place, claim: &Claim) -> Vec<Place> {
         let latest = ages(place, claim).filter_map(|(resource, identity, _)| self.latest(resource, identity));
         latest.map(|(.., other)| other).collect()
     }
 
-    /// The last claim to this resource by the node with this mark.
+    /// The claim to this resource that supersedes the others by the node with this mark.
     fn latest(&self, resource: Resource, identity: Identity) -> Option<Age> {
         let place = some_place();
-        let all = (resource, identity, (0, 0, place))..=(resource, identity, (u64::MAX, u64::MAX, place));
+        let all = (resource, identity, (false, 0, 0, place))..=(resource, identity, (true, u64::MAX, u64::MAX, place));
         self.ages.range(all).next_back().map(|(.., age)| *age)
     }
 
@@ -302,7 +310,8 @@ impl Contest {
     fn of(&self, resource: Resource) -> impl Iterator<Item = Place> {
         let least = Identity::Address(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let place = some_place();
-        let all = (resource, least, (0, 0, place))..=(resource, Identity::Nameless, (u64::MAX, u64::MAX, place));
+        let last = (true, u64::MAX, u64::MAX, place);
+        let all = (resource, least, (false, 0, 0, place))..=(resource, Identity::Nameless, last);
         self.ages.range(all).map(|(.., (.., place))| *place)
     }
 

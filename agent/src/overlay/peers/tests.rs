@@ -54,7 +54,9 @@ fn that_count(records: &BTreeMap<At, Written>) -> BTreeSet<At> {
         .iter()
         .map(|(at, one)| {
             let later = |(b, other): &(&At, &Written)| {
-                rivals((at, one), (b, other)) && same_node(one, other) && other.revision > one.revision
+                rivals((at, one), (b, other))
+                    && same_node(one, other)
+                    && (other.is_leased, other.revision) > (one.is_leased, one.revision)
             };
             (records.iter().any(|other| later(&other)), !one.is_leased, one.created, *at)
         })
@@ -115,7 +117,7 @@ fn of_two_nodes_the_leased_one_counts_else_the_one_that_was_there_first() {
 }
 
 #[test]
-fn of_two_records_of_one_node_the_newer_counts_whatever_their_leases() {
+fn of_two_records_of_one_node_the_leased_one_counts_else_the_newer() {
     for leased in [[true, true], [true, false], [false, true], [false, false]] {
         for by_id in [true, false] {
             let [mut old, mut new] = pair();
@@ -125,10 +127,12 @@ fn of_two_records_of_one_node_the_newer_counts_whatever_their_leases() {
             } else {
                 new.1.host = old.1.host;
             }
-            assert_eq!(winner([old, new]), 2, "{leased:?} {by_id}");
+            let expected = if leased == [true, false] { 1 } else { 2 };
+            assert_eq!(winner([old, new]), expected, "{leased:?} {by_id}");
             // flannel took its earlier record again.
             old.1.revision = 900;
-            assert_eq!(winner([old, new]), 1, "{leased:?} {by_id}");
+            let expected = if leased == [false, true] { 2 } else { 1 };
+            assert_eq!(winner([old, new]), expected, "{leased:?} {by_id}");
         }
     }
 }
@@ -176,8 +180,12 @@ fn who_claims_what_is_ours_is_no_peer_and_goes_before_us_only_by_the_same_rules(
         (own_at, other_at, Written { is_leased: false, ..own }, other, Some(other_at)),
         // It was there before us.
         (other_at, own_at, other, own, Some(own_at)),
-        // It has our address too, and was written after us.
-        (own_at, other_at, own, Written { host: 1, is_leased: false, ..other }, Some(other_at)),
+        // It has our address too, and was written after us, with a lease and without one.
+        (own_at, other_at, own, Written { host: 1, ..other }, Some(other_at)),
+        (own_at, other_at, own, Written { host: 1, is_leased: false, ..other }, None),
+        // Our node id and our MAC.
+        (own_at, other_at, own, Written { node: 1, ..other }, Some(other_at)),
+        (own_at, other_at, own, Written { node: 1, is_leased: false, ..other }, None),
         // Our subnet under another key.
         (own_at, (1, 1), own, Written { mac: 9, ..other }, None),
         // Our address alone is in nobody's way.
@@ -203,6 +211,30 @@ fn who_claims_what_is_ours_is_no_peer_and_goes_before_us_only_by_the_same_rules(
 }
 
 #[test]
+fn a_record_in_our_name_goes_before_ours_until_ours_is_written_again() {
+    for leased in [true, false] {
+        let [(own_at, mut own), (other_at, mut other)] = pair();
+        (own.is_leased, other.is_leased, other.host) = (leased, leased, own.host);
+        let mut peers = Peers::default();
+        peers.set_own(place(own_at), claim(&own));
+        put(&mut peers, other_at, &other);
+        let in_our_name = peers.in_our_name().map(|(place, claim)| (place, claim.standing.written()));
+        assert_eq!(in_our_name, Some((place(other_at), 90)));
+        peers.set_own(place(own_at), claim(&Written { revision: 91, ..own }));
+        assert_eq!((peers.in_our_name().map(|(place, _)| place), peers.displaced_by()), (None, None));
+        // It is written once more.
+        put(&mut peers, other_at, &Written { revision: 92, ..other });
+        assert_eq!(peers.in_our_name().map(|(place, _)| place), Some(place(other_at)));
+    }
+    // Another node's that goes before ours is none in our name: writing ours again does not help.
+    let [(first_at, first), (own_at, own)] = pair();
+    let mut peers = Peers::default();
+    peers.set_own(place(own_at), claim(&own));
+    put(&mut peers, first_at, &first);
+    assert_eq!((peers.displaced_by(), peers.in_our_name().is_some()), (Some(place(first_at)), false));
+}
+
+#[test]
 fn a_record_that_a_complete_read_does_not_name_is_gone_although_a_rival_was_read() {
     for first_counts in [true, false] {
         let [(first_at, first), (second_at, mut second)] = pair();
@@ -214,7 +246,7 @@ fn a_record_that_a_complete_read_does_not_name_is_gone_although_a_rival_was_read
         assert_eq!(peers.unlisted(), [place(first_at)]);
         peers.remove(place(first_at).0, place(first_at).1);
         assert_eq!(counting(&peers).len(), 1);
-        // The one that was kept aside is not named by the next read.
+        // The one that is ignored is not named by the next read.
         put(&mut peers, first_at, &first);
         peers.listing();
         put(&mut peers, first_at, &first);
@@ -347,6 +379,13 @@ proptest! {
         prop_assert_eq!(counting(&peers), expected);
         let own_counts = own.is_none_or(|(at, _)| count.contains(&at));
         prop_assert_eq!(peers.displaced_by().is_none(), own_counts);
+        prop_assert_eq!(peers.in_our_name(), again.in_our_name());
+        // Written again, ours is not superseded, but by one with a lease where ours has none.
+        if let Some((at, own)) = own.as_ref().filter(|_| peers.in_our_name().is_some()) {
+            again.set_own(place(*at), claim(&Written { revision: 100_000, ..*own }));
+            let superseder = again.in_our_name().map(|(_, claim)| claim.standing.is_leased());
+            prop_assert!(superseder.is_none_or(|is_leased| is_leased && !own.is_leased));
+        }
         prop_assert_eq!(peers.aside().count() + peers.len(), records.len());
     }
 }

@@ -33,7 +33,7 @@ pub struct Own {
     pub mac: Option<MacAddr>,
 }
 
-/// Why a record is kept out. [`BadRecord::reason`] is for metrics, `Display` for people.
+/// Why a record is ignored. [`BadRecord::reason`] is for metrics, `Display` for people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadRecord {
     /// The key names no subnet.
@@ -86,6 +86,15 @@ pub enum BadRecord {
     /// The peer's public IP names no single host.
     #[error("the public IP {0} is not a host's address")]
     RemoteNotUnicast(IpAddr),
+    /// The peer's public IP is one of the addresses that the network gives to pods and tunnel devices: packets to it would
+    /// enter the tunnel again and again.
+    #[error("the public IP {remote} lies in {range}, whose addresses are reached through the tunnel itself")]
+    RemoteInTunnel {
+        /// The peer's public IP.
+        remote: IpAddr,
+        /// The network, or the peer's own subnet.
+        range: IpNetwork,
+    },
     /// The peer's MAC names no single station.
     #[error("the VTEP's MAC {0} is not a unicast address")]
     MacNotUnicast(MacAddr),
@@ -141,6 +150,7 @@ impl BadRecord {
             Self::OverlapsOurs { .. } => "that overlap this node's subnet",
             Self::RemoteIsOurs { .. } => "with this node's public IP",
             Self::RemoteNotUnicast(_) => "whose public IP is not a unicast address",
+            Self::RemoteInTunnel { .. } => "whose public IP lies in the network",
             Self::MacNotUnicast(_) => "whose MAC is not a unicast address",
             Self::WrongVni { .. } => "with another VNI",
             Self::MacIsOurs { .. } => "with this node's MAC",
@@ -162,6 +172,7 @@ impl BadRecord {
             Self::OverlapsOurs { .. } => "overlaps_ours",
             Self::RemoteIsOurs { .. } => "remote_is_ours",
             Self::RemoteNotUnicast(_) => "remote_not_unicast",
+            Self::RemoteInTunnel { .. } => "remote_in_tunnel",
             Self::MacNotUnicast(_) => "mac_not_unicast",
             Self::WrongVni { .. } => "wrong_vni",
             Self::MacIsOurs { .. } => "mac_is_ours",
@@ -211,6 +222,9 @@ impl Own {
 /// # Errors
 /// The first objection, those that concern the whole record before those that concern a side of it.
 pub fn fits(record: &Record, key: &SubnetKey, family: &FamilyConfig, vni: u32) -> Result<PeerRecord, BadRecord> {
+    if record.names_nobody() {
+        return Err(BadRecord::Incomplete("PublicIP"));
+    }
     if record.is_unused() {
         return Err(BadRecord::Reserved(record.holder()));
     }
@@ -226,6 +240,9 @@ pub fn fits(record: &Record, key: &SubnetKey, family: &FamilyConfig, vni: u32) -
         return Err(BadRecord::OutsideNetwork { subnet, network: family.network });
     }
     let peer = vtep(record, key, side)?;
+    if family.leases(peer.remote) {
+        return Err(BadRecord::RemoteInTunnel { remote: peer.remote, range: family.network });
+    }
     match peer.vni {
         Some(other) if other != vni => Err(BadRecord::WrongVni { vni: other, expected: vni }),
         _ => Ok(peer),
@@ -243,6 +260,9 @@ fn vtep(record: &Record, key: &SubnetKey, side: Family) -> Result<PeerRecord, Ba
     let peer = record.peer(key, side).ok_or(BadRecord::Incomplete(no_vtep(side)))?;
     if !is_host(peer.remote) {
         return Err(BadRecord::RemoteNotUnicast(peer.remote));
+    }
+    if peer.subnet.contains(peer.remote) {
+        return Err(BadRecord::RemoteInTunnel { remote: peer.remote, range: peer.subnet });
     }
     if !peer.mac.is_unicast() {
         return Err(BadRecord::MacNotUnicast(peer.mac));
@@ -269,10 +289,16 @@ pub fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
     one.contains(other.network()) || other.contains(one.network())
 }
 
-/// Whether an address names a single host that others can send to.
+/// Whether an address names a single host that others can send to. 240.0.0.0/4 does on the networks of some clouds, and a
+/// link-local address among hosts of one link.
 pub fn is_host(address: IpAddr) -> bool {
-    let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
-    !(address.is_loopback() || address.is_multicast() || address.is_unspecified() || broadcast)
+    let is_nobodys = match address {
+        // The whole of 0.0.0.0/8 is "this host", RFC 1122.
+        IpAddr::V4(v4) => v4.octets()[0] == 0 || v4.is_broadcast(),
+        // An IPv4 address in the form of an IPv6 one is never on the wire.
+        IpAddr::V6(v6) => v6.is_unspecified() || v6.to_ipv4_mapped().is_some(),
+    };
+    !(is_nobodys || address.is_loopback() || address.is_multicast())
 }
 
 #[cfg(test)]
@@ -308,6 +334,38 @@ mod tests {
         assert!(checked("10.5.52.0-24", &value("10.99.0.3", "vxlan", r#"{"VtepMAC":"c6:d2:32:6f:8f:44"}"#)).is_ok());
         // Outside SubnetMin..SubnetMax, yet a subnet of the network: only allocation minds.
         assert!(checked("10.5.0.0-24", &value("10.99.0.3", "vxlan", DATA)).is_ok());
+        // In the network, yet not in what it leases to nodes; and where some clouds have their hosts.
+        for host in ["10.5.0.9", "240.0.0.7", "169.254.7.7"] {
+            assert!(checked("10.5.52.0-24", &value(host, "vxlan", DATA)).is_ok(), "{host}");
+        }
+    }
+
+    #[test]
+    fn an_ipv6_remote_is_a_host_outside_the_tunnel() {
+        let config =
+            NetworkConfig::parse(br#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48"}"#).unwrap();
+        let fitting = |ip: &str| {
+            let value = format!(
+                r#"{{"PublicIPv6":"{ip}","BackendType":"vxlan","BackendV6Data":{{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}}}"#
+            );
+            let record = Record::parse(value.as_bytes()).unwrap();
+            let key = "0.0.0.0-0&fc00:0:0:7::-64".parse().unwrap();
+            fits(&record, &key, &config.ipv6.unwrap(), 1).map_err(|bad| bad.reason())
+        };
+        for (ip, reason) in [
+            ("::", "remote_not_unicast"),
+            ("::1", "remote_not_unicast"),
+            ("ff02::1", "remote_not_unicast"),
+            ("::ffff:10.99.0.3", "remote_not_unicast"),
+            ("10.99.0.3", "remote_not_unicast"),
+            ("fc00:0:0:7::1", "remote_in_tunnel"),
+            ("fc00:0:0:99::1", "remote_in_tunnel"),
+        ] {
+            assert_eq!(fitting(ip), Err(reason), "{ip}");
+        }
+        for ip in ["fd99::3", "fe80::3"] {
+            assert!(fitting(ip).is_ok(), "{ip}");
+        }
     }
 
     #[test]
@@ -331,6 +389,13 @@ mod tests {
             ("10.5.52.0-24", value("239.0.0.1", "vxlan", DATA), "remote_not_unicast"),
             ("10.5.52.0-24", value("0.0.0.0", "vxlan", DATA), "remote_not_unicast"),
             ("10.5.52.0-24", value("255.255.255.255", "vxlan", DATA), "remote_not_unicast"),
+            ("10.5.52.0-24", value("0.1.2.3", "vxlan", DATA), "remote_not_unicast"),
+            // A pod's, our own device's, and the peer's own, in the range and beside it.
+            ("10.5.52.0-24", value("10.5.77.3", "vxlan", DATA), "remote_in_tunnel"),
+            ("10.5.52.0-24", value("10.5.9.0", "vxlan", DATA), "remote_in_tunnel"),
+            ("10.5.52.0-24", value("10.5.52.1", "vxlan", DATA), "remote_in_tunnel"),
+            ("10.5.0.0-24", value("10.5.0.1", "vxlan", DATA), "remote_in_tunnel"),
+            ("10.5.52.0-24", "{}".to_owned(), "incomplete"),
             ("10.5.52.0-24", value("10.99.0.3", "vxlan", r#"{"VtepMAC":"01:d2:32:6f:8f:44"}"#), "mac_not_unicast"),
             ("10.5.52.0-24", value("10.99.0.3", "vxlan", r#"{"VtepMAC":"00:00:00:00:00:00"}"#), "mac_not_unicast"),
             ("10.5.52.0-24", value("10.99.0.3", "vxlan", r#"{"VNI":2,"VtepMAC":"c6:d2:32:6f:8f:44"}"#), "wrong_vni"),

@@ -73,9 +73,25 @@ fn an_instance_comes_last_and_junk_in_its_place_is_none() {
     let text = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"NodeID":"0f3a","Instance":{"ID":"1b4e28ba-4026531840","Since":1207}}"#;
     let instance = Some(Instance { id: "1b4e28ba-4026531840".to_owned(), since: 1207 });
     golden(text, &Record { node: Some("0f3a".to_owned()), instance, ..ipv4() });
-    for junk in ["1", "\"x\"", "{}", "null", "[]", r#"{"ID":7,"Since":1}"#] {
+    for junk in [
+        "1",
+        "\"x\"",
+        "{}",
+        "null",
+        "[]",
+        r#"{"ID":7,"Since":1}"#,
+        r#"{"ID":"","Since":1}"#,
+        r#"{"ID":"x"}"#,
+        r#"{"ID":"x","Since":null}"#,
+        r#"{"ID":"x","Since":-1}"#,
+        r#"{"ID":"x","Since":1e23}"#,
+        r#"{"ID":"x","Since":1.5}"#,
+        r#"{"ID":"x","Since":"1"}"#,
+        r#"{"ID":"x","Since":9223372036854775808}"#,
+    ] {
         let text = format!(r#"{{"PublicIP":"192.168.64.3","Instance":{junk}}}"#);
-        assert_eq!(Record::parse(text.as_bytes()).unwrap().instance, None, "{junk}");
+        let record = Record::parse(text.as_bytes()).unwrap();
+        assert_eq!((record.instance, record.has_bad_instance), (None, junk != "null"), "{junk}");
     }
 }
 
@@ -148,8 +164,8 @@ fn vteps() -> impl Strategy<Value = Option<VtepData>> {
 
 prop_compose! {
     fn records()(
-        ip: u32, v6: Option<u128>, ipv4 in vteps(), ipv6 in vteps(), node: Option<String>,
-        instance: Option<(String, i64)>,
+        ip: u32, v6: Option<u128>, ipv4 in vteps(), ipv6 in vteps(), node in proptest::option::of(".+"),
+        instance in proptest::option::of((".+", 0..i64::MAX)),
         extra in proptest::collection::vec(("[a-z]{1,8}x", any::<String>().prop_map(Value::from)), 0..3),
     ) -> Record {
         let instance = instance.map(|(id, since)| Instance { id, since });

@@ -125,9 +125,57 @@ fn of_two_clones_exactly_one_goes_on() {
         let goes_on = |ours: &Record, theirs: &Record| judged_by(ours, false, theirs, LEASE) == Standing::Later;
         assert_ne!(goes_on(&records[0], &records[1]), goes_on(&records[1], &records[0]), "{one} {other}");
     }
-    // With another address it is another node.
-    let elsewhere = Record { public_ip: [10, 99, 0, 3].into(), ..clone(200) };
-    assert_eq!(judged(&elsewhere, 8), Standing::Another(Relation::Instance));
+    // With a reservation there is no lease to tell them by.
+    let goes_on = |theirs: &Record| judged_as_reservation(theirs, 0);
+    assert_eq!(goes_on(&clone(200)), Standing::Later);
+    assert_eq!(goes_on(&clone(50)), Standing::Another(Relation::Instance));
+}
+
+fn judged_as_reservation(record: &Record, lease: i64) -> Standing {
+    let (config, ours) = (config(), ours());
+    let addresses = [(ours.public_ip, None)];
+    let holder = Holder { config: &config, record: &ours, addresses: &addresses, lease: 0, has_ended: false };
+    holder.standing(&"10.5.7.0-24".parse().unwrap(), record, lease)
+}
+
+#[test]
+fn a_copy_of_our_record_takes_nothing_while_our_lease_lives() {
+    let mac = "02:00:00:00:00:33".parse().unwrap();
+    let other_mac = Some(VtepData { vni: Some(1), mac });
+    for ids in [instance("boot-2", 0), instance("boot-2", 900), None] {
+        let copy = Record { instance: ids.clone(), ..ours() };
+        if ids.is_some() {
+            // Whatever the numbers say: it has lost its lease.
+            assert_eq!(judged(&copy, 0), Standing::Copy(Copied::WithoutLease));
+        }
+        for ipv4 in [copy.ipv4, other_mac] {
+            let elsewhere = Record { public_ip: [10, 99, 0, 3].into(), ipv4, ..copy.clone() };
+            for lease in [0, 8] {
+                assert_eq!(judged(&elsewhere, lease), Standing::Copy(Copied::WithAnotherAddress), "{ids:?}");
+                assert_eq!(judged_as_reservation(&elsewhere, lease), Standing::Copy(Copied::WithAnotherAddress));
+            }
+            assert_eq!(judged(&elsewhere, LEASE), Standing::OnOurLease);
+            // The subnet was free.
+            assert!(matches!(judged_by(&ours(), true, &elsewhere, 8), Standing::Another(_)));
+        }
+    }
+}
+
+#[test]
+fn our_record_with_an_instance_that_cannot_be_read_is_ours_and_keeps_its_lease() {
+    let spoilt = Record { instance: None, has_bad_instance: true, ..ours() };
+    for lease in [0, LEASE, 8] {
+        assert_eq!(judged(&spoilt, lease), Standing::Ours { follow: false });
+    }
+}
+
+#[test]
+fn an_address_that_no_node_can_have_takes_nothing() {
+    for ip in ["10.5.7.1", "10.5.77.3", "0.1.2.3"] {
+        for lease in [0, 8] {
+            assert!(matches!(text(&value(ip, "vxlan", DATA), lease), Standing::Void(_)), "{ip}");
+        }
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The records that are kept out. Whoever may write to etcd decides how many there are and how large: of each only some bytes
+//! The records that are ignored. Whoever may write to etcd decides how many there are and how large: of each only some bytes
 //! are kept, less than of a peer.
 
 use std::collections::{BTreeMap, HashMap};
@@ -12,10 +12,10 @@ const NAMED: usize = 10;
 
 /// What is kept of them.
 #[derive(Debug, Default)]
-pub(super) struct KeptOut {
+pub(super) struct Ignored {
     /// By the hash of the key.
     all: HashMap<u64, Objection>,
-    /// What was kept out before the complete read under way.
+    /// What was ignored before the complete read under way.
     before: HashMap<u64, Objection>,
     /// The first few, by the key as it is shown.
     named: BTreeMap<String, (u64, BadRecord)>,
@@ -28,8 +28,8 @@ struct Objection {
     text: u64,
 }
 
-impl KeptOut {
-    /// Keeps this key out; returns the reason if it is news.
+impl Ignored {
+    /// Ignores this key from now on; returns the reason if it is news.
     pub(super) fn insert(&mut self, key: &str, reason: BadRecord) -> Option<BadRecord> {
         let id = hash(key);
         let objection = Objection { kind: reason.kind(), text: hash(&reason.to_string()) };
@@ -44,12 +44,12 @@ impl KeptOut {
         (before != Some(objection)).then_some(reason)
     }
 
-    /// Whether this key is kept out.
+    /// Whether this key is ignored.
     pub(super) fn has(&self, key: &str) -> bool {
         self.all.contains_key(&hash(key))
     }
 
-    /// This key is not kept out, or there no more.
+    /// This key is not ignored, or there no more.
     pub(super) fn remove(&mut self, key: &str) {
         if self.all.is_empty() {
             return;
@@ -101,30 +101,30 @@ mod tests {
 
     #[test]
     fn only_news_is_told_and_a_complete_read_forgets_what_it_does_not_name() {
-        let mut kept = KeptOut::default();
-        assert_eq!(kept.insert("a", bad("x")), Some(bad("x")));
-        assert_eq!(kept.insert("a", bad("x")), None);
-        assert_eq!(kept.insert("a", bad("y")), Some(bad("y")));
-        kept.insert("b", bad("x"));
-        kept.listing();
-        assert_eq!(kept.insert("a", bad("y")), None, "it was known before");
-        kept.listed();
-        assert_eq!(kept.named().collect::<Vec<_>>(), [("a", &bad("y"))]);
-        assert_eq!(kept.by_kind(), [(bad("").kind(), 1)].into());
-        assert_eq!(kept.insert("b", bad("x")), Some(bad("x")), "it was gone in between");
-        kept.remove("a");
-        kept.remove("b");
-        assert_eq!((kept.named().count(), kept.by_kind().len()), (0, 0));
+        let mut ignored = Ignored::default();
+        assert_eq!(ignored.insert("a", bad("x")), Some(bad("x")));
+        assert_eq!(ignored.insert("a", bad("x")), None);
+        assert_eq!(ignored.insert("a", bad("y")), Some(bad("y")));
+        ignored.insert("b", bad("x"));
+        ignored.listing();
+        assert_eq!(ignored.insert("a", bad("y")), None, "it was known before");
+        ignored.listed();
+        assert_eq!(ignored.named().collect::<Vec<_>>(), [("a", &bad("y"))]);
+        assert_eq!(ignored.by_kind(), [(bad("").kind(), 1)].into());
+        assert_eq!(ignored.insert("b", bad("x")), Some(bad("x")), "it was gone in between");
+        ignored.remove("a");
+        ignored.remove("b");
+        assert_eq!((ignored.named().count(), ignored.by_kind().len()), (0, 0));
     }
 
     #[test]
     fn a_hundred_thousand_cost_a_few_bytes_each() {
-        let mut kept = KeptOut::default();
+        let mut ignored = Ignored::default();
         for number in 0..100_000 {
-            kept.insert(&format!("{number}{}", "\u{1b}".repeat(1_000)), bad(&"x".repeat(100)));
+            ignored.insert(&format!("{number}{}", "\u{1b}".repeat(1_000)), bad(&"x".repeat(100)));
         }
-        assert_eq!((kept.named().count(), kept.by_kind()[bad("").kind()]), (NAMED, 100_000));
-        assert!(kept.named().all(|(key, _)| key.len() < 200 && !key.contains('\u{1b}')));
-        assert!(kept.all.capacity() * size_of::<(u64, Objection)>() < 100_000 * 100);
+        assert_eq!((ignored.named().count(), ignored.by_kind()[bad("").kind()]), (NAMED, 100_000));
+        assert!(ignored.named().all(|(key, _)| key.len() < 200 && !key.contains('\u{1b}')));
+        assert!(ignored.all.capacity() * size_of::<(u64, Objection)>() < 100_000 * 100);
     }
 }

@@ -1,0 +1,94 @@
+//! Our own record, as the loop has it: what its keeper tells, and its defence against another one in our name.
+
+use ipnetwork::IpNetwork;
+use tracing::{debug, error, info, warn};
+
+use super::{Ended, EventLoop};
+use crate::dataplane::Dataplane;
+use crate::lease::{KeeperHandle, LeaseEvent};
+use crate::overlay::plane::Plane;
+use crate::overlay::record::Record;
+use crate::overlay::words::Span;
+use crate::overlay::{Shown, SubnetKey};
+
+/// Our own record, and who keeps it.
+pub struct Own {
+    pub(super) key: SubnetKey,
+    /// The key as etcd has it.
+    pub(super) text: String,
+    pub(super) record: Record,
+    pub(super) keeper: KeeperHandle,
+    /// The complete read under way has shown it.
+    pub(super) listed: bool,
+    /// The record in our name that ours was last written again for: its subnet and its revision.
+    defended: Option<(IpNetwork, i64)>,
+}
+
+impl Own {
+    /// Our record under its key, with its keeper.
+    pub fn new(key: SubnetKey, record: Record, keeper: KeeperHandle) -> Self {
+        Self { key, text: key.to_string(), record, keeper, listed: false, defended: None }
+    }
+}
+
+impl<D: Dataplane> EventLoop<D> {
+    /// Has our record written again if another one in our name supersedes it. Once for each write of the other one.
+    pub(super) fn defend(&mut self) {
+        let planes: Vec<&Plane> = self.halves.iter().map(|half| &half.plane).collect();
+        let Some(against) = self.records.in_our_name(&planes) else { return };
+        let written = Some((against.subnet, against.revision));
+        if std::mem::replace(&mut self.own.defended, written) != written {
+            self.own.keeper.defend(against);
+        }
+    }
+
+    pub(super) fn lease_event(&mut self, event: LeaseEvent) -> Option<Ended> {
+        match event {
+            LeaseEvent::Lost { holder } => {
+                error!(subnet = %self.own.text, %holder, "another node holds our subnet");
+                return Some(Ended::LeaseLost { holder });
+            }
+            LeaseEvent::Trouble { reason } => {
+                warn!(%reason, subnet = %self.own.text, "etcd refuses or fails while this node keeps its record; retrying");
+                self.health.lease = Some(reason);
+                return None;
+            }
+            LeaseEvent::Renewed { left } => info!(left = %Span(left), subnet = %self.own.text, "lease renewed"),
+            LeaseEvent::Recreated { revision, found: Some(found), .. } => {
+                let remedy = found.remedy();
+                warn!(revision, subnet = %self.own.text, %found, "{remedy}");
+            }
+            LeaseEvent::Recreated { revision, found: None, .. } => debug!(revision, "our record is written again"),
+            LeaseEvent::Disputed { found, times, within } => {
+                let advice = found.advice();
+                warn!(times, ?within, subnet = %self.own.text, %found, "{advice}");
+                self.health.disputed = Some(advice);
+                return None;
+            }
+            LeaseEvent::Undisputed => {
+                info!(subnet = %self.own.text, "nobody has touched our record for a minute");
+                self.health.disputed = None;
+                return None;
+            }
+            LeaseEvent::Claimed { by, times } => {
+                warn!(node = %Shown::new(&by), times, subnet = %self.own.text, "another machine started with our public IP; this node is alive and keeps its subnet: give one of the two another address");
+                return None;
+            }
+            LeaseEvent::Rehung { lease: None } => {
+                info!(subnet = %self.own.text, "our subnet is reserved for this node now: its record never ends");
+                return None;
+            }
+            LeaseEvent::Rehung { lease: Some(lease) } => {
+                let lease = format!("{:x}", lease.0);
+                info!(subnet = %self.own.text, lease, "our record hangs on another lease now, which this node renews");
+                return None;
+            }
+            LeaseEvent::Published { revision } => {
+                info!(subnet = %self.own.text, revision, "our changed record is written");
+            }
+            LeaseEvent::Recovered => info!(subnet = %self.own.text, "etcd lets this node keep its record again"),
+        }
+        self.health.lease = None;
+        None
+    }
+}
