@@ -125,7 +125,8 @@ mod tests {
     #[test]
     fn without_a_config_only_a_complete_record_of_another_node_takes_a_subnet() {
         let data = r#""BackendType":"vxlan","BackendData":{"VNI":7,"VtepMAC":"02:00:00:00:00:02"}"#;
-        let theirs = format!(r#"{{"PublicIP":"10.99.0.2",{data},"NodeID":"rack-2","Instance":{{"ID":"0b-1"}}}}"#);
+        let theirs =
+            format!(r#"{{"PublicIP":"10.99.0.2",{data},"NodeID":"rack-2","Instance":{{"ID":"0b-1","Since":7}}}}"#);
         let named = "this node cannot keep its last subnet 10.5.1.0/24 and fc00:0:0:1::/64: \
                      the node with the public IP 10.99.0.2 holds 10.5.1.0/24";
         assert_eq!(taken_by("10.5.1.0-24", &theirs).as_deref(), Some(named));
