@@ -113,9 +113,7 @@ impl Dumper {
             };
             return match refusal {
                 // The kernel makes IPv4's main table with its first route.
-                Some(refusal) if refusal.errno == libc::ENOENT && matches!(query, Query::MainTable { .. }) => {
-                    Ok(Step::Done)
-                }
+                Some(refusal) if refusal.errno == libc::ENOENT && query.is_of_main_table() => Ok(Step::Done),
                 Some(refusal) => Err(Error::Refused { step: STEP, refusal }),
                 None if interrupted => Ok(Step::Interrupted),
                 None => Ok(Step::Done),
@@ -205,7 +203,7 @@ impl Dumper {
         }
     }
 
-    /// The default routes of all tables, with the ways that next hop objects tell.
+    /// The default routes of the main table, with the ways that next hop objects tell.
     ///
     /// The rows of other routes are passed by as they come: there may be a full table of the Internet's.
     pub fn default_routes(&mut self, family: Family) -> Result<Vec<nexthop::DefaultRoute>, Error> {

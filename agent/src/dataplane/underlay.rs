@@ -77,7 +77,7 @@ impl Look {
         let step = dumper.step(&mut |row| match row {
             Row::Link(link) => links.push(*link),
             Row::Address(address) => addresses.push(address),
-            Row::DefaultRoute(route) if route.table == route::TABLE_MAIN => routes.push(route),
+            Row::DefaultRoute(route) => routes.push(route),
             _ => (),
         });
         match step {

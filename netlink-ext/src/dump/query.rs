@@ -42,7 +42,8 @@ pub enum Query {
         /// An address of this host that is sent from, where that matters.
         source: Option<std::net::IpAddr>,
     },
-    /// Default routes that send, of all tables.
+    /// Default routes that send, of the main table. IPv4's local table is part of it until there is a policy rule, and a dump
+    /// of both looks through 100,000 routes again, in one go, for the few local ones.
     DefaultRoutes {
         /// Which tables.
         family: Family,
@@ -136,7 +137,7 @@ impl Query {
             }
             Self::RouteTo { target, source } => route::encode_lookup(body, *target, *source),
             Self::DefaultRoutes { family } => {
-                body.header(&route::query_header(*family, 0, 0, route::Kind::Unicast.number()));
+                body.header(&route::query_header(*family, libc::RT_TABLE_MAIN, 0, route::Kind::Unicast.number()));
             }
             Self::Rules { family } => body.header(&rule::query_header(*family)),
             Self::Nexthops => body.header(&nexthop::Object::query_header()),
@@ -154,6 +155,10 @@ impl Query {
             Self::Addresses { .. } => body.header(&addr::header(None, 0, 0)),
             Self::NeighParams { family } => body.header(&neightbl::header(*family)),
         }
+    }
+
+    pub(super) fn is_of_main_table(&self) -> bool {
+        matches!(self, Self::MainTable { .. } | Self::DefaultRoutes { .. })
     }
 
     /// The row in a message, if it is one that was asked for, whatever the kernel filtered.
@@ -179,7 +184,10 @@ impl Query {
                 (route.table == route::TABLE_MAIN).then_some(Row::Route(route))
             }
             Self::RouteTo { .. } => route::Route::parse_answer(message).map(Row::Route),
-            Self::DefaultRoutes { .. } => nexthop::DefaultRoute::parse(message).map(Row::DefaultRoute),
+            Self::DefaultRoutes { .. } => {
+                let route = nexthop::DefaultRoute::parse(message)?;
+                (route.table == route::TABLE_MAIN).then_some(Row::DefaultRoute(route))
+            }
             Self::Rules { .. } => rule::Rule::parse(message).map(Row::Rule),
             Self::Nexthops => nexthop::Object::parse(message).map(Row::Nexthop),
             Self::Links | Self::LinkNamed { .. } => Some(Row::Link(Box::new(link::Link::parse(message)?))),
