@@ -86,7 +86,8 @@ fn an_interface_s_name_clears_no_terminal() {
     let status = std::fs::read_to_string(node.subnet_file().with_extension("env.status")).unwrap();
     assert!(status.contains("x\\u{1b}[2J\\u{202e}y") && status.lines().count() == 1, "{status:?}");
     node.netns().run(&["ip", "addr", "add", "10.98.0.1/24", "dev", name]).unwrap();
-    node.netns().run(&["ip", "link", "set", name, "up"]).unwrap();
+    // Without its other end it has no carrier.
+    ["other", name].iter().for_each(|end| drop(node.netns().run(&["ip", "link", "set", end, "up"]).unwrap()));
     let mut daemon = node.twilld(&["--iface=10.98.0.1", "-v=1"]);
     daemon.wait_ready();
     assert_clean(&daemon.log());
