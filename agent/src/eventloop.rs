@@ -210,7 +210,7 @@ impl<D: Dataplane> EventLoop<D> {
     fn note_ready(&mut self) {
         for half in &mut self.halves {
             let routes = half.look_for_contested().into_iter().map(|words| (words, contested::ROUTE));
-            let rules = half.look_for_diversion().into_iter().map(|words| (words, contested::RULE));
+            let rules = half.look_for_diversion(half::now()).into_iter().map(|words| (words, contested::RULE));
             for (words, advice) in routes.chain(rules) {
                 self.told.contested(&half.device.name, &words, advice, half::now());
             }
@@ -218,8 +218,7 @@ impl<D: Dataplane> EventLoop<D> {
         let behind = self.halves.iter().filter(|half| !half.in_sync());
         let behind = behind.map(|half| format!("kernel: {} is not as the records want it", half.device.name));
         let displaced = self.records.displaced(self.halves.iter().map(|half| &half.plane));
-        let contested =
-            self.halves.iter().flat_map(|half| half.contested.blocking.iter().chain(&half.diverted).cloned());
+        let contested = self.halves.iter().flat_map(Half::blocking);
         self.health.update(behind.chain(displaced).chain(contested).collect(), peers_of(&self.halves), || {
             programmed_of(&self.halves)
         });

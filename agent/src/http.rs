@@ -56,6 +56,11 @@ impl Readiness {
     pub fn waiting(what: &str) -> Self {
         Self { missing: vec![format!("lease: none yet, waiting for {what}")] }
     }
+
+    /// The same while the start cannot go on, for this reason.
+    pub fn hindered(why: &str) -> Self {
+        Self { missing: vec![format!("lease: none yet; this node cannot {why}")] }
+    }
 }
 
 /// Answers until the process ends, which may have so many descriptors.

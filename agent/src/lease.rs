@@ -30,7 +30,7 @@ mod previous;
 use census::see;
 pub use census::{Census, Known};
 pub use error::AcquireError;
-pub use found::Found;
+pub use found::{Defence, Found};
 pub use handle::{KeeperHandle, LeaseEvent};
 pub use keeper::Keeper;
 use outage::Outage;

@@ -71,7 +71,7 @@ impl<'a> Passing<'a> {
                         warn!("cannot {why}");
                         said = Some(Instant::now());
                     }
-                    self.readiness.send_replace(Readiness::waiting(&why));
+                    self.readiness.send_replace(Readiness::hindered(&why));
                     handoff::explain(self.subnet_file, Some(&format!("cannot {why}")));
                 }
                 result => {
@@ -106,7 +106,7 @@ mod tests {
         assert_eq!(result.await.unwrap(), 7);
         assert_eq!(attempts, 5);
         let waited = told.borrow().missing.join("");
-        assert!(waited.contains("waiting for make the device: ") && waited.contains("os error 12"), "{waited}");
+        assert!(waited.contains("this node cannot make the device: ") && waited.contains("os error 12"), "{waited}");
         let denied = async || Err::<(), _>(io::Error::from_raw_os_error(libc::EPERM));
         assert_eq!(passing.wait("make the device", denied).await.unwrap_err().raw_os_error(), Some(libc::EPERM));
     }

@@ -15,7 +15,7 @@ use nix::sys::signal::{SigSet, Signal};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{debug, warn};
 
-/// How many names are looked up at once. What takes longest to answer is a server of names.
+/// How many names are looked up at once. A look-up takes as long as the name server does.
 const LOOK_UPS: usize = 4;
 /// How long a thread for that stays when it has nothing to do.
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
@@ -99,8 +99,8 @@ pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     done
 }
 
-/// Has the runtime start a thread for looking up names, if it has none; [`block_on`] lets it stay. The runtime says by a panic
-/// that it can't start one, and a look-up would end the daemon by that.
+/// Starts a thread for name look-ups, if the runtime has none; [`block_on`] lets it stay. tokio panics when it cannot start its
+/// first thread; here that panic becomes an error.
 ///
 /// # Errors
 /// When there is no thread to be had.

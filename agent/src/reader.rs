@@ -125,6 +125,15 @@ impl<S: Store> Reader<S> {
         tokio::time::timeout(REMIND, changed).await.unwrap_or(Ok(()))
     }
 
+    /// Lets this time pass, then waits for another config than the one that [`Self::config`] gave.
+    pub(crate) async fn other_config_after(&mut self, pause: Duration) -> Result<()> {
+        tokio::time::sleep(pause).await;
+        while !self.changed {
+            self.event_without_config().await?;
+        }
+        Ok(())
+    }
+
     /// Takes in what has come, and the whole of a read that has begun.
     pub(crate) async fn pending(&mut self, intake: &mut Intake, wanted: &Wanted<'_>) -> Result<()> {
         while !self.events.is_empty() {
@@ -156,8 +165,8 @@ impl<S: Store> Reader<S> {
         self.waiting.down = None;
     }
 
-    /// The next event while no config says what the nodes follow. A record that shows all the same that our previous subnet is
-    /// another node's is not waited with.
+    /// The next event while no usable config is there. If a record shows that another node holds the previous subnet, that is
+    /// told at once.
     async fn event_without_config(&mut self) -> Result<Event> {
         let event = self.event().await?;
         let Some(previous) = self.previous.as_ref().filter(|_| !self.waiting.is_given_up()) else { return Ok(event) };

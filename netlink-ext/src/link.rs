@@ -258,8 +258,9 @@ impl VxlanSpec {
 
     /// The messages that change a living device, in order; empty if none of the differences can be changed so.
     ///
-    /// Several, because the VXLAN driver answers "Cannot change mtu" to a message with both its own attributes and an
-    /// MTU, and because a bond has its ports' MACs in its hand until they leave it. Only what differs is sent: the driver refuses a flag that it can't change even if the value is the same.
+    /// Several messages: the VXLAN driver answers "Cannot change mtu" to a message with both its own attributes and an MTU, and
+    /// a bond sets the MAC of a port until the port has left the bond. Only what differs is sent: the driver refuses a flag that
+    /// it cannot change, even if the value is the same.
     ///
     /// A changed `local` is at once the source of packets to peers spoken to before, too; the kernel drops its cached
     /// routes with the change.

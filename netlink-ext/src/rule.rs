@@ -51,7 +51,7 @@ pub struct Rule {
     pub to: Option<IpNetwork>,
     /// Packets that come in through this device only.
     pub iif: Option<String>,
-    /// There is more that a packet has to be (a mark, a port, a user, ...), or that it must not be (`not`).
+    /// The rule has another condition (a mark, a port, a user, ...), or it is negated (`not`).
     pub is_conditional: bool,
     /// What it does.
     pub action: Action,

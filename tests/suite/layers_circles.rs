@@ -73,8 +73,8 @@ impl Crate {
     }
 
     /// For each folder: which of its modules use which.
-    fn neighbours(&self) -> BTreeMap<Module, BTreeMap<String, BTreeSet<String>>> {
-        let mut folders: BTreeMap<Module, BTreeMap<String, BTreeSet<String>>> = BTreeMap::new();
+    fn neighbours(&self) -> Folders {
+        let mut folders = Folders::new();
         for (user, used) in self.uses() {
             let common = user.iter().zip(&used).take_while(|(a, b)| a == b).count();
             if let (Some(from), Some(to)) = (user.get(common), used.get(common)) {
@@ -84,16 +84,18 @@ impl Crate {
         }
         folders
     }
+}
 
-    /// A circle in each folder that has one.
-    fn circles(&self) -> Vec<String> {
-        let folders = self.neighbours();
-        let circles = folders.iter().filter_map(|(folder, uses)| {
-            let circle = uses.keys().find_map(|start| circle(uses, start))?;
-            Some(format!("{}: {}", folder.join("/"), circle.join(" -> ")))
-        });
-        circles.collect()
-    }
+/// For each folder: which of its modules use which.
+type Folders = BTreeMap<Module, BTreeMap<String, BTreeSet<String>>>;
+
+/// A circle in each folder that has one.
+fn circles(folders: &Folders) -> Vec<String> {
+    let circles = folders.iter().filter_map(|(folder, uses)| {
+        let circle = uses.keys().find_map(|start| circle(uses, start))?;
+        Some(format!("{}: {}", folder.join("/"), circle.join(" -> ")))
+    });
+    circles.collect()
 }
 
 /// A way along these uses from a module back to it.
@@ -129,19 +131,26 @@ fn before_tests(text: &str) -> &str {
     text.split_once("#[cfg(test)]\nmod tests {").map_or(text, |(shipped, _)| shipped)
 }
 
-/// The folders of the agent in which two files still use each other: `device` and `kernel`, `contested` and `half`.
-const STILL_CIRCULAR: [&str; 2] = ["dataplane", "eventloop"];
+/// Files of the agent that still use each other.
+const STILL_CIRCULAR: [(&str, [&str; 2]); 2] =
+    [("dataplane", ["device", "kernel"]), ("eventloop", ["contested", "half"])];
 
 #[test]
 fn the_agent_has_no_circle_of_modules() {
-    let mut circles = Crate::read("agent/src").circles();
-    circles.retain(|circle| !STILL_CIRCULAR.iter().any(|folder| circle.starts_with(&format!("{folder}:"))));
-    assert_eq!(circles, [""; 0]);
+    let mut folders = Crate::read("agent/src").neighbours();
+    for (folder, [one, other]) in STILL_CIRCULAR {
+        let uses = folders.get_mut(&vec![folder.to_string()]).unwrap();
+        assert!(
+            uses[one].contains(other) && uses.get_mut(other).unwrap().remove(one),
+            "{one} and {other} are no circle"
+        );
+    }
+    assert_eq!(circles(&folders), [""; 0]);
 }
 
 #[test]
 fn netlink_ext_has_no_circle_of_modules() {
-    assert_eq!(Crate::read("netlink-ext/src").circles(), [""; 0]);
+    assert_eq!(circles(&Crate::read("netlink-ext/src").neighbours()), [""; 0]);
 }
 
 #[test]
@@ -168,10 +177,10 @@ fn a_circle_is_found_through_a_name_that_is_passed_on() {
     };
     let root = ("", "pub use dump::Dumper;");
     let below = [root, ("dump", "use crate::table::Row;"), ("table", "use std::fmt;")];
-    assert_eq!(made(&below).circles(), [""; 0]);
+    assert_eq!(circles(&made(&below).neighbours()), [""; 0]);
     let round = [root, ("dump", "use crate::table::Row;"), ("table", "use crate::{Dumper, std};")];
-    assert_eq!(made(&round).circles(), [": dump -> table -> dump"]);
+    assert_eq!(circles(&made(&round).neighbours()), [": dump -> table -> dump"]);
     let deep =
         [("a", ""), ("a/b", "use super::super::c;"), ("c", "use crate::d;"), ("d", "fn f() { crate::a::b::g() }")];
-    assert_eq!(made(&deep).circles(), [": a -> c -> d -> a"]);
+    assert_eq!(circles(&made(&deep).neighbours()), [": a -> c -> d -> a"]);
 }

@@ -373,7 +373,7 @@ fn a_policy_rule_that_takes_peers_packets_is_named_and_left() {
         for (setup, rule) in RULES {
             setup.iter().for_each(|line| pair.run(line));
             let named = pair.filled(&format!(
-                "peer {{subnet}}: a policy rule of another program, `{rule}`, goes before the main table"
+                "peer {{subnet}}: the policy rule `{rule}` of another program takes packets to this peer before the main table is asked"
             ));
             pair.daemons[0].wait_log(&["WARN", "not ready", &named], PATIENCE);
             // As a daemon that starts has it.
@@ -419,7 +419,7 @@ fn policy_rules_that_take_nothing_from_the_peers_are_no_matter() {
         // What comes after is handled after.
         pair.run("ip rule add to 10.5.0.0/16 lookup 51820 priority 100");
         pair.daemons[0].wait_log(&["not ready", "`100: from all to 10.5.0.0/16 lookup 51820`"], PATIENCE);
-        let named = lines(&pair.daemons[0], &["goes before the main table"]);
+        let named = lines(&pair.daemons[0], &["before the main table is asked"]);
         assert!(named.iter().all(|line| line.contains("`100: ")), "{named:?}");
     }
 }

@@ -26,7 +26,7 @@ Exit codes:
   0  done; with `leases`: each record is a node's or a reservation
   1  not done: no network config, no answer from etcd in time, another node holds the subnet, ...
   2  the command line or a variable is wrong
-  3  `leases`: the table is complete, and every node keeps some of the records in it out
+  3  `leases`: the table is complete, and every node ignores some of the records in it
   4  `init-config`: etcd has another network config, which was left as it is";
 
 /// Looks at a Twill (or flannel) network.

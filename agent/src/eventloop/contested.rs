@@ -9,9 +9,9 @@ use crate::overlay::words::GoesBefore;
 
 /// What an operator can do about a route.
 pub(super) const ROUTE: &str =
-    "it is not on our device: remove it or its address, or give it a higher metric than ours";
+    "the route is not on Twill's device: remove it or its address, or give it a higher metric than Twill's route";
 /// The same about a policy rule.
-pub(super) const RULE: &str = "remove it, or let a rule of a lower priority look the network up in the main table (ip rule add to <network> lookup main priority <lower>)";
+pub(super) const RULE: &str = "remove the rule, or add one that the kernel asks first: ip rule add to <network> lookup main priority <a smaller number>";
 /// How many of them are named.
 const NAMED: usize = 5;
 

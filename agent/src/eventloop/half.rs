@@ -16,6 +16,8 @@ use crate::overlay::words::Command;
 mod compare;
 mod rules;
 
+use rules::Diversions;
+
 /// The least time between two times that the device is mended.
 const MEND_LEAST: Duration = Duration::from_millis(100);
 /// The same once another program changes it again and again, and how many times in a minute that is.
@@ -79,11 +81,8 @@ pub struct Half<D> {
     underlay_changed: bool,
     /// The device is another one than the kernel has, because the underlay changed.
     following: bool,
-    /// The policy rules, or what they lead to, may be others now; for how many peers that was looked at last.
-    rules_due: bool,
-    rules_looked_at: Option<usize>,
-    /// The policy rule of another program that takes a peer's packets, for people.
-    pub(super) diverted: Option<String>,
+    /// The policy rules of other programs that take peers' packets.
+    diversions: Diversions,
     /// What the next comparison finds is logged for the operator.
     tell_comparison: bool,
     /// Which routes of other programs go before ours, for people.
@@ -116,9 +115,7 @@ impl<D: Dataplane> Half<D> {
             // It may have changed while nobody listened.
             underlay_changed: true,
             following: false,
-            rules_due: false,
-            rules_looked_at: None,
-            diverted: None,
+            diversions: Diversions::default(),
             tell_comparison: false,
             contested: Named::default(),
             quiet: false,
@@ -173,7 +170,7 @@ impl<D: Dataplane> Half<D> {
                 Ok(Some(Event::Row(seen))) => self.plane.saw(&seen),
                 Ok(Some(Event::Nothing)) => {}
                 Ok(Some(Event::Device)) => self.check(now),
-                Ok(Some(Event::Rules)) => self.rules_due = true,
+                Ok(Some(Event::Rules)) => self.diversions.is_due = true,
                 Ok(Some(Event::Underlay)) => {
                     self.underlay_changed = true;
                     self.plane.redecide(None);
@@ -331,6 +328,7 @@ impl<D: Dataplane> Half<D> {
 
     /// When [`Half::work`] has something to do without being told anything.
     pub(super) fn next_wake(&self) -> Instant {
-        self.plane.next_wake().map_or(self.check_at, |wake| wake.min(self.check_at))
+        let others = [self.plane.next_wake(), self.diversions.next_look()];
+        others.into_iter().flatten().fold(self.check_at, Instant::min)
     }
 }

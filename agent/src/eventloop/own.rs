@@ -20,8 +20,8 @@ pub struct Own {
     pub(super) keeper: KeeperHandle,
     /// The complete read under way has shown it.
     pub(super) listed: bool,
-    /// The record in our name that ours was last written again for: its subnet and its revision.
-    defended: Option<(IpNetwork, i64)>,
+    /// The record in our name that ours was last written again for: its subnet, its revision, and whether its key was known.
+    defended: Option<(IpNetwork, i64, bool)>,
 }
 
 impl Own {
@@ -32,11 +32,12 @@ impl Own {
 }
 
 impl<D: Dataplane> EventLoop<D> {
-    /// Has our record written again if another one in our name supersedes it. Once for each write of the other one.
+    /// Has our record written again if another one in our name supersedes it. Once for each write of the other one, and once more
+    /// when its key becomes known.
     pub(super) fn defend(&mut self) {
         let planes: Vec<&Plane> = self.halves.iter().map(|half| &half.plane).collect();
         let Some(against) = self.records.in_our_name(&planes) else { return };
-        let written = Some((against.subnet, against.revision));
+        let written = Some((against.subnet, against.revision, against.key.is_some()));
         if std::mem::replace(&mut self.own.defended, written) != written {
             self.own.keeper.defend(against);
         }

@@ -19,6 +19,8 @@ const STAYS: Duration = Duration::from_millis(500);
 /// The same where ours is as good, one of several next hops of the default route: one that goes and comes shall not make
 /// all peers change our address each time.
 const STAYS_BESIDE_ITS_EQUAL: Duration = Duration::from_secs(5);
+/// After a look that failed.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// So many lines in a minute; of more, their number.
 const LINES: u32 = 10;
 
@@ -91,7 +93,8 @@ impl<D: Dataplane> EventLoop<D> {
             Ok(None) => {}
             Ok(Some(interfaces)) => self.judge(&interfaces, now),
             Err(error) => {
-                underlay.move_at = None;
+                // What changed is still to be read.
+                underlay.move_at = Some(now + LOOK_AGAIN);
                 if underlay.lines.admit(now) {
                     warn!(%error, "cannot read the interfaces");
                 }

@@ -62,9 +62,20 @@ pub enum Found {
     InOurName {
         /// The key.
         key: String,
-        /// This node deletes it, since writing its own record again would not help.
-        is_deleted: bool,
+        /// What this node does about it.
+        defence: Defence,
     },
+}
+
+/// What a node does about a record in its name under another key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Defence {
+    /// It writes its own record again, which is then the newer one.
+    WritesAgain,
+    /// It deletes the other record: its own is a reservation, which does not go before a record with a lease.
+    Deletes,
+    /// It should delete the other record, and does not know the key.
+    KeyUnknown,
 }
 
 impl Found {
@@ -118,11 +129,14 @@ impl Found {
     /// What the daemon did about it.
     pub fn remedy(&self) -> &'static str {
         match self {
-            Self::InOurName { is_deleted: false, .. } => {
+            Self::InOurName { defence: Defence::WritesAgain, .. } => {
                 "another record in our name is newer than ours; our record is written again, so that the other nodes follow it"
             }
-            Self::InOurName { is_deleted: true, .. } => {
+            Self::InOurName { defence: Defence::Deletes, .. } => {
                 "another record in our name has a lease and goes before our reservation; it is deleted, and our record is written again"
+            }
+            Self::InOurName { defence: Defence::KeyUnknown, .. } => {
+                "another record in our name has a lease and goes before our reservation; its key is not known yet, so it still stands"
             }
             _ => "our record was gone or changed, written again",
         }
@@ -181,6 +195,9 @@ impl fmt::Display for Found {
             }
             Self::Copy { how: Copied::WithAnotherAddress, holder, value } => {
                 write!(f, "a record with our node id and another public IP, {holder}: {value}")
+            }
+            Self::InOurName { key, defence: Defence::Deletes } => {
+                write!(f, "the record {key} with our public IP, node id or MAC")
             }
             Self::InOurName { key, .. } => {
                 write!(f, "the record {key} with our public IP, node id or MAC; delete that key")

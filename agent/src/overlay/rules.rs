@@ -1,8 +1,8 @@
 //! Policy rules of other programs (`ip rule`): which of them take packets to peers before the main table is asked.
 //!
-//! Rules are not ours to remove: one that takes a peer's packets is named. Whether it does, the kernel says, since that
-//! depends on what its table holds. Only rules that fit every packet from local pods are asked for: a rule of a mark, a
-//! device, a port or a user, or with `not`, is some policy's that its operator means.
+//! Twill removes no policy rule. It names a rule that takes packets to a peer. The kernel is asked whether a rule does, since
+//! that depends on the routes in the rule's table. A rule with a condition (a mark, a device, a port, a user, `not`) is not
+//! looked at: its operator wants it.
 
 use std::fmt::{self, Display, Formatter};
 use std::net::IpAddr;
@@ -35,7 +35,7 @@ pub struct Rule {
     pub to: Option<IpNetwork>,
     /// Packets that came in through one device only.
     pub has_device: bool,
-    /// There is more that a packet has to be, or must not be.
+    /// The rule has another condition (a mark, a port, a user, ...), or it is negated (`not`).
     pub is_conditional: bool,
     /// What it does.
     pub does: Does,
@@ -87,7 +87,9 @@ pub fn before_main(rules: Vec<Rule>, own: IpNetwork) -> Vec<Rule> {
     for rule in rules {
         match rule.does {
             _ if !rule.fits_all_from(own) => {}
-            // That of a device too: it may be the pods' bridge.
+            // The routes to peers do not count for it.
+            Does::Lookup(MAIN) if rule.suppress_prefixlength.is_some_and(|length| length >= own.prefix().into()) => {}
+            // Also a rule for one device: that device may be the pods' bridge.
             Does::Lookup(MAIN) | Does::Goto(_) if rule.to.is_none() => break,
             Does::Lookup(MAIN | LOCAL) | Does::Goto(_) => {}
             _ if rule.has_device => {}
@@ -175,6 +177,8 @@ mod tests {
         assert_eq!(before(&wireguard), [0; 0]);
         assert_eq!(before(&[Rule { has_device: true, ..rule(90, Does::Lookup(MAIN)) }, look.clone()]), [0; 0]);
         assert_eq!(before(&[Rule { is_conditional: true, ..rule(90, Does::Lookup(MAIN)) }, look.clone()]), [100]);
+        let suppressed = Rule { suppress_prefixlength: Some(24), ..rule(90, Does::Lookup(MAIN)) };
+        assert_eq!(before(&[suppressed, look.clone()]), [100]);
         assert_eq!(before(&[Rule { to: net("10.7.0.0/16"), ..rule(90, Does::Lookup(MAIN)) }, look]), [100]);
     }
 

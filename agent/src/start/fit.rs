@@ -1,4 +1,7 @@
-//! Whether the network config suits this node: one that covers the node's own addresses is waited out, as a bad one is.
+//! Whether the network config suits this node. If it covers one of the node's own addresses, the start waits for another config,
+//! as it does when the config cannot be read.
+
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
@@ -9,6 +12,10 @@ use crate::http::Readiness;
 use crate::overlay::iface::Interface;
 use crate::passing::Passing;
 use crate::site::{End, Site, Unfit};
+
+/// How long the interfaces may take before etcd is listened to as well. What etcd tells then is missing from the records read
+/// before, which are read again.
+const LISTEN_AFTER: Duration = Duration::from_secs(1);
 
 /// The interfaces, and the tunnel's ends over them. `None`: there are none with this config, and the start is to begin again,
 /// since the config or the interfaces are others by now.
@@ -25,7 +32,13 @@ pub(super) async fn ends(
     let Etcd { reader, readiness, .. } = etcd;
     let mut has_waited = false;
     loop {
-        let (interfaces, ends) = interfaces::ends(site, kernel, passing).await?;
+        let began = Instant::now();
+        let (interfaces, ends) = tokio::select! {
+            biased;
+            ends = interfaces::ends(site, kernel, passing) => ends?,
+            changed = reader.other_config_after(LISTEN_AFTER) => return changed.map(|()| None),
+        };
+        has_waited |= began.elapsed() >= LISTEN_AFTER;
         let why = match ends {
             // The records of the read that had the config went by meanwhile.
             Ok(_) if has_waited => return Ok(None),

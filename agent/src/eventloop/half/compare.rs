@@ -87,7 +87,7 @@ impl<D: Dataplane> Half<D> {
                 if is_last {
                     self.observing = false;
                     let found = self.plane.end_comparison(!self.adopted, now);
-                    (self.adopted, self.rules_due) = (true, true);
+                    (self.adopted, self.diversions.is_due) = (true, true);
                     let device = &self.device.name;
                     let Findings { right, due, strays, idle } = found;
                     if std::mem::take(&mut self.tell_comparison) {

@@ -4,7 +4,7 @@
 //! go before a record with a lease by writing it again: that record is deleted.
 
 use super::{Cause, Keeper, Over, Todo};
-use crate::lease::Found;
+use crate::lease::{Defence, Found};
 use crate::overlay::records::InOurName;
 use crate::overlay::shown;
 use crate::store::{Error, Store};
@@ -12,10 +12,12 @@ use crate::store::{Error, Store};
 impl<S: Store> Keeper<S> {
     /// Has our record written again, as slowly as where others write under our own key.
     pub(super) async fn defend(&mut self, against: InOurName) -> Result<(), Over> {
-        let found = Found::InOurName {
-            key: shown(&against.name()),
-            is_deleted: against.key.is_some() && self.is_outranked_by(&against),
+        let defence = match (self.is_outranked_by(&against), &against.key) {
+            (false, _) => Defence::WritesAgain,
+            (true, Some(_)) => Defence::Deletes,
+            (true, None) => Defence::KeyUnknown,
         };
+        let found = Found::InOurName { key: shown(&against.name()), defence };
         let revision = against.revision;
         self.superseder = Some(against);
         if self.todo.is_none() {

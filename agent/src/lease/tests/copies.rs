@@ -1,6 +1,7 @@
 //! Copies of our record: under our own key, where they are put back, and under other keys, where ours is written again.
 
 use super::*;
+use crate::lease::Defence;
 use crate::lease::contest::CALM;
 use crate::overlay::alloc::Copied;
 use crate::overlay::record::Instance;
@@ -155,7 +156,8 @@ async fn a_leased_record_goes_before_a_reservation_until_it_is_deleted() {
         let other = in_our_name(&store, "10.5.77.0-24", is_leased).await;
         node.handle.defend(other.clone());
         let LeaseEvent::Recreated { found: Some(found), .. } = node.next().await else { panic!() };
-        assert_eq!(found, Found::InOurName { key: "10.5.77.0-24".to_owned(), is_deleted: is_leased });
+        let defence = if is_leased { Defence::Deletes } else { Defence::WritesAgain };
+        assert_eq!(found, Found::InOurName { key: "10.5.77.0-24".to_owned(), defence });
         let now = node.stored().unwrap();
         assert!(now.revision > other.revision && now.lease == 0);
         assert_eq!(store.records().contains_key("10.5.77.0-24"), !is_leased);

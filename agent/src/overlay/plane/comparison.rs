@@ -21,8 +21,8 @@ pub struct Findings {
     pub idle: usize,
 }
 
-/// A comparison under way: what the dump has shown so far. Of the peers' rows each peer's
-/// [`Sighting`](crate::overlay::sighting::Sighting) tells, and of other programs' rows `strangers`.
+/// What the dump under way has shown so far. The rows of peers are noted in each peer's
+/// [`Sighting`](crate::overlay::sighting::Sighting), the rows of other programs in `strangers`.
 #[derive(Debug, Default)]
 pub(super) struct Comparison {
     strays: BTreeSet<Row>,

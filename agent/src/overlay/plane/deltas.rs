@@ -74,7 +74,7 @@ impl Plane {
         if let Some(peer) = self.desired.peers.get_mut(&subnet) {
             peer.presence.lose();
             if peer.sighting.clear() {
-                // The dump under way has passed rows of the old VTEP by.
+                // The dump under way has already shown rows of the old VTEP.
                 self.work.delete_all([Row::Fdb(old.fdb()), Row::Neigh(subnet.network())]);
             }
         }
