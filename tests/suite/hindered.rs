@@ -94,7 +94,7 @@ fn leave_link_local(node: &Node) {
         format!("addr add {}/32 dev lo", node.addr()),
         format!("route add 10.99.0.0/16 dev eth0 src {} metric 9", node.addr()),
     ];
-    node.netns().ip_batch(prepared).unwrap();
+    node.netns().ip_batch(prepared).expect("set the addresses of eth0");
 }
 
 #[test]
