@@ -45,6 +45,8 @@ pub struct Kernel {
     watched: underlay::Watched,
     /// The look at the interfaces under way.
     look: Option<underlay::Look>,
+    /// For looks at the interfaces, while none is under way. Only one of a host's planes looks.
+    look_dumper: Option<Dumper>,
     /// `--iface-can-reach`: which interface leads there is part of the answer of [`Dataplane::interfaces`].
     pub reach: Option<IpAddr>,
     /// A socket has failed: those for requests are opened anew before the next one.
@@ -84,6 +86,7 @@ impl Kernel {
             dump: None,
             watched: underlay::Watched::default(),
             look: None,
+            look_dumper: None,
             reach: None,
             stale: false,
             deaf: false,
@@ -117,7 +120,7 @@ impl Kernel {
             return Ok(());
         }
         (self.batch, self.dumper, self.looker) = (BatchSocket::open()?, Dumper::open()?, Dumper::open()?);
-        (self.dump, self.look, self.stale) = (None, None, false);
+        (self.dump, self.look, self.look_dumper, self.stale) = (None, None, None, false);
         debug!("the netlink sockets are open again");
         Ok(())
     }
@@ -179,11 +182,14 @@ impl Kernel {
             Some(look) => look,
             None => {
                 self.watched.forget_addresses();
-                underlay::Look::begin()?
+                let dumper = self.look_dumper.take().map_or_else(Dumper::open, Ok)?;
+                underlay::Look::begin(dumper)?
             }
         };
         if look.step()? {
-            return look.finish(self.reach).map(Some);
+            let (interfaces, watched, dumper) = look.finish(self.reach)?;
+            self.look_dumper = Some(dumper);
+            return Ok(Some((interfaces, watched)));
         }
         self.look = Some(look);
         Ok(None)

@@ -61,12 +61,12 @@ pub(super) struct Look {
 }
 
 impl Look {
-    /// Begins.
-    pub(super) fn begin() -> Result<Self, Error> {
+    /// Begins, with a dumper that has nothing else under way.
+    pub(super) fn begin(dumper: Dumper) -> Result<Self, Error> {
         let routes = Family::BOTH.map(|family| Query::DefaultRoutes { family });
         let queries = routes.into_iter().chain([Query::Addresses { ifindex: None }, Query::Links]).collect();
         let (links, addresses, routes) = (Vec::new(), Vec::new(), Vec::new());
-        let mut look = Self { dumper: Dumper::open()?, queries, tries: 0, links, addresses, routes };
+        let mut look = Self { dumper, queries, tries: 0, links, addresses, routes };
         look.start()?;
         Ok(look)
     }
@@ -120,8 +120,8 @@ impl Look {
     }
 
     /// Every interface, with its addresses and its place among the default routes; the one through which the kernel would
-    /// send to `reach` says from which address.
-    pub(super) fn finish(mut self, reach: Option<IpAddr>) -> Result<(Vec<Interface>, Watched), Error> {
+    /// send to `reach` says from which address. With them comes the dumper, for the next look.
+    pub(super) fn finish(mut self, reach: Option<IpAddr>) -> Result<(Vec<Interface>, Watched, Dumper), Error> {
         if self.routes.iter().any(|route| !route.objects.is_empty()) {
             let objects = self.dumper.nexthops()?;
             self.routes.iter_mut().for_each(|route| route.resolve(&objects));
@@ -149,7 +149,7 @@ impl Look {
         {
             interface.reaches_from = route.source;
         }
-        Ok((interfaces.into_values().collect(), watched))
+        Ok((interfaces.into_values().collect(), watched, self.dumper))
     }
 }
 
