@@ -14,8 +14,8 @@ use crate::passing::Passing;
 use crate::site::{End, Site, Unfit};
 
 /// How long the interfaces may take before etcd is listened to as well. What etcd tells then is missing from the records read
-/// before, which are read again.
-const LISTEN_AFTER: Duration = Duration::from_secs(1);
+/// before, so the start begins again: not for duplicate address detection, which takes 10 s at the most and would begin again too.
+const LISTEN_AFTER: Duration = Duration::from_secs(15);
 
 /// The interfaces, and the tunnel's ends over them. `None`: there are none with this config, and the start is to begin again,
 /// since the config or the interfaces are others by now.
