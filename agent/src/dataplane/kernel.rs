@@ -165,13 +165,7 @@ impl Kernel {
         let (ifindex, family) = (live.ifindex, live.family);
         let dump = match &mut self.dump {
             Some(dump) => dump,
-            none => {
-                let dump = none.insert(Dump::new(ifindex, family));
-                while let Err(error) = dump.start(&mut self.dumper) {
-                    dump.again(error)?;
-                }
-                dump
-            }
+            none => none.insert(Dump::start(&mut self.dumper, ifindex, family)?),
         };
         dump.step(&mut self.dumper, ifindex)
     }

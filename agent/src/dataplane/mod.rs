@@ -21,6 +21,7 @@ pub mod fake;
 pub(crate) mod holder;
 pub mod kernel;
 mod link;
+mod queries;
 mod shield;
 mod underlay;
 

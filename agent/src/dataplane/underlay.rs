@@ -5,11 +5,12 @@ use std::net::IpAddr;
 
 use netlink_ext::addr::Seen;
 use netlink_ext::change::Change;
-use netlink_ext::dump::{Query, Row, Step, TRIES};
+use netlink_ext::dump::{Query, Row};
 use netlink_ext::link::Link;
 use netlink_ext::nexthop::DefaultRoute;
 use netlink_ext::{Dumper, Error, Family, route};
 
+use super::queries::{Progress, Queries};
 use crate::overlay::iface::{Address, DefaultHop, Interface, Scope};
 
 /// What a [`Look`] rested on: a change of any of it may change its answer.
@@ -52,9 +53,7 @@ impl Watched {
 pub(super) struct Look {
     /// Its own: those of the kernel side have other dumps under way.
     dumper: Dumper,
-    /// What is still to be read, from the end.
-    queries: Vec<Query>,
-    tries: u32,
+    queries: Queries,
     links: Vec<Link>,
     addresses: Vec<Seen>,
     routes: Vec<DefaultRoute>,
@@ -62,61 +61,35 @@ pub(super) struct Look {
 
 impl Look {
     /// Begins, with a dumper that has nothing else under way.
-    pub(super) fn begin(dumper: Dumper) -> Result<Self, Error> {
-        let routes = Family::BOTH.map(|family| Query::DefaultRoutes { family });
-        let queries = routes.into_iter().chain([Query::Addresses { ifindex: None }, Query::Links]).collect();
-        let (links, addresses, routes) = (Vec::new(), Vec::new(), Vec::new());
-        let mut look = Self { dumper, queries, tries: 0, links, addresses, routes };
-        look.start()?;
-        Ok(look)
+    pub(super) fn begin(mut dumper: Dumper) -> Result<Self, Error> {
+        let [v4, v6] = Family::BOTH.map(|family| Query::DefaultRoutes { family });
+        let queries = Queries::start(&mut dumper, [Query::Links, Query::Addresses { ifindex: None }, v6, v4])?;
+        Ok(Self { dumper, queries, links: Vec::new(), addresses: Vec::new(), routes: Vec::new() })
     }
 
     /// Reads one datagram; whether it was the last one.
     pub(super) fn step(&mut self) -> Result<bool, Error> {
-        let Self { dumper, links, addresses, routes, .. } = self;
-        let step = dumper.step(&mut |row| match row {
+        let Self { dumper, queries, links, addresses, routes } = self;
+        let progress = queries.step(dumper, &mut |row| match row {
             Row::Link(link) => links.push(*link),
             Row::Address(address) => addresses.push(address),
             Row::DefaultRoute(route) => routes.push(route),
             _ => (),
-        });
-        match step {
-            Ok(Step::More) => return Ok(false),
-            Ok(Step::Done) => drop(self.queries.pop()),
-            Ok(Step::Interrupted) => self.again(Error::DumpInterrupted { tries: TRIES })?,
-            Err(error) => self.again(error)?,
+        })?;
+        if progress == Progress::Again {
+            self.forget_current();
         }
-        self.start()?;
-        Ok(self.queries.is_empty())
+        Ok(progress == Progress::Done)
     }
 
-    fn start(&mut self) -> Result<(), Error> {
-        while let Some(query) = self.queries.last() {
-            match self.dumper.start(query.clone()) {
-                Ok(()) => break,
-                Err(error) => self.again(error)?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Forgets what the query under way has shown, which is to be made again, unless there have been too many tries.
-    fn again(&mut self, reason: Error) -> Result<(), Error> {
-        // A timeout has waited long enough already.
-        let timed_out = matches!(reason, Error::Timeout { .. });
-        let is_interrupted = matches!(reason, Error::DumpInterrupted { .. });
-        let is_worth_it = is_interrupted || reason.is_passing() || reason.is_of_socket();
-        if self.tries == TRIES || timed_out || !is_worth_it {
-            return Err(reason);
-        }
-        self.tries += 1;
-        match self.queries.last() {
+    /// Forgets what the query under way has shown, since it was made again.
+    fn forget_current(&mut self) {
+        match self.queries.current() {
             Some(Query::Links) => self.links.clear(),
             Some(Query::Addresses { .. }) => self.addresses.clear(),
             Some(Query::DefaultRoutes { family }) => self.routes.retain(|route| route.family != *family),
             _ => (),
         }
-        Ok(())
     }
 
     /// Every interface, with its addresses and its place among the default routes; the one through which the kernel would
