@@ -12,7 +12,6 @@ use tracing::{info, warn};
 
 use crate::http::Readiness;
 use crate::reader::REMIND;
-use crate::site::Unfit;
 use crate::{dataplane, handoff};
 
 /// The first pause; each further one is twice as long, up to [`PAUSE_MOST`].
@@ -34,12 +33,6 @@ impl Passes for dataplane::Error {
 impl Passes for io::Error {
     fn passes(&self) -> bool {
         self.raw_os_error().is_some_and(dataplane::is_passing)
-    }
-}
-
-impl Passes for Unfit {
-    fn passes(&self) -> bool {
-        matches!(self, Self::Choose(error) if error.may_pass())
     }
 }
 

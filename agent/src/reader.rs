@@ -111,9 +111,9 @@ impl<S: Store> Reader<S> {
         }
     }
 
-    /// Waits, for this reason, for another config than the one that [`Self::config`] gave, and for half a minute at the most:
-    /// what else stands in the way may have changed too.
-    pub(crate) async fn await_other_config(&mut self, why: &str) -> Result<()> {
+    /// Waits, for this reason, for another config than the one that [`Self::config`] gave, and so long at the most: what else
+    /// stands in the way may have changed too.
+    pub(crate) async fn await_other_config(&mut self, why: &str, at_most: Duration) -> Result<()> {
         let changed = async {
             while !self.changed {
                 let down = self.waiting.down.clone();
@@ -122,16 +122,7 @@ impl<S: Store> Reader<S> {
             }
             Ok(())
         };
-        tokio::time::timeout(REMIND, changed).await.unwrap_or(Ok(()))
-    }
-
-    /// Lets this time pass, then waits for another config than the one that [`Self::config`] gave.
-    pub(crate) async fn other_config_after(&mut self, pause: Duration) -> Result<()> {
-        tokio::time::sleep(pause).await;
-        while !self.changed {
-            self.event_without_config().await?;
-        }
-        Ok(())
+        tokio::time::timeout(at_most, changed).await.unwrap_or(Ok(()))
     }
 
     /// Takes in what has come, and the whole of a read that has begun.

@@ -114,6 +114,11 @@ pub enum Unfit {
 }
 
 impl Unfit {
+    /// Whether it may pass with nothing done about it: an address may come.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Choose(error) if error.may_pass())
+    }
+
     /// The address of this node that the network config covers, where that is what is wrong.
     pub fn covered(&self) -> Option<IpAddr> {
         match self {

@@ -1,7 +1,7 @@
-//! Whether the network config suits this node. If it covers one of the node's own addresses, the start waits for another config,
-//! as it does when the config cannot be read.
+//! Whether the tunnel can go over this node's interfaces with the network config. The start waits where it can't yet: for another
+//! config, if the config covers one of the node's own addresses; for another address, if an interface has a link-local one only.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -11,17 +11,17 @@ use crate::dataplane::kernel::Kernel;
 use crate::http::Readiness;
 use crate::overlay::iface::Interface;
 use crate::passing::Passing;
+use crate::reader::REMIND;
 use crate::site::{End, Site, Unfit};
 
-/// How long the interfaces may take before etcd is listened to as well. What etcd tells then is missing from the records read
-/// before, so the start begins again: not for duplicate address detection, which takes 10 s at the most and would begin again too.
-const LISTEN_AFTER: Duration = Duration::from_secs(15);
+/// How often the interfaces are looked at while an address is waited for.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// The interfaces, and the tunnel's ends over them. `None`: there are none with this config, and the start is to begin again,
-/// since the config or the interfaces are others by now.
+/// The interfaces, and the tunnel's ends over them. `None`: the start is to begin again with a complete read, since the config
+/// may be another one by now, and records came that nobody took in.
 ///
 /// # Errors
-/// What no other config would mend.
+/// What no other config and no other address would mend.
 pub(super) async fn ends(
     site: &Site,
     prefix: &str,
@@ -32,24 +32,23 @@ pub(super) async fn ends(
     let Etcd { reader, readiness, .. } = etcd;
     let mut has_waited = false;
     loop {
-        let began = Instant::now();
-        let (interfaces, ends) = tokio::select! {
-            biased;
-            ends = interfaces::ends(site, kernel, passing) => ends?,
-            changed = reader.other_config_after(LISTEN_AFTER) => return changed.map(|()| None),
-        };
-        has_waited |= began.elapsed() >= LISTEN_AFTER;
-        let why = match ends {
-            // The records of the read that had the config went by meanwhile.
+        let interfaces = interfaces::settled(site, kernel, passing).await?;
+        let unfit = match site.ends(&interfaces) {
             Ok(_) if has_waited => return Ok(None),
             Ok(ends) => return Ok(Some((interfaces, ends))),
-            Err(unfit) => match in_words(site, prefix, &unfit) {
-                Some(why) => why,
-                None => return Err(unfit.into()),
-            },
+            Err(unfit) => unfit,
         };
-        readiness.send_replace(Readiness::waiting(&format!("another network config: {why}")));
-        reader.await_other_config(&why).await?;
+        let (why, missing, pause) = if unfit.may_pass() {
+            let what = format!("choose the tunnel's interface: {unfit}; trying until it works");
+            (format!("cannot {what}"), Readiness::hindered(&what), LOOK_EVERY)
+        } else if let Some(why) = in_words(site, prefix, &unfit) {
+            let missing = Readiness::waiting(&format!("another network config: {why}"));
+            (why, missing, REMIND)
+        } else {
+            return Err(unfit.into());
+        };
+        readiness.send_replace(missing);
+        reader.await_other_config(&why, pause).await?;
         if reader.is_config_changed() {
             return Ok(None);
         }

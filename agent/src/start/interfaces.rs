@@ -9,8 +9,8 @@ use tracing::{info, warn};
 use crate::dataplane::Dataplane;
 use crate::dataplane::kernel::Kernel;
 use crate::overlay::iface::{self, Interface, Wish};
-use crate::passing::{Passes, Passing};
-use crate::site::{End, Site, Unfit};
+use crate::passing::Passing;
+use crate::site::Site;
 
 /// Whether an address for the tunnel may come, of either family: which are needed is known only from the config.
 pub(super) fn may_come(interfaces: &[Interface], wish: &Wish) -> bool {
@@ -20,28 +20,8 @@ pub(super) fn may_come(interfaces: &[Interface], wish: &Wish) -> bool {
     })
 }
 
-/// The interfaces and the tunnel's ends over them, or why there are none. Where an interface has a link-local address only,
-/// another one is waited for.
-pub(super) async fn ends(
-    site: &Site,
-    kernel: &mut Kernel,
-    passing: &Passing<'_>,
-) -> Result<(Vec<Interface>, Result<Vec<End>, Unfit>)> {
-    let chosen = async || -> Result<Result<_>, Unfit> {
-        let interfaces = match settled(site, kernel, passing).await {
-            Ok(interfaces) => interfaces,
-            Err(error) => return Ok(Err(error)),
-        };
-        match site.ends(&interfaces) {
-            Err(unfit) if unfit.passes() => Err(unfit),
-            ends => Ok(Ok((interfaces, ends))),
-        }
-    };
-    passing.wait("choose the tunnel's interface", chosen).await?
-}
-
 /// The interfaces, as soon as duplicate address detection is through with the addresses that would be chosen.
-async fn settled(site: &Site, kernel: &mut Kernel, passing: &Passing<'_>) -> Result<Vec<Interface>> {
+pub(super) async fn settled(site: &Site, kernel: &mut Kernel, passing: &Passing<'_>) -> Result<Vec<Interface>> {
     /// Detection takes a second or two, unless somebody has set it to more.
     const MOST: Duration = Duration::from_secs(10);
     let deadline = Instant::now() + MOST;
