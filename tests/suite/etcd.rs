@@ -11,11 +11,6 @@ use twill_lab::{Lab, NODE_CONFIG, Peer, Twilld, wait_until};
 /// For states that take milliseconds on an idle machine, and for retries with a backoff of some seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The lines of a log with this text.
-fn lines(daemon: &Twilld, text: &str) -> Vec<String> {
-    daemon.log().lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
-}
-
 #[test]
 fn a_record_that_is_deleted_comes_back() {
     let (lab, mut daemons, pods) = Lab::running(2, NODE_CONFIG, &["--peer-mode=all"]);
@@ -39,7 +34,7 @@ fn a_subnet_that_another_node_takes_ends_the_daemon_which_names_it() {
     let thief = Peer { public_ip: "10.99.1.200".parse().unwrap(), mac: "02:00:00:00:00:c8".to_owned(), ..own };
     lab.put_peer(&thief);
     assert_eq!(daemons[0].wait_exit(PATIENCE).status.code(), Some(3));
-    let said = lines(&daemons[0], "another node holds our subnet");
+    let said = daemons[0].lines(&["another node holds our subnet"]);
     assert!(!said.is_empty() && said.iter().all(|line| line.contains("10.99.1.200")), "{said:?}");
     assert_eq!(lab.get(&thief.key()).unwrap().value, thief.record(), "the other's record is left alone");
 
@@ -137,7 +132,7 @@ fn a_config_that_changes_while_no_subnet_is_free_is_followed() {
     daemon.wait_ready();
     assert!(lab.node(1).link("flannel.7").is_ok(), "all of the new config counts");
     assert_eq!(lab.records().len(), 2);
-    assert_eq!(lines(&daemon, "beginning again").len(), 1, "{}", daemon.log());
+    assert_eq!(daemon.lines(&["beginning again"]).len(), 1, "{}", daemon.log());
 }
 
 /// The data plane while etcd is away by `go` until `come`; the daemon's log of it.
@@ -158,7 +153,7 @@ fn outage(go: fn(&Lab), come: fn(&Lab)) -> Vec<String> {
     let report = ping.stop();
     assert_eq!(report.lost, 0, "{report:?}");
     for (text, count) in [("etcd does not answer", 1), ("etcd answers again", 1), ("reading all records", 0)] {
-        assert_eq!(lines(&daemons[0], text).len(), count, "{text}: {}", daemons[0].log());
+        assert_eq!(daemons[0].lines(&[text]).len(), count, "{text}: {}", daemons[0].log());
     }
     daemons[0].log().lines().skip(before).map(str::to_owned).collect()
 }
@@ -204,7 +199,7 @@ fn a_wiped_or_restored_etcd_has_our_record_again_at_once() {
     lab.etcd().start();
     for daemon in &mut daemons {
         wait_until("the restored etcd was read", PATIENCE, || {
-            (lines(daemon, "reading all records again").len() == 2).then_some(())
+            (daemon.lines(&["reading all records again"]).len() == 2).then_some(())
         });
     }
     wait_until("the records of then are kept", PATIENCE, || is_back().then_some(()));
@@ -258,7 +253,7 @@ fn the_second_node_with_one_public_ip_is_refused_with_both_names() {
     let mut second = lab.node(2).twilld(&["--node-id=rack-2", &address]);
     let exit = second.wait_exit(PATIENCE);
     assert_eq!(exit.status.code(), Some(1));
-    let said = lines(&second, "two nodes have the public IP");
+    let said = second.lines(&["two nodes have the public IP"]);
     let words = ["10.99.0.11", "this one is rack-2", "the other one, rack-1, is alive"];
     assert!(said.len() == 1 && words.iter().all(|word| said[0].contains(word)), "{}", second.log());
     assert!(first.runs());

@@ -10,16 +10,11 @@ const IPV6_ONLY: &str = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"
 /// For what passes through etcd, also over a connection that has to be made anew.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn lines(daemon: &Twilld, words: &[&str]) -> Vec<String> {
-    let log = daemon.log();
-    log.lines().filter(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned).collect()
-}
-
 /// Waits until the last line about being ready has these words.
 #[track_caller]
 fn wait_state(daemon: &Twilld, words: &str) {
     wait_until(words, PATIENCE, || {
-        let last = lines(daemon, &["ready"]).pop().unwrap_or_default();
+        let last = daemon.lines(&["ready"]).pop().unwrap_or_default();
         if last.contains(words) { Ok(()) } else { Err(last) }
     });
 }
@@ -54,7 +49,7 @@ fn a_node_that_loses_its_global_address_keeps_its_record_until_it_has_one_again(
 
     node.exec("ip -6 addr flush dev eth0 scope global").unwrap();
     wait_state(&daemon, &lost);
-    let said = lines(&daemon, &["WARN", "the underlay is not usable now"]);
+    let said = daemon.lines(&["WARN", "the underlay is not usable now"]);
     assert!(said.len() == 1 && said[0].contains("is a link-local address: expected one that"), "{said:?}");
     assert_eq!(lab.records(), before, "the last record stays");
     node.exec(&format!("ip addr add {}/64 dev eth0 nodad", node.addr6())).unwrap();
@@ -83,7 +78,7 @@ fn a_node_that_loses_its_global_address_keeps_its_record_until_it_has_one_again(
         local(&node, "flannel-v6.1", "local6").is_some_and(|ip| ip == "fd99::78")
     });
     wait_state(&daemon, "INFO ready");
-    assert!(lines(&daemon, &["another program changed"]).is_empty(), "{}", daemon.log());
+    assert!(daemon.lines(&["another program changed"]).is_empty(), "{}", daemon.log());
 }
 
 /// Leaves eth0 a link-local IPv4 address only. The host reaches etcd from another interface's address.
@@ -163,7 +158,7 @@ fn a_link_that_is_down_or_has_no_carrier_keeps_the_node_from_being_ready() {
             wait_state(&daemons[1], state);
             place.exec(cure).unwrap();
             wait_until("ready", PATIENCE, || {
-                let last = lines(&daemons[1], &["ready"]).pop().unwrap();
+                let last = daemons[1].lines(&["ready"]).pop().unwrap();
                 (!last.contains("not ready")).then_some(()).ok_or(last)
             });
             wait_until("an answer", PATIENCE, || pods[1].exec(&format!("ping -n -c1 -W0.5 {}", pods[0].addr())));

@@ -18,15 +18,9 @@ fn put_leased(lab: &Lab, key: &str, value: &str) {
     lab.etcdctl(&["put", &format!("--lease={id}"), "--", key, value]).unwrap();
 }
 
-/// The lines of a log with all of these words.
-fn lines(daemon: &Twilld, words: &[&str]) -> Vec<String> {
-    let log = daemon.log();
-    log.lines().filter(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned).collect()
-}
-
 /// The lines by which a daemon says that the other nodes don't reach it.
 fn cut_off(daemon: &Twilld) -> Vec<String> {
-    lines(daemon, &["not ready", "follow it instead of ours"])
+    daemon.lines(&["not ready", "follow it instead of ours"])
 }
 
 /// A record of a node that is not there, with this node's MAC.
@@ -104,12 +98,12 @@ fn a_node_whose_record_the_others_do_not_follow_is_not_ready_and_says_which_they
     daemons[1].wait_log(&["not ready", &claim], PATIENCE);
     daemons[0].wait_log(&["peer dropped", "10.5.120.0/24", "10.5.222.0/24"], PATIENCE);
     wait_until("node 1 follows the leased one", PATIENCE, || lab.node(1).holds_exactly(std::slice::from_ref(&thief)));
-    let before = lines(&daemons[1], &[" ready"]).len();
+    let before = daemons[1].lines(&[" ready"]).len();
     // So is a daemon that starts now: it gets its subnet and its MAC, and finds both claimed.
     daemons[1].terminate();
     daemons[1] = lab.node(2).twilld(&[ALL]);
     daemons[1].wait_log(&["record ignored", "10.5.222.0-24", "is our own"], PATIENCE);
-    assert!(before > 0 && lines(&daemons[1], &["INFO", "ready"]).is_empty(), "{}", daemons[1].log());
+    assert!(before > 0 && daemons[1].lines(&["INFO", "ready"]).is_empty(), "{}", daemons[1].log());
 
     lab.delete(&thief.key());
     daemons[1].wait_ready();
@@ -174,7 +168,7 @@ fn a_node_that_comes_back_with_another_address_and_subnet_and_its_old_mac_is_fol
         let away = starts_elsewhere(&lab, &mut daemons, mode, "10.99.0.12", "10.99.0.42");
         assert!(away.mac == before.mac && away.subnet != before.subnet, "{away:?} {before:?}");
         assert!(lab.get(&before.key()).is_some_and(|record| record.lease != 0), "the old record is there");
-        let said = lines(&daemons[1], &["record ignored", &before.mac, "is our own"]);
+        let said = daemons[1].lines(&["record ignored", &before.mac, "is our own"]);
         assert!(!said.is_empty(), "{}", daemons[1].log());
         is_followed(&lab, &away, "with another address");
         // Back again, where its old record says all that it should: it is written again all the same.
@@ -219,7 +213,7 @@ fn the_mac_of_the_second_family_is_guarded_like_the_first() {
     let ping = format!("ping -n -c1 -W1 {}", far.as_str().unwrap());
     wait_until("node 1 reaches node 2 over IPv6", PATIENCE, || lab.node(1).exec(&ping));
     assert!(cut_off(&daemons[1]).is_empty(), "{}", daemons[1].log());
-    // In the node's own name, with a lease: it writes its own record again.
+    // Against a leased record in its own name a node writes its own record again.
     put_leased(&lab, key, &value.replace("fd99::222", "fd99::12"));
     daemons[1].wait_log(&["another record in our name is newer than ours", "10.5.222.0-24&fc00:0:0:de::-64"], PATIENCE);
     wait_until("node 1 reaches node 2 over IPv6 again", PATIENCE, || {
@@ -285,7 +279,7 @@ fn against_a_leased_record_in_its_own_name_a_node_writes_its_own_again() {
         let called = "in our name again and again: delete that key";
         wait_until("it is called what it is", PATIENCE, || {
             put_leased(&lab, FREE, &before.value);
-            !lines(&daemons[1], &[called, "10.5.222.0-24"]).is_empty()
+            !daemons[1].lines(&[called, "10.5.222.0-24"]).is_empty()
         });
         daemons[1].wait_log(&["not ready", called], PATIENCE);
         let from = lab.get(&victim.key()).unwrap().mod_revision;
@@ -294,7 +288,7 @@ fn against_a_leased_record_in_its_own_name_a_node_writes_its_own_again() {
         is_followed(&lab, &victim, "after a fight");
         let written = lab.get(&victim.key()).unwrap().mod_revision - from - more;
         assert!(written < more / 2, "{written} writes against {more}");
-        assert!(lines(&daemons[1], &["written again"]).len() < 10, "{}", daemons[1].log());
+        assert!(daemons[1].lines(&["written again"]).len() < 10, "{}", daemons[1].log());
         pods[0].ping(pods[1].addr()).unwrap();
     }
 }

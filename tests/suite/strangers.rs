@@ -54,7 +54,7 @@ impl Pair {
         let (node, peer) = (lab.node(1), lab.node(2).as_peer());
         wait_until("node 1 holds node 2", PATIENCE, || node.holds_exactly(std::slice::from_ref(&peer)));
         let before = node.state().unwrap();
-        let said = lines(&daemons[0], &["contradicted the records"]);
+        let said = daemons[0].lines(&["contradicted the records"]);
         assert!(said.is_empty(), "what we write ourselves is no stranger's: {said:?}");
         Self { lab, daemons, pods, peer, before }
     }
@@ -92,11 +92,6 @@ impl Pair {
     }
 }
 
-fn lines(daemon: &Twilld, words: &[&str]) -> Vec<String> {
-    let log = daemon.log();
-    log.lines().filter(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned).collect()
-}
-
 #[test]
 fn what_contradicts_the_records_on_our_device_goes_at_once() {
     for mode in MODES {
@@ -113,8 +108,8 @@ fn what_contradicts_the_records_on_our_device_goes_at_once() {
             let words = format!("{what} of another program contradicted the records, mended");
             let row = pair.filled(row);
             pair.daemons[0].wait_log(&[&words, &row], PATIENCE);
-            let warned = lines(&pair.daemons[0], &["WARN", &words]);
-            let counted = lines(&pair.daemons[0], &["WARN", "more times"]);
+            let warned = pair.daemons[0].lines(&["WARN", &words]);
+            let counted = pair.daemons[0].lines(&["WARN", "more times"]);
             assert!(
                 warned.len() <= ON_OUR_DEVICE.len() && counted.len() <= ON_OUR_DEVICE.len(),
                 "{warned:?} {counted:?}"
@@ -200,7 +195,7 @@ fn a_fight_is_few_lines_and_ends_as_the_records_want_it() {
         pair.node().netns().ip_batch(std::iter::repeat_n(line.clone(), 20)).unwrap();
     }
     pair.is_mended("a fight");
-    let said = lines(&pair.daemons[0], &["WARN", "contradicted the records"]);
+    let said = pair.daemons[0].lines(&["WARN", "contradicted the records"]);
     assert!((1..=6).contains(&said.len()), "{} lines: {said:?}", said.len());
 }
 
@@ -235,7 +230,7 @@ fn a_route_elsewhere_that_goes_before_ours_is_named_and_left_and_the_node_is_not
             let named = pair.filled(&format!("{part}: a route of another program, `{shown}`, goes before ours"));
             if !modes.contains(&number) {
                 pair.run(&format!("ip route del {route}"));
-                assert!(lines(&pair.daemons[0], &[&named]).is_empty());
+                assert!(pair.daemons[0].lines(&[&named]).is_empty());
                 continue;
             }
             pair.daemons[0].wait_log(&["WARN", "not ready", &named], PATIENCE);
@@ -243,7 +238,7 @@ fn a_route_elsewhere_that_goes_before_ours_is_named_and_left_and_the_node_is_not
             pair.daemons[0].kill();
             pair.restart(mode);
             pair.daemons[0].wait_log(&["WARN", &named], PATIENCE);
-            assert!(lines(&pair.daemons[0], &["INFO", " ready"]).is_empty(), "{}", pair.daemons[0].log());
+            assert!(pair.daemons[0].lines(&["INFO", " ready"]).is_empty(), "{}", pair.daemons[0].log());
             pair.run(&format!("ip route del {route}"));
             pair.daemons[0].wait_ready();
             pair.is_mended(route);
@@ -270,15 +265,15 @@ fn a_route_elsewhere_that_takes_nothing_from_a_peer_is_no_matter() {
         }
         // Its record comes: now it is somebody's.
         let newcomer = Peer::new("10.5.243.0/24", "10.99.1.243", "02:00:00:00:01:f3");
-        assert!(lines(&pair.daemons[0], &["goes before ours"]).is_empty(), "{}", pair.daemons[0].log());
+        assert!(pair.daemons[0].lines(&["goes before ours"]).is_empty(), "{}", pair.daemons[0].log());
         pair.lab.put_peer(&newcomer);
         pair.daemons[0]
             .wait_log(&["not ready", "peer 10.5.243.0/24", "10.5.243.0/24 via 10.99.0.1 dev eth0"], PATIENCE);
-        let named = lines(&pair.daemons[0], &["goes before ours"]);
+        let named = pair.daemons[0].lines(&["goes before ours"]);
         assert!(named.iter().all(|line| line.contains("10.5.243.0/24")), "{named:?}");
-        let ready = lines(&pair.daemons[0], &["INFO", " ready"]).len();
+        let ready = pair.daemons[0].lines(&["INFO", " ready"]).len();
         pair.lab.delete(&newcomer.key());
-        wait_until("ready again", PATIENCE, || held(lines(&pair.daemons[0], &["INFO", " ready"]).len() > ready, ()));
+        wait_until("ready again", PATIENCE, || held(pair.daemons[0].lines(&["INFO", " ready"]).len() > ready, ()));
         pair.pods[0].ping(pair.pods[1].addr()).unwrap();
     }
 }
@@ -339,7 +334,7 @@ fn ipv6_is_guarded_like_ipv4() {
         daemons[0].wait_log(&["not ready", &named], PATIENCE);
         node.exec(&format!("ip -6 route del {net} via fd99::1 dev eth0 metric 3")).unwrap();
         wait_until("ready again", PATIENCE, || {
-            let last = lines(&daemons[0], &["ready"]).pop().unwrap();
+            let last = daemons[0].lines(&["ready"]).pop().unwrap();
             held(!last.contains("not ready"), last)
         });
         pods[0].ping(far).unwrap();
@@ -419,7 +414,7 @@ fn policy_rules_that_take_nothing_from_the_peers_are_no_matter() {
         // What comes after is handled after.
         pair.run("ip rule add to 10.5.0.0/16 lookup 51820 priority 100");
         pair.daemons[0].wait_log(&["not ready", "`100: from all to 10.5.0.0/16 lookup 51820`"], PATIENCE);
-        let named = lines(&pair.daemons[0], &["before the main table is asked"]);
+        let named = pair.daemons[0].lines(&["before the main table is asked"]);
         assert!(named.iter().all(|line| line.contains("`100: ")), "{named:?}");
     }
 }

@@ -45,11 +45,6 @@ const VOID: [(&str, &str); 15] = [
     (vxlan!("10.99.1.9", 1, "00:00:00:00:00:00"), "not a unicast address"),
 ];
 
-/// The lines of a log with this text.
-fn lines(daemon: &Twilld, text: &str) -> Vec<String> {
-    daemon.log().lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
-}
-
 /// The only record that there is.
 #[track_caller]
 fn record(lab: &Lab) -> KeyValue {
@@ -149,7 +144,7 @@ fn somebody_who_writes_our_record_again_and_again_is_slowed_counted_and_called_w
     let called = "another agent with our public IP 10.99.0.11 writes our record: give one of them another address";
     wait_until("it is called what it is", PATIENCE, || {
         write();
-        !lines(&daemons[0], called).is_empty()
+        !daemons[0].lines(&[called]).is_empty()
     });
     let revision = lab.get(&before.key).unwrap().mod_revision;
     let more = 200;
@@ -157,7 +152,7 @@ fn somebody_who_writes_our_record_again_and_again_is_slowed_counted_and_called_w
     wait_back(&lab, &before);
     let written = lab.get(&before.key).unwrap().mod_revision - revision - more;
     assert!(written < more / 4, "{written} writes against {more}");
-    assert!(lines(&daemons[0], called).len() < 10 && lines(&daemons[0], "written again").len() < 10);
+    assert!(daemons[0].lines(&[called]).len() < 10 && daemons[0].lines(&["written again"]).len() < 10);
     daemons[0].wait_log(&["not ready", "record: another agent with our public IP"], PATIENCE);
     assert!(daemons[0].runs());
     show("flannel elsewhere", &[&daemons[0]]);
@@ -191,7 +186,7 @@ fn the_later_of_two_clones_ends_and_both_are_named() {
     fs::copy(lab.node(1).subnet_file(), lab.node(2).subnet_file()).unwrap();
     let mut second = start(&lab, 2);
     assert_eq!(second.wait_exit(PATIENCE).status.code(), Some(1));
-    let said = lines(&second, "two machines have the public IP 10.99.0.11 and the node id image-7");
+    let said = second.lines(&["two machines have the public IP 10.99.0.11 and the node id image-7"]);
     assert!(
         said.len() == 1 && said[0].contains(&instance(&before)) && said[0].contains("is alive and holds"),
         "{said:?}"
@@ -206,7 +201,7 @@ fn the_later_of_two_clones_ends_and_both_are_named() {
     first.terminate();
     first = start(&lab, 1);
     first.wait_ready();
-    assert_eq!(lines(&first, "asking"), [] as [String; 0]);
+    assert_eq!(first.lines(&["asking"]), [] as [String; 0]);
     assert_eq!(record(&lab), before);
     assert!(first.runs());
     show("clones", &[&first, &second]);
@@ -268,7 +263,7 @@ fn what_flannel_left_is_taken_over_without_a_question() {
     let mut daemon = lab.node(1).twilld(&[]);
     daemon.wait_ready();
     assert_eq!(lab.node(1).as_peer(), flannels, "subnet and MAC");
-    assert_eq!(lines(&daemon, "asking"), [] as [String; 0]);
+    assert_eq!(daemon.lines(&["asking"]), [] as [String; 0]);
 }
 
 #[test]
@@ -323,7 +318,7 @@ fn a_subnet_that_is_another_nodes_is_withdrawn_though_no_other_is_free() {
         &lab,
         &["this node cannot keep its last subnet 10.5.1.0/24", "public IP 10.99.1.200 holds", "no free subnet"],
     );
-    assert_eq!(lines(&daemon, "subnet.env withdrawn").len(), 1, "{}", daemon.log());
+    assert_eq!(daemon.lines(&["subnet.env withdrawn"]).len(), 1, "{}", daemon.log());
     // When the other one lets go it is ours again.
     lab.delete(&own.key());
     daemon.wait_ready();
@@ -400,7 +395,7 @@ fn a_subnet_that_is_another_nodes_is_withdrawn_though_there_is_no_config() {
         &lab,
         &["no network config yet", "this node cannot keep its last subnet 10.5.1.0/24", "public IP 10.99.1.200 holds"],
     );
-    assert_eq!(lines(&daemon, "subnet.env withdrawn").len(), 1, "{}", daemon.log());
+    assert_eq!(daemon.lines(&["subnet.env withdrawn"]).len(), 1, "{}", daemon.log());
     // The node has it again when the other one has let go.
     lab.delete(&own.key());
     lab.put_config(r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.1.0"}"#);

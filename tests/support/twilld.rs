@@ -64,6 +64,12 @@ impl Twilld {
         self.process.log()
     }
 
+    /// The lines of its log with all of these words.
+    pub fn lines(&self, words: &[&str]) -> Vec<String> {
+        let has_all = |line: &&str| words.iter().all(|word| line.contains(word));
+        self.log().lines().filter(has_all).map(str::to_owned).collect()
+    }
+
     /// Whether it still runs.
     pub fn runs(&mut self) -> bool {
         self.process.ended().is_none()

@@ -34,9 +34,9 @@ impl Lines {
         Self { sink, _guard: tracing::subscriber::set_default(lines) }
     }
 
-    /// How many of them have these words.
-    pub(super) fn count(&self, words: &str) -> usize {
+    /// Those with these words.
+    pub(super) fn with(&self, words: &str) -> Vec<String> {
         let text = String::from_utf8(self.sink.0.lock().unwrap().clone()).unwrap();
-        text.lines().filter(|line| line.contains(words)).count()
+        text.lines().filter(|line| line.contains(words)).map(str::to_owned).collect()
     }
 }

@@ -24,6 +24,8 @@ use twill_agent::site::{self, Site};
 use twill_agent::store::Store;
 use twill_agent::store::fake::{FakeStore, Op as StoreOp};
 
+#[path = "../../src/eventloop/lines.rs"]
+mod lines;
 mod said;
 
 /// A kernel that the test and the loop share.

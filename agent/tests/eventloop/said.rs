@@ -1,47 +1,10 @@
 //! What the loop says in its log of what others do again and again.
 
 use std::fs;
-use std::io::{self, Write};
 use std::time::Duration;
 
-use tracing::subscriber::DefaultGuard;
-
+use super::lines::Lines;
 use super::*;
-
-/// The lines that this thread has logged since it was made.
-struct Log {
-    sink: Sink,
-    _guard: DefaultGuard,
-}
-
-#[derive(Clone, Default)]
-struct Sink(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Log {
-    fn begin() -> Self {
-        let sink = Sink::default();
-        let writer = sink.clone();
-        let lines = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-        Self { sink, _guard: tracing::subscriber::set_default(lines) }
-    }
-
-    /// The lines with these words.
-    fn with(&self, words: &str) -> Vec<String> {
-        let text = String::from_utf8(self.sink.0.lock().unwrap().clone()).unwrap();
-        text.lines().filter(|line| line.contains(words)).map(str::to_owned).collect()
-    }
-}
 
 fn is_ready(node: &Node) -> bool {
     node.readiness.borrow().missing.is_empty()
@@ -49,7 +12,7 @@ fn is_ready(node: &Node) -> bool {
 
 #[tokio::test(start_paused = true)]
 async fn a_config_that_is_changed_back_is_the_one_that_the_daemon_runs_on() {
-    let log = Log::begin();
+    let log = Lines::begin();
     Node::run(PeerMode::All, Shared::default(), &[1], async |node| {
         node.until("ready", is_ready).await;
         let theirs = br#"{"Network":"10.6.0.0/16"}"#;
@@ -71,7 +34,7 @@ async fn a_config_that_is_changed_back_is_the_one_that_the_daemon_runs_on() {
 
 #[tokio::test(start_paused = true)]
 async fn the_count_of_a_config_s_changes_says_what_stands_in_the_end() {
-    let log = Log::begin();
+    let log = Lines::begin();
     Node::run(PeerMode::All, Shared::default(), &[1], async |node| {
         node.until("ready", is_ready).await;
         let ours = br#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.200.0"}"#;
@@ -91,7 +54,7 @@ async fn the_count_of_a_config_s_changes_says_what_stands_in_the_end() {
 
 #[tokio::test(start_paused = true)]
 async fn who_changes_subnet_env_again_and_again_is_counted_once_a_minute() {
-    let log = Log::begin();
+    let log = Lines::begin();
     Node::run(PeerMode::All, Shared::default(), &[1], async |node| {
         node.until("ready", is_ready).await;
         let text = fs::read_to_string(&node.subnet_file).unwrap();
@@ -114,7 +77,7 @@ async fn who_changes_subnet_env_again_and_again_is_counted_once_a_minute() {
 
 #[tokio::test(start_paused = true)]
 async fn who_deletes_the_device_again_and_again_is_counted_once_a_minute() {
-    let log = Log::begin();
+    let log = Lines::begin();
     Node::run(PeerMode::All, Shared::default(), &[1], async |node| {
         node.until("ready", is_ready).await;
         for _ in 0..30 {
