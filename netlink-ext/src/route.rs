@@ -21,7 +21,7 @@ const RTA_VIA: u16 = 18;
 const RTNH_F_ONLINK: u32 = 4;
 /// A cached exception of a route (a redirect, a path MTU), not a route.
 const RTM_F_CLONED: u32 = 0x200;
-/// The answer to a lookup names the table of the route, not always the main one.
+/// The answer to a lookup names the table that has the route, which need not be the main one.
 const RTM_F_LOOKUP_TABLE: u32 = 0x1000;
 
 /// The main table.

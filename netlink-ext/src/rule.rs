@@ -28,15 +28,15 @@ const FRA_PROTOCOL: u16 = 21;
 /// What becomes of a packet that a rule fits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// It is looked up in this table, and goes on to the next rule if nothing is found there.
+    /// The packet is looked up in this table, and goes on to the next rule if the table has no route for it.
     Lookup(u32),
-    /// It goes on with the rule of this priority.
+    /// The packet goes on with the rule of this priority.
     Goto(u32),
-    /// It is dropped without a word.
+    /// The packet is dropped, and its sender is told nothing.
     Blackhole,
-    /// It is dropped, and its sender is told so.
+    /// The packet is dropped, and its sender gets "network unreachable".
     Unreachable,
-    /// It is dropped, and its sender is told that it may not.
+    /// The packet is dropped, and its sender gets "communication administratively prohibited".
     Prohibit,
 }
 

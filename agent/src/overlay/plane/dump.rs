@@ -100,7 +100,7 @@ impl Plane {
             return;
         }
         if self.desired.owns_neigh(seen) {
-            // Of a peer it is deleted only if the peer is not wanted, and else overwritten.
+            // A row of a wanted peer is overwritten; only that of a peer that is not wanted is deleted.
             self.comparison.stray(Row::Neigh(seen.address));
         } else if is_strangers_neigh(seen) {
             self.strangers.mark_neigh(seen, &self.desired);

@@ -1,5 +1,7 @@
 //! Observed against wanted, between dumps: one notification of the kernel, compared with what is wanted.
 
+use std::net::IpAddr;
+
 use ipnetwork::IpNetwork;
 
 use super::Plane;
@@ -65,7 +67,7 @@ impl Plane {
     }
 
     /// The subnet of an address that has a temporary neighbour.
-    fn temporary_of(&self, address: std::net::IpAddr) -> Option<IpNetwork> {
+    fn temporary_of(&self, address: IpAddr) -> Option<IpNetwork> {
         self.desired.setup.net.subnet_of(address).filter(|_| self.desired.temporary.contains(&address))
     }
 
@@ -133,7 +135,7 @@ impl Plane {
     /// A wanted peer's rows are not what they should be.
     fn drifted(&mut self, subnet: IpNetwork) {
         let Some(peer) = self.desired.peers.get_mut(&subnet) else { return };
-        // What the dump under way has shown of the peer is so no more.
+        // The dump under way may have shown rows of the peer as they are no longer.
         peer.sighting.clear();
         if peer.presence.lose() {
             self.work.put_peer(subnet);

@@ -221,7 +221,9 @@ impl Strangers {
     /// The dump under way shows a route that is not ours.
     pub(super) fn mark_route(&mut self, seen: &SeenRoute, desired: &Desired) {
         if !desired.is_inside(seen.route.destination) {
-        } else if desired.contradicts(&seen.route) {
+            return;
+        }
+        if desired.contradicts(&seen.route) {
             self.dumped.contradictions.push(Contradiction::Route(seen.route));
         } else {
             self.dumped.left_alone.put_route(seen);

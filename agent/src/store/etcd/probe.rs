@@ -48,13 +48,13 @@ pub(super) async fn look(endpoint: &str, files: Option<&Tls>) -> Look {
     timeout(MOST, found).await.unwrap_or(Look::Silent)
 }
 
-/// A connection. What has no answer in time fails as etcd's client has it, which has its words.
+/// Connects. Where that takes too long it fails with the text of etcd's client, for which [`reason`] has an operator's words.
 async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
     let late = || io::Error::new(io::ErrorKind::TimedOut, "tcp connect error: deadline has elapsed");
     timeout(STEP, TcpStream::connect((host, port))).await.unwrap_or_else(|_| Err(late()))
 }
 
-/// Whether an endpoint's host has to be looked up.
+/// Whether an endpoint names its host by a name and not by an address.
 pub(super) fn has_name(endpoint: &str) -> bool {
     place(endpoint).is_some_and(|(host, _)| host.parse::<IpAddr>().is_err())
 }
