@@ -81,8 +81,13 @@ fn a_node_that_loses_its_global_address_keeps_its_record_until_it_has_one_again(
     assert!(daemon.lines(&["another program changed"]).is_empty(), "{}", daemon.log());
 }
 
-/// Leaves eth0 a link-local IPv4 address only. The host reaches etcd from another interface's address.
-fn leave_link_local(node: &Node) {
+/// A daemon of node 1 that waits, since its eth0 has a link-local IPv4 address only.
+#[track_caller]
+fn waiting_for_an_address() -> (Lab, Twilld) {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(NODE_CONFIG);
+    let node = lab.node(1);
+    // The host reaches etcd from another interface's address.
     let prepared = [
         format!("addr del {}/16 dev eth0", node.addr()),
         "addr add 169.254.7.7/16 dev eth0".to_owned(),
@@ -90,30 +95,24 @@ fn leave_link_local(node: &Node) {
         format!("route add 10.99.0.0/16 dev eth0 src {} metric 9", node.addr()),
     ];
     node.netns().ip_batch(prepared).expect("set the addresses of eth0");
+    let mut daemon = node.twilld(&["--iface=eth0"]);
+    daemon.wait_log(&["cannot choose the tunnel's interface", "169.254.7.7 is a link-local address"], PATIENCE);
+    (lab, daemon)
 }
 
 #[test]
 fn a_start_that_waits_for_an_address_follows_a_changed_config() {
-    let lab = Lab::with_nodes(1);
-    lab.put_config(NODE_CONFIG);
-    let node = lab.node(1);
-    leave_link_local(&node);
-    let mut daemon = node.twilld(&["--iface=eth0"]);
-    daemon.wait_log(&["cannot choose the tunnel's interface", "169.254.7.7 is a link-local address"], PATIENCE);
+    let (lab, mut daemon) = waiting_for_an_address();
     // eth0 has a global IPv6 address.
     lab.put_config(IPV6_ONLY);
     daemon.wait_ready();
-    wait_recorded(&lab, &format!(r#""PublicIPv6":"{}""#, node.addr6()));
+    wait_recorded(&lab, &format!(r#""PublicIPv6":"{}""#, lab.node(1).addr6()));
 }
 
 #[test]
 fn a_start_with_a_link_local_ipv4_address_only_waits() {
-    let lab = Lab::with_nodes(1);
-    lab.put_config(NODE_CONFIG);
+    let (lab, mut daemon) = waiting_for_an_address();
     let node = lab.node(1);
-    leave_link_local(&node);
-    let mut daemon = node.twilld(&["--iface=eth0"]);
-    daemon.wait_log(&["cannot choose the tunnel's interface", "169.254.7.7 is a link-local address"], PATIENCE);
     node.exec(&format!("ip addr add {}/16 dev eth0", node.addr())).unwrap();
     daemon.wait_ready();
     wait_recorded(&lab, &format!(r#""PublicIP":"{}""#, node.addr()));
