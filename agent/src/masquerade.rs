@@ -239,7 +239,8 @@ impl<'a> Masquerade<'a> {
         let (mut mended, mut first) = (Mended::default(), None);
         let mut unguarded = Vec::new();
         for entry in &mut self.known.tables {
-            match entry.mend(&mut self.nft) {
+            // Others write too: what failed once may do now, and nobody needs to hear of it.
+            match entry.mend(&mut self.nft).or_else(|_| entry.mend(&mut self.nft)) {
                 Ok(false) => {}
                 Ok(true) if entry.known => mended.again.push(entry.table.to_string()),
                 Ok(true) => mended.new.push(entry.table.to_string()),
@@ -313,14 +314,7 @@ impl<'a> Masquerade<'a> {
         let mut looked: Option<Instant> = None;
         let mut changed = true;
         loop {
-            let (mut mended, mut error) = self.mend();
-            if error.is_some() {
-                // Others write too: what failed once may do now, and nobody needs to hear of it.
-                let (more, again) = self.mend();
-                mended.new.extend(more.new);
-                mended.again.extend(more.again);
-                error = again;
-            }
+            let (mended, error) = self.mend();
             if !mended.new.is_empty() {
                 info!(tables = mended.new.join(", "), "nftables rules are in");
             }
