@@ -168,6 +168,7 @@ impl Plane {
         peer.sighting.clear();
     }
 
+    /// All rows of a peer are in the kernel, as a chunk's results or a dump say.
     fn peer_arrived(&mut self, subnet: IpNetwork) {
         let Some(peer) = self.desired.peers.get_mut(&subnet) else { return };
         if let Some(cause) = peer.presence.arrive() {

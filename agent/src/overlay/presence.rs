@@ -87,6 +87,13 @@ impl Presence {
         (!is_told).then_some(reason.into())
     }
 
+    /// An earlier daemon has put the peer's rows: that they are in the kernel is no news.
+    pub(super) fn adopt(&mut self) {
+        if let Stage::Wanted { is_told, .. } = &mut self.0 {
+            *is_told = true;
+        }
+    }
+
     /// A row of the peer is missing or wrong. Says whether the peer was in the kernel until now.
     pub(super) fn lose(&mut self) -> bool {
         let Stage::InKernel { reason } = self.0 else { return false };
@@ -158,6 +165,20 @@ mod tests {
         assert_eq!(presence, Presence::default());
         presence.want();
         assert_eq!(presence.arrive(), Some(Cause::Record));
+    }
+
+    #[test]
+    fn a_peer_whose_rows_an_earlier_daemon_put_is_not_announced_until_it_leaves() {
+        let mut presence = Presence::default();
+        presence.adopt();
+        assert_eq!(presence, Presence::default(), "nobody wants it");
+        presence.ask();
+        presence.adopt();
+        assert_eq!(presence.arrive(), None);
+        assert!(presence.is_in_kernel());
+        presence.leave();
+        presence.ask();
+        assert_eq!(presence.arrive(), Some(Cause::Packet));
     }
 
     #[test]

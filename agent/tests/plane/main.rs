@@ -18,7 +18,8 @@ use twill_agent::overlay::peers::{Claim, Source, Standing, Vtep};
 use twill_agent::overlay::plane::comparison::Findings;
 use twill_agent::overlay::plane::miss::Answer;
 use twill_agent::overlay::plane::refusals::{REFUSAL_TIME, REFUSALS};
-use twill_agent::overlay::plane::{PeerMode, Plane, Setup};
+use twill_agent::overlay::plane::{Chunk, PeerMode, Plane, Setup};
+use twill_agent::overlay::programmed::Cause;
 
 mod model;
 mod scenarios;

@@ -165,6 +165,10 @@ impl World {
         assert_eq!(known, self.that_count(), "{:?}", self.records);
         let macs: BTreeMap<_, _> = expected.iter().map(|s| (self.plane.peers().get(s).unwrap().vtep.mac, s)).collect();
         assert_eq!(self.kernel.fdb.keys().collect::<Vec<_>>(), macs.keys().collect::<Vec<_>>());
+        // No neighbour that let a packet go is left. The gateway's may be another program's, and as it should be.
+        let ours = self.kernel.neighbours.iter().filter(|(_, (_, _, protocol))| *protocol == PROTOCOL);
+        let mut left = ours.filter(|(address, _)| !expected.iter().any(|subnet| subnet.network() == **address));
+        assert_eq!(left.next(), None, "a stale neighbour");
         let before = self.kernel.applied;
         self.kernel.fdb.values_mut().for_each(|(_, idle)| *idle = Duration::ZERO);
         let found = self.resync(false);

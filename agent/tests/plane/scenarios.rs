@@ -225,6 +225,65 @@ fn what_is_lost_while_a_dump_runs_is_not_taken_for_there() {
     world.assert_exactly(&[subnet(2)]);
 }
 
+/// Settles a chunk as failed although the kernel has done it, as when the socket breaks before the answer comes.
+fn unanswered(world: &mut World, chunk: Chunk) {
+    world.apply(chunk.ops());
+    let all: Vec<usize> = (0..chunk.ops().len()).collect();
+    world.plane.settle(chunk, &all, world.now);
+}
+
+#[test]
+fn a_peer_that_a_dump_finds_complete_has_arrived_like_one_that_was_put() {
+    let mut world = World::new(PeerMode::OnDemand);
+    world.put(subnet(2), vtep(2, 2), 1, KEY);
+    world.settle();
+    world.plane.miss(Miss::Address(pod(2, 9)), world.now);
+    let chunk = world.plane.urgent_chunk();
+    assert!(world.apply(chunk.ops()).is_empty());
+    world.plane.settle(chunk, &[], world.now);
+    let chunk = world.plane.next_chunk(16);
+    unanswered(&mut world, chunk);
+    assert!(
+        world.kernel.neighbours.contains_key(&pod(2, 9)),
+        "the packet's own neighbour serves until the peer is there"
+    );
+    assert!(!world.plane.has_programmed());
+    let observed = world.kernel.dump();
+    assert_eq!(world.plane.reconcile(&observed, false, world.now).right, 1);
+    assert_eq!(world.plane.take_programmed().first, [(subnet(2), Cause::Packet)]);
+    world.settle();
+    world.assert_exactly(&[subnet(2)]);
+}
+
+#[test]
+fn at_the_start_a_neighbour_that_let_a_packet_go_leaves_with_the_first_dump_and_nothing_is_announced() {
+    let mut world = World::new(PeerMode::OnDemand);
+    world.put(subnet(2), vtep(2, 2), 1, KEY);
+    world.miss(pod(2, 9));
+    let mut world = world.restarting();
+    // The route of the earlier daemon is there, and this address has a neighbour that waits all the same.
+    world.plane.miss(Miss::Address(pod(2, 7)), world.now);
+    world.settle();
+    assert!(world.kernel.neighbours.contains_key(&pod(2, 7)));
+    world.resync(true);
+    world.assert_exactly(&[subnet(2)]);
+    assert!(!world.plane.has_programmed(), "an earlier daemon has put it");
+}
+
+#[test]
+fn a_peer_that_leaves_unused_takes_the_neighbours_of_its_addresses_along() {
+    let mut world = World::new(PeerMode::OnDemand);
+    world.put(subnet(2), vtep(2, 2), 1, KEY);
+    world.settle();
+    world.plane.miss(Miss::Address(pod(2, 9)), world.now);
+    let chunk = world.plane.urgent_chunk();
+    assert!(world.apply(chunk.ops()).is_empty());
+    world.plane.settle(chunk, &[], world.now);
+    world.kernel.fdb.get_mut(&vtep(2, 2).mac).unwrap().1 = IDLE;
+    assert_eq!(world.resync(false).idle, 1);
+    world.assert_exactly(&[]);
+}
+
 #[test]
 fn idle_peers_are_taken_out_and_come_back_with_the_next_packet() {
     let mut world = World::new(PeerMode::OnDemand);

@@ -132,7 +132,7 @@ impl Plane {
     /// Decides for each peer, from which of its rows the dump has shown.
     fn judge(&mut self, adopt: bool) -> Findings {
         let mut findings = Findings::default();
-        let mut unwanted = Vec::new();
+        let (mut unwanted, mut arrived) = (Vec::new(), Vec::new());
         let may_leave = !self.desired.is_everyone_wanted() && !adopt;
         for (subnet, peer) in self.desired.peers.iter_mut() {
             let (sighting, is_direct) = (peer.sighting, peer.presence.is_direct());
@@ -150,7 +150,12 @@ impl Plane {
             } else if sighting.is_complete(is_direct) && (adopt || !self.work.is_peer_due(subnet)) {
                 // What became due while the dump ran is not as the dump shows it.
                 findings.right += 1;
-                peer.presence.arrive();
+                if adopt {
+                    peer.presence.adopt();
+                }
+                if !peer.presence.is_in_kernel() {
+                    arrived.push(*subnet);
+                }
             } else {
                 findings.due += 1;
                 peer.presence.lose();
@@ -159,7 +164,9 @@ impl Plane {
         }
         for (subnet, vtep) in unwanted {
             self.work.delete_all(self.desired.rows(subnet, vtep));
+            self.work.delete_all(self.desired.temporary.take(subnet));
         }
+        arrived.into_iter().for_each(|subnet| self.peer_arrived(subnet));
         findings
     }
 }
