@@ -104,7 +104,7 @@ pub struct Flags {
     #[arg(value_parser = clap::value_parser!(u64).range(1..=86400))]
     pub iptables_resync: u64,
 
-    /// The address of /healthz and /readyz. Flannel's default is 0.0.0.0, which every pod and every host may ask; with this one a
+    /// The address of /healthz, /readyz and /metrics. Flannel's default is 0.0.0.0, which every pod and every host may ask; with this one a
     /// probe of the kubelet names `host: 127.0.0.1`.
     #[arg(long, default_value = "127.0.0.1", value_name = "IP", value_parser = values::ip, help_heading = HEALTH)]
     pub healthz_ip: IpAddr,

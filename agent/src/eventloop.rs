@@ -12,12 +12,12 @@ use tokio::time::Sleep;
 use tracing::{debug, info, warn};
 
 use crate::dataplane::Dataplane;
-use crate::http::Readiness;
 use crate::overlay::peers::Delta;
 use crate::overlay::plane::Plane;
 use crate::overlay::records::{Raw, Records};
 use crate::overlay::repeats::Repeats;
 use crate::site::Site;
+use crate::snapshot::{Missing, Part, Publisher};
 use crate::store::{self, Change, RawRecord};
 
 mod config;
@@ -27,6 +27,7 @@ mod health;
 #[cfg(test)]
 mod lines;
 mod own;
+mod publish;
 mod signals;
 mod sockets;
 mod sources;
@@ -69,21 +70,40 @@ pub enum Ended {
     },
 }
 
+/// What a loop is made of: parts that are ready to run.
+pub struct Parts<D> {
+    /// What is fixed for our life.
+    pub site: Site,
+    /// The planes, one a family.
+    pub halves: Vec<Half<D>>,
+    /// The records that are no peers, and the reading of all.
+    pub records: Records,
+    /// Our own record.
+    pub own: Own,
+    /// Whether a clean stop programs every peer first (`--program-all-on-exit`).
+    pub program_all_on_exit: bool,
+    /// Reads the store from the start, for when we are somebody else.
+    pub read_again: ReadAgain,
+    /// What is wrong with the nftables rules; nothing is right.
+    pub rules: watch::Receiver<Option<String>>,
+    /// Where it is published what the loop knows.
+    pub publisher: Publisher,
+}
+
+/// Reads the store from the start.
+pub type ReadAgain = Box<dyn Fn() -> mpsc::Receiver<store::Event>>;
+
 /// All that the loop turns on.
 pub struct EventLoop<D> {
-    /// What is fixed for our life.
     site: Site,
-    /// The planes, one a family.
     halves: Vec<Half<D>>,
-    /// The records that are no peers, and the reading of all.
     records: Records,
     /// A reading of the store from the start that the loop has not turned to yet.
     store: Option<mpsc::Receiver<store::Event>>,
     own: Own,
-    /// Whether a clean stop programs every peer first.
-    pub program_all_on_exit: bool,
-    /// Reads the store from the start, for when we are somebody else.
-    pub read_again: Option<Box<dyn Fn() -> mpsc::Receiver<store::Event>>>,
+    program_all_on_exit: bool,
+    read_again: ReadAgain,
+    publisher: Publisher,
     health: Health,
     told: Told,
     /// What the network config's key holds, as it was told last.
@@ -94,27 +114,24 @@ pub struct EventLoop<D> {
 }
 
 impl<D: Dataplane> EventLoop<D> {
-    /// A loop over parts that are ready to run; it programs everyone before a clean stop.
-    pub fn new(site: Site, halves: Vec<Half<D>>, records: Records, own: Own) -> Self {
+    /// A loop over these parts.
+    pub fn new(parts: Parts<D>) -> Self {
+        let Parts { site, halves, records, own, program_all_on_exit, read_again, rules, publisher } = parts;
         Self {
             site,
             halves,
             records,
             store: None,
             own,
-            program_all_on_exit: true,
-            read_again: None,
-            health: Health::default(),
+            program_all_on_exit,
+            read_again,
+            publisher,
+            health: Health::new(rules),
             told: Told::default(),
             config: ConfigNow::Ours,
             rewritten: Repeats::in_a_minute(subnet_env::LINES),
             underlay: Underlay::default(),
         }
-    }
-
-    /// Tells `http` what is missing for being ready, and counts what `rules` tells of the nftables rules to it.
-    pub fn report(&mut self, http: watch::Sender<Readiness>, rules: watch::Receiver<Option<String>>) {
-        (self.health.http, self.health.rules) = (Some(http), Some(rules));
     }
 
     /// Runs until a signal or the loss of the lease.
@@ -143,7 +160,7 @@ impl<D: Dataplane> EventLoop<D> {
                     self.write_env();
                     self.halves.iter_mut().for_each(|half| half.tell_repeats(half::now()));
                     self.underlay.tell_repeats(half::now());
-                    self.health.alive(peers_of(&self.halves));
+                    self.health.alive(&self.publisher.last());
                 }
                 News::Rules => {}
                 News::ReadAgain => {
@@ -216,12 +233,13 @@ impl<D: Dataplane> EventLoop<D> {
             }
         }
         let behind = self.halves.iter().filter(|half| !half.in_sync());
-        let behind = behind.map(|half| format!("kernel: {} is not as the records want it", half.device.name));
+        let behind = behind
+            .map(|half| Missing::new(Part::Kernel, format_args!("{} is not as the records want it", half.device.name)));
         let displaced = self.records.displaced(self.halves.iter().map(|half| &half.plane));
-        let contested = self.halves.iter().flat_map(Half::blocking);
-        self.health.update(behind.chain(displaced).chain(contested).collect(), peers_of(&self.halves), || {
-            programmed_of(&self.halves)
-        });
+        let displaced = displaced.map(|why| Missing::new(Part::Etcd, why));
+        let contested = self.halves.iter().flat_map(Half::blocking).map(|why| Missing::new(Part::Contested, why));
+        self.publish(self.health.missing(behind.chain(displaced).chain(contested)));
+        self.health.tell(&self.publisher.last());
     }
 
     /// Says in the log what has waited for a pause.
@@ -259,7 +277,8 @@ impl<D: Dataplane> EventLoop<D> {
         let planes = self.halves.iter_mut().map(|half| &mut half.plane);
         match event {
             store::Event::Listing => {
-                self.health.listing = true;
+                self.health.etcd.is_listing = true;
+                self.health.etcd.listings += 1;
                 self.own.listed = false;
                 self.records.listing();
                 planes.for_each(Plane::listing);
@@ -271,7 +290,7 @@ impl<D: Dataplane> EventLoop<D> {
             }
             store::Event::Listed { revision } => {
                 debug!(revision, "read all records");
-                self.health.listing = false;
+                self.health.etcd.is_listing = false;
                 self.records.listed();
                 if !self.own.listed {
                     self.own.keeper.seen(Change::Deleted { key: self.own.text.clone(), revision });
@@ -290,11 +309,12 @@ impl<D: Dataplane> EventLoop<D> {
             store::Event::Config(config) => self.config_changed(config),
             store::Event::Down { reason } => {
                 warn!(%reason, "etcd does not answer; the data plane goes on");
-                self.health.etcd = Some(reason.to_string());
+                self.health.etcd.outages += 1;
+                self.health.etcd.down = Some(reason.to_string());
             }
             store::Event::Up => {
                 info!("etcd answers again");
-                self.health.etcd = None;
+                self.health.etcd.down = None;
             }
         }
     }
@@ -342,9 +362,9 @@ fn peers_of<D>(halves: &[Half<D>]) -> usize {
     halves.iter().map(|half| half.plane.peers().len()).sum()
 }
 
-/// How many of them are completely in the kernel. Looks at each.
+/// How many of them are completely in the kernel.
 fn programmed_of<D>(halves: &[Half<D>]) -> usize {
-    halves.iter().map(|half| half.plane.installed()).sum()
+    halves.iter().map(|half| half.plane.tally().in_kernel).sum()
 }
 
 /// How many records an event is about.

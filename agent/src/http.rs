@@ -1,6 +1,6 @@
-//! `/healthz` and `/readyz` over HTTP.
+//! `/healthz`, `/readyz` and `/metrics` over HTTP.
 //!
-//! Owns the listener, the connections and the two answers; what readiness is made of it is told. Runs on the event loop's
+//! Owns the listener, the connections and the answers, which it makes of the last [`Snapshot`]. Runs on the event loop's
 //! thread: an answer is a look at one value and takes microseconds.
 //!
 //! Whoever reaches the port may open connections and leave them. So there are few, each one lives for some seconds, and a new
@@ -24,6 +24,9 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
+use crate::metrics;
+use crate::snapshot::Snapshot;
+
 /// How many connections from this node there are at the most.
 const NEAR: u64 = 8;
 /// How many there are from elsewhere.
@@ -36,40 +39,18 @@ const LIFE: Duration = Duration::from_secs(5);
 const REQUEST: usize = 8192;
 /// Between two tries to listen, or to take a connection where that failed.
 const TRY_EVERY: Duration = Duration::from_millis(100);
+/// The content type of an answer for people.
+const TEXT: &str = "text/plain; charset=utf-8";
 /// How often it is said that listening fails.
 const REMIND: Duration = Duration::from_secs(60);
-
-/// What is missing before this node is ready; nothing is ready.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Readiness {
-    /// Each missing thing in words.
-    pub missing: Vec<String>,
-}
-
-impl Readiness {
-    /// At the start, before there is anything.
-    pub fn starting() -> Self {
-        Self { missing: vec!["lease: none yet".to_owned()] }
-    }
-
-    /// The same while something has to come first.
-    pub fn waiting(what: &str) -> Self {
-        Self { missing: vec![format!("lease: none yet, waiting for {what}")] }
-    }
-
-    /// The same while the start cannot go on, for this reason.
-    pub fn hindered(why: &str) -> Self {
-        Self { missing: vec![format!("lease: none yet; this node cannot {why}")] }
-    }
-}
 
 /// Answers until the process ends, which may have so many descriptors.
 ///
 /// An address that is in use or not there yet is waited for: health only informs, and a daemon that is about to stop may
 /// still have the port.
-pub async fn serve(address: SocketAddr, readiness: watch::Receiver<Readiness>, descriptors: u64) {
+pub async fn serve(address: SocketAddr, snapshot: watch::Receiver<Snapshot>, descriptors: u64) {
     let listener = listen(address).await;
-    info!(%address, "health: /healthz and /readyz");
+    info!(%address, "health: /healthz, /readyz and /metrics");
     let mut places = Places::new(descriptors);
     let mut failing = false;
     loop {
@@ -77,7 +58,7 @@ pub async fn serve(address: SocketAddr, readiness: watch::Receiver<Readiness>, d
             Ok((stream, from)) => {
                 failing = false;
                 let is_near = stream.local_addr().is_ok_and(|to| is_near(from, to));
-                places.admit(is_near, || tokio::spawn(connection(stream, readiness.clone())));
+                places.admit(is_near, || tokio::spawn(connection(stream, snapshot.clone())));
                 // Whoever connects in a loop must not keep the event loop from its turns.
                 tokio::task::yield_now().await;
             }
@@ -98,7 +79,7 @@ async fn listen(address: SocketAddr) -> TcpListener {
         match TcpListener::bind(address).await {
             Ok(listener) => return listener,
             Err(error) if said.is_none_or(|said| said.elapsed() >= REMIND) => {
-                warn!(%address, %error, "health: cannot listen (--healthz-ip, --healthz-port), trying until it works; /healthz and /readyz are not served");
+                warn!(%address, %error, "health: cannot listen (--healthz-ip, --healthz-port), trying until it works; /healthz, /readyz and /metrics are not served");
                 said = Some(Instant::now());
             }
             Err(_) => {}
@@ -143,9 +124,9 @@ impl Places {
 }
 
 /// One request and its answer.
-async fn connection(stream: TcpStream, readiness: watch::Receiver<Readiness>) {
+async fn connection(stream: TcpStream, snapshot: watch::Receiver<Snapshot>) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = answer(request.method(), request.uri().path(), &readiness);
+        let answer = answer(request.method(), request.uri().path(), &snapshot);
         async move { Ok::<_, Infallible>(answer) }
     });
     let mut http = http1::Builder::new();
@@ -154,25 +135,27 @@ async fn connection(stream: TcpStream, readiness: watch::Receiver<Readiness>) {
     let _ = timeout(LIFE, http).await;
 }
 
-fn answer(method: &Method, path: &str, readiness: &watch::Receiver<Readiness>) -> Response<String> {
-    let (status, body) = match path {
-        "/healthz" | "/readyz" if method != Method::GET && method != Method::HEAD => {
-            (StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n".to_owned())
+fn answer(method: &Method, path: &str, snapshot: &watch::Receiver<Snapshot>) -> Response<String> {
+    let (status, kind, body) = match path {
+        "/healthz" | "/readyz" | "/metrics" if method != Method::GET && method != Method::HEAD => {
+            (StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n".to_owned())
         }
-        "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
-        "/readyz" => match readiness.borrow().missing.as_slice() {
-            [] => (StatusCode::OK, "ready\n".to_owned()),
+        "/healthz" => (StatusCode::OK, TEXT, "ok\n".to_owned()),
+        "/readyz" => match snapshot.borrow().missing.as_slice() {
+            [] => (StatusCode::OK, TEXT, "ready\n".to_owned()),
             missing => {
-                (StatusCode::SERVICE_UNAVAILABLE, missing.iter().map(|what| format!("{what}\n")).collect::<String>())
+                let lines = missing.iter().map(|what| format!("{what}\n")).collect();
+                (StatusCode::SERVICE_UNAVAILABLE, TEXT, lines)
             }
         },
-        _ => (StatusCode::NOT_FOUND, "there are /healthz and /readyz\n".to_owned()),
+        "/metrics" => (StatusCode::OK, metrics::CONTENT_TYPE, metrics::text(&snapshot.borrow())),
+        _ => (StatusCode::NOT_FOUND, TEXT, "there are /healthz, /readyz and /metrics\n".to_owned()),
     };
     let mut answer = Response::new(body);
     if status == StatusCode::METHOD_NOT_ALLOWED {
         answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
     }
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     *answer.status_mut() = status;
     answer
 }
@@ -180,21 +163,25 @@ fn answer(method: &Method, path: &str, readiness: &watch::Receiver<Readiness>) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot::Publisher;
 
     #[test]
     fn each_path_and_method_has_its_answer() {
-        let (told, readiness) = watch::channel(Readiness::starting());
+        let (publisher, snapshot) = Publisher::new();
         let ask = |method: &str, path: &str| {
-            let answer = answer(&method.parse().unwrap(), path, &readiness);
+            let answer = answer(&method.parse().unwrap(), path, &snapshot);
             (answer.status().as_u16(), answer.into_body())
         };
         assert_eq!(ask("GET", "/healthz"), (200, "ok\n".to_owned()));
         assert_eq!(ask("GET", "/readyz"), (503, "lease: none yet\n".to_owned()));
-        told.send_replace(Readiness { missing: Vec::new() });
+        assert!(ask("GET", "/metrics").1.contains("\ntwill_ready 0\n"));
+        publisher.publish(|snapshot| snapshot.missing.clear());
+        assert!(ask("GET", "/metrics").1.contains("\ntwill_ready 1\n"));
         assert_eq!(ask("HEAD", "/readyz"), (200, "ready\n".to_owned()));
         assert_eq!(ask("POST", "/readyz").0, 405);
         assert_eq!(ask("BREW", "/healthz").0, 405);
-        for path in ["/", "*", "", "/healthz/", "/metrics"] {
+        assert_eq!(ask("POST", "/metrics").0, 405);
+        for path in ["/", "*", "", "/healthz/", "/metrics/"] {
             assert_eq!(ask("GET", path).0, 404, "{path}");
         }
     }

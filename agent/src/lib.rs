@@ -21,6 +21,7 @@ pub mod leases;
 mod lock;
 pub mod log;
 pub mod masquerade;
+mod metrics;
 pub mod nodeid;
 pub mod out;
 pub mod overlay;
@@ -29,6 +30,7 @@ pub mod process;
 mod reader;
 pub mod reserve;
 pub mod site;
+pub mod snapshot;
 pub mod start;
 pub mod store;
 

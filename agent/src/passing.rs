@@ -7,11 +7,10 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::http::Readiness;
 use crate::reader::REMIND;
+use crate::snapshot::Publisher;
 use crate::{dataplane, handoff};
 
 /// The first pause; each further one is twice as long, up to [`PAUSE_MOST`].
@@ -38,14 +37,14 @@ impl Passes for io::Error {
 
 /// Who is told while something is waited for.
 pub(crate) struct Passing<'a> {
-    readiness: &'a watch::Sender<Readiness>,
+    publisher: &'a Publisher,
     subnet_file: &'a Path,
 }
 
 impl<'a> Passing<'a> {
     /// Tells `/readyz`, and the CNI plugin beside this `subnet.env`.
-    pub(crate) fn new(readiness: &'a watch::Sender<Readiness>, subnet_file: &'a Path) -> Self {
-        Self { readiness, subnet_file }
+    pub(crate) fn new(publisher: &'a Publisher, subnet_file: &'a Path) -> Self {
+        Self { publisher, subnet_file }
     }
 
     /// Tries until it works or fails for good. The log has a line at the first failure and then every half minute.
@@ -64,7 +63,7 @@ impl<'a> Passing<'a> {
                         warn!("cannot {why}");
                         said = Some(Instant::now());
                     }
-                    self.readiness.send_replace(Readiness::hindered(&why));
+                    self.publisher.cannot(&why);
                     handoff::explain(self.subnet_file, Some(&format!("cannot {why}")));
                 }
                 result => {
@@ -83,13 +82,14 @@ impl<'a> Passing<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot::in_words;
 
     #[tokio::test(start_paused = true)]
     async fn what_may_pass_is_waited_for_and_what_may_not_is_not() {
         let folder = tempfile::tempdir().unwrap();
-        let (readiness, told) = watch::channel(Readiness::starting());
+        let (publisher, told) = Publisher::new();
         let file = folder.path().join("subnet.env");
-        let passing = Passing::new(&readiness, &file);
+        let passing = Passing::new(&publisher, &file);
         let mut errnos = vec![libc::ENOMEM, libc::EMFILE, libc::EINTR, libc::ENOBUFS];
         let mut attempts = 0;
         let result = passing.wait("make the device", async || {
@@ -98,7 +98,7 @@ mod tests {
         });
         assert_eq!(result.await.unwrap(), 7);
         assert_eq!(attempts, 5);
-        let waited = told.borrow().missing.join("");
+        let waited = in_words(&told.borrow().missing);
         assert!(waited.contains("this node cannot make the device: ") && waited.contains("os error 12"), "{waited}");
         let denied = async || Err::<(), _>(io::Error::from_raw_os_error(libc::EPERM));
         assert_eq!(passing.wait("make the device", denied).await.unwrap_err().raw_os_error(), Some(libc::EPERM));

@@ -14,9 +14,9 @@ use tracing::{info, warn};
 use crate::cli::Flags;
 use crate::dataplane::kernel::Kernel;
 use crate::dataplane::{Dataplane, Device};
-use crate::eventloop::{self, Ended, EventLoop, Feeds, Half, Order, Own, Signals};
+use crate::eventloop::{self, Ended, EventLoop, Feeds, Half, Order, Own, Parts, Signals};
 use crate::handoff;
-use crate::http::{self, Readiness};
+use crate::http;
 use crate::lease::{self, Held, Keeper};
 use crate::lock::{self, Lock};
 use crate::masquerade::{self, Side, Wanted as WantedRules};
@@ -29,6 +29,7 @@ use crate::passing::Passing;
 use crate::process;
 use crate::reader::{Intake, Reader};
 use crate::site::{self, End, Site};
+use crate::snapshot::{Publisher, Snapshot, in_words};
 use crate::store::Store;
 
 mod fit;
@@ -41,13 +42,13 @@ use subnet::{Etcd, Identity, get_subnet};
 pub async fn run(flags: Flags) -> Result<Ended> {
     let subnet_file = flags.subnet_file.clone();
     let mut signals = Signals::new()?;
-    let (readiness, asked) = watch::channel(Readiness::starting());
-    let mut preparing = pin!(prepare(flags, readiness, asked.clone()));
+    let (publisher, snapshot) = Publisher::new();
+    let mut preparing = pin!(prepare(flags, publisher, snapshot.clone()));
     let prepared = loop {
         tokio::select! {
             prepared = preparing.as_mut() => break prepared,
             (signal, order) = signals.recv() => {
-                let waits = asked.borrow().missing.join("; ");
+                let waits = in_words(&snapshot.borrow().missing);
                 match order {
                     Order::Stop => {
                         info!(%signal, %waits, "stopping during the start");
@@ -74,17 +75,17 @@ pub async fn run(flags: Flags) -> Result<Ended> {
 /// All that comes before the first turn of the event loop.
 async fn prepare(
     flags: Flags,
-    readiness: watch::Sender<Readiness>,
-    asked: watch::Receiver<Readiness>,
+    publisher: Publisher,
+    snapshot: watch::Receiver<Snapshot>,
 ) -> Result<(EventLoop<Kernel>, Feeds)> {
     info!(version = crate::VERSION, peer_mode = %flags.peer_mode, "twilld starts");
     privileged()?;
     process::raise_priority();
     let descriptors = process::raise_descriptor_limit();
     if let Some(address) = flags.healthz() {
-        tokio::spawn(http::serve(address, asked, descriptors));
+        tokio::spawn(http::serve(address, snapshot, descriptors));
     }
-    let passing = Passing::new(&readiness, &flags.subnet_file);
+    let passing = Passing::new(&publisher, &flags.subnet_file);
     let mut kernel = passing.wait("open the netlink sockets", async || Kernel::open()).await?;
     let wish = flags.wish();
     kernel.reach = wish.can_reach;
@@ -103,14 +104,14 @@ async fn prepare(
     let on_demand = PeerMode::from(flags.peer_mode) == PeerMode::OnDemand;
     let mut lock: Option<Lock> = None;
     let (site, ends, intake, held) = loop {
-        readiness.send_replace(Readiness::waiting(&config_at));
+        publisher.waits_for(&config_at);
         let (config, config_text) = reader.config(prefix).await?;
         let (wish, subnet_file, ip_masq) = (wish.clone(), flags.subnet_file.clone(), flags.ip_masq);
         let site = Site { config, config_text, wish, subnet_file, ip_masq, on_demand };
         // Nothing is written to etcd or to the kernel before. One lock for both families' devices: they have one VNI.
-        let waits = |what: &str| drop(readiness.send_replace(Readiness::waiting(what)));
+        let waits = |what: &str| publisher.waits_for(what);
         Lock::hold(&mut lock, &site.device_name(Family::V4), flags.takeover_timeout, waits).await?;
-        let etcd = Etcd { store: &store, reader: &mut reader, readiness: &readiness };
+        let etcd = Etcd { store: &store, reader: &mut reader, publisher: &publisher };
         // The waits may have been long.
         let Some((interfaces, ends)) = fit::ends(&site, prefix, etcd, &mut kernel, &passing).await? else { continue };
         unhindered(&site, &ends, &mut kernel, &passing).await?;
@@ -120,8 +121,8 @@ async fn prepare(
             info!(interface = %interface.name, local = %chosen.local, public = %chosen.public, mtu = interface.mtu, why = %chosen.why, "the tunnel goes over this interface");
         }
         let mut intake = intake(&flags, &site, &ends);
-        readiness.send_replace(Readiness::waiting("all records of etcd"));
-        let etcd = Etcd { store: &store, reader: &mut reader, readiness: &readiness };
+        publisher.waits_for("all records of etcd");
+        let etcd = Etcd { store: &store, reader: &mut reader, publisher: &publisher };
         match get_subnet(&site, &ends, &identity, etcd, &mut intake, &mut kernel).await? {
             Some(held) => break (site, ends, intake, held),
             None => warn!("the network config was changed on the way to a subnet: beginning again with what it is now"),
@@ -138,13 +139,13 @@ async fn prepare(
     let rules = rules(&flags, &site, &ends, &held, &passing).await?;
 
     let margin = Duration::from_secs(60 * flags.subnet_lease_renew_margin);
-    let (key, record) = (held.key, held.record.clone());
+    let (key, record, lease_id) = (held.key, held.record.clone(), held.lease);
     let (keeper, lease) = Keeper::spawn(store.clone(), site.config.clone(), held, lease::TTL, margin);
-    let mut turn = EventLoop::new(site, halves, records, Own::new(key, record, keeper));
-    turn.program_all_on_exit = flags.program_all_on_exit;
-    turn.read_again = Some(Box::new(move || store.follow()));
-    turn.report(readiness, rules);
-    Ok((turn, Feeds { store: reader.into_events(), lease }))
+    let own = Own::new(key, record, keeper, lease_id);
+    let program_all_on_exit = flags.program_all_on_exit;
+    let read_again = Box::new(move || store.follow());
+    let parts = Parts { site, halves, records, own, program_all_on_exit, read_again, rules, publisher };
+    Ok((EventLoop::new(parts), Feeds { store: reader.into_events(), lease }))
 }
 
 /// Says which etcd the base route of the on-demand mode would cut off.

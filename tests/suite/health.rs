@@ -66,6 +66,30 @@ fn ready_follows_lease_etcd_and_files() {
 }
 
 #[test]
+fn metrics_tell_what_the_daemon_did() {
+    let lab = Lab::with_nodes(2);
+    lab.put_config(NODE_CONFIG);
+    let _daemons = lab.start_all(&[PORT]);
+    let (node, pod) = (lab.node(1), lab.node(1).pod(1));
+    let await_lines = |lines: &[&str]| {
+        wait_until(&format!("/metrics has {lines:?}"), PATIENCE, || {
+            let (code, body) = get(&node, "/metrics")?;
+            let is_there = |line: &&str| body.lines().any(|there| there == *line);
+            if code == 200 && body.ends_with("# EOF\n") && lines.iter().all(is_there) { Ok(()) } else { Err(body) }
+        });
+    };
+    await_lines(&["twill_ready 1", "twill_etcd_up 1", "twill_peers{device=\"flannel.1\",state=\"absent\"} 1"]);
+    pod.ping(lab.node(2).pod(1).addr()).unwrap();
+    await_lines(&[
+        "twill_misses_total{device=\"flannel.1\",kind=\"l3\",result=\"answered\"} 1",
+        "twill_peers{device=\"flannel.1\",state=\"in_kernel\"} 1",
+        "twill_in_step{device=\"flannel.1\"} 1",
+    ]);
+    lab.etcd().kill();
+    await_lines(&["twill_ready 0", "twill_missing{part=\"etcd\"} 1", "twill_etcd_outages_total 1"]);
+}
+
+#[test]
 fn not_ready_while_the_kernel_refuses() {
     let lab = Lab::with_nodes(1);
     lab.put_config(NODE_CONFIG);

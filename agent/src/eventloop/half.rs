@@ -93,6 +93,8 @@ pub struct Half<D> {
     flood_until: Instant,
     /// When there last was nothing more to hear, or work was done all the same.
     worked_at: Instant,
+    /// How often events of the kernel were lost.
+    overruns: u64,
 }
 
 impl<D: Dataplane> Half<D> {
@@ -121,6 +123,7 @@ impl<D: Dataplane> Half<D> {
             quiet: false,
             flood_until: now,
             worked_at: now,
+            overruns: 0,
         }
     }
 
@@ -181,6 +184,7 @@ impl<D: Dataplane> Half<D> {
                     debug!(device = %self.device.name, "kernel events were lost, comparing everything");
                     self.underlay_changed = true;
                     self.again = true;
+                    self.overruns += 1;
                 }
                 Ok(None) => {
                     self.quiet = heard == 0;
@@ -324,6 +328,11 @@ impl<D: Dataplane> Half<D> {
     /// Whether the kernel has what is wanted, as far as is known.
     pub(super) fn in_sync(&self) -> bool {
         self.made && self.adopted && self.plane.is_settled()
+    }
+
+    /// How often events of the kernel were lost.
+    pub(super) fn overruns(&self) -> u64 {
+        self.overruns
     }
 
     /// When [`Half::work`] has something to do without being told anything.

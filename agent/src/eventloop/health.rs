@@ -11,25 +11,18 @@ use tracing::{info, warn};
 
 use super::half;
 use super::systemd::Systemd;
-use crate::http::Readiness;
-use crate::overlay::Shown;
 use crate::overlay::repeats::Repeats;
+use crate::snapshot::{Etcd, Missing, Part, Snapshot, in_words};
 
 /// How often files are looked at, and systemd's status is brought up to date.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// The longest that one missing thing is described, in characters: systemd takes a line, and `/readyz` has one for each.
-const LONGEST: usize = 600;
 /// How many changes in a minute have a line each.
 const CHANGES_IN_A_ROW: u32 = 20;
 
-/// What readiness rests on beside the planes.
-#[derive(Default)]
+/// What readiness rests on beside the planes, and who hears of it.
 pub(super) struct Health {
-    /// Why etcd does not answer, if it doesn't.
-    pub etcd: Option<String>,
-    /// A complete read is under way.
-    pub listing: bool,
+    pub etcd: Etcd,
     /// What etcd does not do that keeps our record, and why, if there is such a thing.
     pub lease: Option<String>,
     /// Who writes our record again and again, if anybody does: half of the time others follow what that one writes.
@@ -38,11 +31,10 @@ pub(super) struct Health {
     pub underlay: Option<String>,
     /// Why `subnet.env` cannot be written, if it can't.
     pub file: Option<String>,
-    /// What is wrong with the nftables rules, where there are any to be.
-    pub rules: Option<watch::Receiver<Option<String>>>,
-    /// Who answers `/readyz`.
-    pub http: Option<watch::Sender<Readiness>>,
-    said: Option<Vec<String>>,
+    /// What is wrong with the nftables rules.
+    pub rules: watch::Receiver<Option<String>>,
+    /// What was missing when that was told last.
+    said: Option<Vec<Missing>>,
     changes: Changes,
     /// We have been ready.
     up: bool,
@@ -62,6 +54,24 @@ impl Default for Changes {
 }
 
 impl Health {
+    /// Nothing is wrong yet; `rules` tells of the nftables rules.
+    pub(super) fn new(rules: watch::Receiver<Option<String>>) -> Self {
+        Self {
+            etcd: Etcd::default(),
+            lease: None,
+            disputed: None,
+            underlay: None,
+            file: None,
+            rules,
+            said: None,
+            changes: Changes::default(),
+            up: false,
+            systemd: Systemd::default(),
+            told_up: false,
+            status: String::new(),
+        }
+    }
+
     /// How often [`Health::alive`] is to be called.
     pub(super) fn every() -> Duration {
         // Twice as often as systemd asks for, as sd_watchdog_enabled(3) recommends.
@@ -69,61 +79,56 @@ impl Health {
             .map_or(LOOK_EVERY, |watchdog| (watchdog / 2).clamp(Duration::from_millis(1), LOOK_EVERY))
     }
 
-    /// Works out what is missing; `planes` is what is missing in the kernel. Tells everyone where that is news.
-    ///
-    /// `programmed` counts the peers that are in the kernel. It is asked only when that is told: this is called after each
-    /// answer to a miss.
-    pub(super) fn update(&mut self, planes: Vec<String>, peers: usize, programmed: impl FnOnce() -> usize) {
-        let mut missing = Vec::new();
-        missing.extend(self.lease.as_ref().map(|reason| format!("record: etcd refuses or fails: {reason}")));
-        missing.extend(self.disputed.as_ref().map(|reason| format!("record: {reason}")));
-        missing.extend(self.etcd.as_ref().map(|reason| format!("etcd: {reason}")));
-        if self.listing {
-            missing.push("etcd: reading all records".to_owned());
-        }
-        missing.extend(self.underlay.as_ref().map(|reason| format!("underlay: {reason}")));
-        missing.extend(planes);
-        missing.extend(self.file.as_ref().map(|reason| format!("subnet.env: {reason}")));
-        let rules = self.rules.as_ref().and_then(|rules| rules.borrow().clone());
-        missing.extend(rules.map(|reason| format!("nftables: {reason}")));
-        missing.iter_mut().for_each(|what| *what = Shown::up_to(LONGEST, what).to_string());
-        if self.said.as_ref() == Some(&missing) {
+    /// What is missing for being ready; `planes` is what is missing in the kernel.
+    pub(super) fn missing(&self, planes: impl Iterator<Item = Missing>) -> Vec<Missing> {
+        let lease = self.lease.as_ref().map(|reason| format!("etcd refuses or fails: {reason}"));
+        let listing = self.etcd.is_listing.then(|| "reading all records".to_owned());
+        let before = [
+            (Part::Record, lease),
+            (Part::Record, self.disputed.clone()),
+            (Part::Etcd, self.etcd.down.clone()),
+            (Part::Etcd, listing),
+            (Part::Underlay, self.underlay.clone()),
+        ];
+        let after = [(Part::SubnetEnv, self.file.clone()), (Part::Nftables, self.rules.borrow().clone())];
+        let missing = |(part, reason): (Part, Option<String>)| reason.map(|reason| Missing::new(part, reason));
+        before.into_iter().filter_map(missing).chain(planes).chain(after.into_iter().filter_map(missing)).collect()
+    }
+
+    /// Tells the log and systemd what is missing, where that is news.
+    pub(super) fn tell(&mut self, snapshot: &Snapshot) {
+        let missing = &snapshot.missing;
+        if self.said.as_ref() == Some(missing) {
             return;
         }
         if missing.is_empty() {
+            let (peers, programmed) = (snapshot.peers(), snapshot.programmed());
             if self.changes.0.admit(half::now()) {
-                info!(peers, programmed = programmed(), "ready");
+                info!(peers, programmed, "ready");
             }
             self.status = ready(peers);
         } else if self.up {
             if self.changes.0.admit(half::now()) {
-                warn!(missing = %missing.join("; "), "not ready");
+                warn!(missing = %in_words(missing), "not ready");
             }
-            self.status = format!("not ready: {}", missing.join("; "));
+            self.status = format!("not ready: {}", in_words(missing));
         } else {
-            self.status = format!("starting: {}", missing.join("; "));
-        }
-        if let Some(http) = &self.http {
-            http.send_replace(Readiness { missing: missing.clone() });
+            self.status = format!("starting: {}", in_words(missing));
         }
         self.up |= missing.is_empty();
-        self.said = Some(missing);
+        self.said = Some(missing.clone());
         self.tell_systemd(None);
     }
 
-    /// What is missing for being ready, as it was told last.
-    pub(super) fn missing(&self) -> &[String] {
-        self.said.as_deref().unwrap_or_default()
-    }
-
     /// Tells systemd that the loop turns, and how many peers there are.
-    pub(super) fn alive(&mut self, peers: usize) {
+    pub(super) fn alive(&mut self, snapshot: &Snapshot) {
         if self.said.as_ref().is_some_and(Vec::is_empty) {
-            self.status = ready(peers);
+            self.status = ready(snapshot.peers());
         }
         if let Some(times) = self.changes.0.count(half::now()) {
-            let missing = self.missing().join("; ");
-            warn!(times, now = if missing.is_empty() { "ready" } else { "not ready" }, %missing, "the node keeps changing between ready and not ready");
+            let missing = self.said.as_deref().unwrap_or_default();
+            let now = if missing.is_empty() { "ready" } else { "not ready" };
+            warn!(times, now, missing = %in_words(missing), "the node keeps changing between ready and not ready");
         }
         // The status each time: the last one may have found no room.
         self.tell_systemd(Some(NotifyState::Watchdog));
@@ -149,41 +154,51 @@ mod tests {
     use super::*;
     use crate::eventloop::lines::Lines;
 
+    fn health() -> Health {
+        Health::new(watch::channel(None).1)
+    }
+
+    /// A snapshot in which this is missing in the kernel.
+    fn lacking(reason: &str) -> Snapshot {
+        Snapshot { missing: vec![Missing::new(Part::Kernel, reason)], ..Snapshot::default() }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn changes_without_a_line_take_none_from_those_with_one() {
         let lines = Lines::begin();
-        let mut health = Health::default();
+        let mut health = health();
         for peer in 0..2 * CHANGES_IN_A_ROW {
-            health.update(vec![format!("flannel.1: {peer} peers to do")], 1, || 0);
+            health.tell(&lacking(&format!("flannel.1: {peer} peers to do")));
         }
-        health.update(Vec::new(), 1, || 1);
-        assert_eq!(lines.with("ready peers=1 programmed=1").len(), 1);
+        health.tell(&Snapshot::default());
+        assert_eq!(lines.with("ready peers=0 programmed=0").len(), 1);
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_changes_again_and_again_is_counted_once_a_minute() {
         let lines = Lines::begin();
-        let mut health = Health::default();
+        let mut health = health();
         for _ in 0..50 {
-            health.update(Vec::new(), 1, || 1);
-            health.update(vec!["flannel.1: being made".to_owned()], 1, || 0);
+            health.tell(&Snapshot::default());
+            health.tell(&lacking("flannel.1: being made"));
         }
         assert_eq!(lines.with("not ready missing=").len(), CHANGES_IN_A_ROW as usize / 2);
-        health.alive(1);
+        health.alive(&Snapshot::default());
         assert_eq!(lines.with("keeps changing").len(), 0);
         tokio::time::advance(Duration::from_secs(60)).await;
-        health.alive(1);
-        health.alive(1);
+        health.alive(&Snapshot::default());
+        health.alive(&Snapshot::default());
         assert_eq!(lines.with("the node keeps changing between ready and not ready times=80").len(), 1);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn what_fails_for_our_record_is_named() {
-        let (http, told) = watch::channel(Readiness::starting());
-        let mut health = Health { http: Some(http), ..Health::default() };
+    #[test]
+    fn what_fails_for_our_record_is_named() {
+        let mut health = health();
         health.lease = Some("update /coreos.com/network/subnets/10.5.1.0-24: permission denied".to_owned());
-        health.update(Vec::new(), 1, || 1);
-        let named = "record: etcd refuses or fails: update /coreos.com/network/subnets/10.5.1.0-24: permission denied";
-        assert_eq!(told.borrow().missing, [named]);
+        let missing = in_words(&health.missing(std::iter::empty()));
+        assert_eq!(
+            missing,
+            "record: etcd refuses or fails: update /coreos.com/network/subnets/10.5.1.0-24: permission denied"
+        );
     }
 }

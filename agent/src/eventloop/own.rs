@@ -3,13 +3,15 @@
 use ipnetwork::IpNetwork;
 use tracing::{debug, error, info, warn};
 
-use super::{Ended, EventLoop};
+use super::{Ended, EventLoop, half};
 use crate::dataplane::Dataplane;
-use crate::lease::{KeeperHandle, LeaseEvent};
+use crate::lease::{self, KeeperHandle, LeaseEvent};
 use crate::overlay::plane::Plane;
 use crate::overlay::record::Record;
 use crate::overlay::words::Span;
 use crate::overlay::{Shown, SubnetKey};
+use crate::snapshot::Lease;
+use crate::store::LeaseId;
 
 /// Our own record, and who keeps it.
 pub struct Own {
@@ -18,6 +20,9 @@ pub struct Own {
     pub(super) text: String,
     pub(super) record: Record,
     pub(super) keeper: KeeperHandle,
+    /// The etcd lease that it hangs on, and when that ends.
+    lease_id: Option<LeaseId>,
+    pub(super) lease: Lease,
     /// The complete read under way has shown it.
     pub(super) listed: bool,
     /// The record in our name that ours was last written again for: its subnet, its revision, and whether its key was known.
@@ -25,9 +30,18 @@ pub struct Own {
 }
 
 impl Own {
-    /// Our record under its key, with its keeper.
-    pub fn new(key: SubnetKey, record: Record, keeper: KeeperHandle) -> Self {
-        Self { key, text: key.to_string(), record, keeper, listed: false, defended: None }
+    /// Our record under its key, with its keeper. It hangs on this lease, which has just been granted or renewed.
+    pub fn new(key: SubnetKey, record: Record, keeper: KeeperHandle, lease_id: Option<LeaseId>) -> Self {
+        let text = key.to_string();
+        let lease = Lease { subnet: text.clone(), ends: lease_id.map(|_| half::now() + lease::TTL) };
+        Self { key, text, record, keeper, lease_id, lease, listed: false, defended: None }
+    }
+
+    /// The record hangs on this lease now. How long a new one lasts is told when it is renewed; until then it is new.
+    fn hang_on(&mut self, lease_id: Option<LeaseId>) {
+        if std::mem::replace(&mut self.lease_id, lease_id) != lease_id {
+            self.lease.ends = lease_id.map(|_| half::now() + lease::TTL);
+        }
     }
 }
 
@@ -54,12 +68,19 @@ impl<D: Dataplane> EventLoop<D> {
                 self.health.lease = Some(reason);
                 return None;
             }
-            LeaseEvent::Renewed { left } => info!(left = %Span(left), subnet = %self.own.text, "lease renewed"),
-            LeaseEvent::Recreated { revision, found: Some(found), .. } => {
+            LeaseEvent::Renewed { left } => {
+                self.own.lease.ends = Some(half::now() + left);
+                info!(left = %Span(left), subnet = %self.own.text, "lease renewed");
+            }
+            LeaseEvent::Recreated { revision, lease, found: Some(found) } => {
+                self.own.hang_on(lease);
                 let remedy = found.remedy();
                 warn!(revision, subnet = %self.own.text, %found, "{remedy}");
             }
-            LeaseEvent::Recreated { revision, found: None, .. } => debug!(revision, "our record is written again"),
+            LeaseEvent::Recreated { revision, lease, found: None } => {
+                self.own.hang_on(lease);
+                debug!(revision, "our record is written again");
+            }
             LeaseEvent::Disputed { found, times, within } => {
                 let advice = found.advice();
                 warn!(times, ?within, subnet = %self.own.text, %found, "{advice}");
@@ -76,10 +97,12 @@ impl<D: Dataplane> EventLoop<D> {
                 return None;
             }
             LeaseEvent::Rehung { lease: None } => {
+                self.own.hang_on(None);
                 info!(subnet = %self.own.text, "our subnet is reserved for this node now: its record never ends");
                 return None;
             }
             LeaseEvent::Rehung { lease: Some(lease) } => {
+                self.own.hang_on(Some(lease));
                 let lease = format!("{:x}", lease.0);
                 info!(subnet = %self.own.text, lease, "our record hangs on another lease now, which this node renews");
                 return None;

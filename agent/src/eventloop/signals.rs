@@ -18,6 +18,7 @@ use tracing::{info, warn};
 
 use super::{EventLoop, half, peers_of, programmed_of};
 use crate::dataplane::Dataplane;
+use crate::snapshot::in_words;
 
 /// How long a clean stop may take to program everyone.
 const STOP_WITHIN: Duration = Duration::from_millis(1500);
@@ -59,10 +60,10 @@ impl<D: Dataplane> EventLoop<D> {
                 self.write_env();
             }
             Order::Report => {
-                let missing = self.health.missing();
-                info!(%signal, ready = missing.is_empty(), missing = %missing.join("; "), subnet = %self.own.text, "state");
+                let missing = &self.publisher.last().missing;
+                info!(%signal, ready = missing.is_empty(), missing = %in_words(missing), subnet = %self.own.text, "state");
                 for half in &self.halves {
-                    let (peers, programmed) = (half.plane.peers().len(), half.plane.installed());
+                    let (peers, programmed) = (half.plane.peers().len(), half.plane.tally().in_kernel);
                     info!(device = %half.device.name, peers, programmed, "state of a device");
                 }
             }

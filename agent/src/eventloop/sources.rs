@@ -36,12 +36,12 @@ pub(super) enum News {
 pub(super) struct Sources {
     signals: Signals,
     pub feeds: Feeds,
-    rules: Option<watch::Receiver<Option<String>>>,
+    rules: watch::Receiver<Option<String>>,
     look: Interval,
 }
 
 impl Sources {
-    pub(super) fn new(signals: Signals, feeds: Feeds, rules: Option<watch::Receiver<Option<String>>>) -> Self {
+    pub(super) fn new(signals: Signals, feeds: Feeds, rules: watch::Receiver<Option<String>>) -> Self {
         let mut look = interval(Health::every());
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self { signals, feeds, rules, look }
@@ -50,12 +50,8 @@ impl Sources {
     /// Waits for the next of them. Cancel-safe.
     pub(super) async fn next(&mut self) -> News {
         let rules = async {
-            match &mut self.rules {
-                Some(rules) => {
-                    rules.changed().await.map_or_else(|_| ended("what keeps the nftables rules"), |()| News::Rules)
-                }
-                None => std::future::pending().await,
-            }
+            let changed = self.rules.changed().await;
+            changed.map_or_else(|_| ended("what keeps the nftables rules"), |()| News::Rules)
         };
         tokio::select! {
             biased;

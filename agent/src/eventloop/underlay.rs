@@ -197,11 +197,9 @@ impl<D: Dataplane> EventLoop<D> {
             self.own.keeper.publish(record.clone());
             self.own.record = record;
             // Records are judged by who we are: one that had our new address, or our old one, has to be looked at again.
-            if let Some(read_again) = &self.read_again {
-                self.store = Some(read_again());
-                // Whether etcd answers, the new reader finds out by itself.
-                self.health.etcd = None;
-            }
+            self.store = Some((self.read_again)());
+            // Whether etcd answers, the new reader finds out by itself.
+            self.health.etcd.down = None;
         }
         self.write_env();
         Ok(())

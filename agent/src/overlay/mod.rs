@@ -5,6 +5,7 @@
 
 pub mod alloc;
 pub mod config;
+pub mod counts;
 pub mod iface;
 mod json;
 pub mod kernel;

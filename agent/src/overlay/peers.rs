@@ -15,10 +15,13 @@ use super::sighting::Sighting;
 
 mod claim;
 mod contest;
+mod tally;
 mod update;
 
 pub use claim::{Claim, Place, Source, Standing, Vtep};
 use contest::Contest;
+pub(super) use tally::PeerMut;
+pub use tally::Tally;
 
 /// One peer.
 #[derive(Debug, Clone)]
@@ -81,6 +84,7 @@ pub struct Peers {
     // Hashed, not ordered: a miss finds its peer in one step.
     by_subnet: HashMap<IpNetwork, Peer>,
     by_mac: HashMap<MacAddr, IpNetwork>,
+    tally: Tally,
     /// The records with rivals, and all that are ignored.
     contest: Contest,
     /// The ignored records that the complete read under way has not named yet.
@@ -98,8 +102,9 @@ impl Peers {
     }
 
     /// The peer of this subnet, to change what is in the kernel for it.
-    pub(super) fn get_mut(&mut self, subnet: &IpNetwork) -> Option<&mut Peer> {
-        self.by_subnet.get_mut(subnet)
+    pub(super) fn get_mut(&mut self, subnet: &IpNetwork) -> Option<PeerMut<'_>> {
+        let peer = self.by_subnet.get_mut(subnet)?;
+        Some(PeerMut::new(peer, &mut self.tally))
     }
 
     /// The subnet whose peer holds this MAC.
@@ -112,9 +117,16 @@ impl Peers {
         self.by_subnet.iter()
     }
 
-    /// All peers, in no order, to change them.
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&IpNetwork, &mut Peer)> {
-        self.by_subnet.iter_mut()
+    /// Changes what is in the kernel for each peer, in no order.
+    pub(super) fn update_all(&mut self, mut update: impl FnMut(IpNetwork, &mut Peer)) {
+        for (subnet, peer) in &mut self.by_subnet {
+            update(*subnet, &mut PeerMut::new(peer, &mut self.tally));
+        }
+    }
+
+    /// How many peers have come how far.
+    pub fn tally(&self) -> Tally {
+        self.tally
     }
 
     /// The subnets of the ignored records.
@@ -195,6 +207,7 @@ impl Peers {
             }
             None => {
                 let (presence, sighting, is_listed) = (Presence::default(), Sighting::default(), true);
+                self.tally.joins(presence);
                 self.by_subnet.insert(subnet, Peer { vtep, standing, source, presence, sighting, is_listed });
                 deltas.push(Delta::Joined(subnet));
             }
@@ -208,6 +221,7 @@ impl Peers {
             && let Some(peer) = self.by_subnet.remove(&subnet)
         {
             self.by_mac.remove(&peer.vtep.mac);
+            self.tally.leaves(peer.presence);
             deltas.push(Delta::Left { subnet, peer, displaced_by });
         }
     }

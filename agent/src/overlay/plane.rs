@@ -10,8 +10,9 @@ use std::time::Instant;
 
 use ipnetwork::IpNetwork;
 
+use super::counts::Counts;
 use super::kernel::{Route, Row};
-use super::peers::Peers;
+use super::peers::{Peers, Tally};
 use super::programmed::Programmed;
 
 pub mod comparison;
@@ -70,6 +71,8 @@ pub struct Plane {
     strangers: Strangers,
     /// What the log has still to say.
     programmed: Programmed,
+    /// What has been counted so far.
+    counts: Counts,
 }
 
 impl Plane {
@@ -83,6 +86,7 @@ impl Plane {
             comparison: Comparison::default(),
             strangers: Strangers::default(),
             programmed: Programmed::default(),
+            counts: Counts::default(),
         }
     }
 
@@ -105,11 +109,12 @@ impl Plane {
     /// From now on every known peer is wanted in the kernel: what a clean stop asks for.
     pub fn want_everyone(&mut self) {
         self.desired.everyone = true;
-        let missing = self.desired.peers.iter_mut().filter_map(|(subnet, peer)| {
+        self.desired.peers.update_all(|subnet, peer| {
             peer.presence.want();
-            (!peer.presence.is_in_kernel()).then_some(*subnet)
+            if !peer.presence.is_in_kernel() {
+                self.work.put_peer(subnet);
+            }
         });
-        self.work.put_peers(missing);
     }
 
     /// Whether anything is to be done now.
@@ -141,6 +146,7 @@ impl Plane {
     ///
     /// What failed is due again after a pause; what worked is known to be in the kernel.
     pub fn settle(&mut self, chunk: Chunk, failed: &[usize], now: Instant) {
+        self.counts.count_batch(chunk.ops().len(), failed.len());
         let mut failed_peers = BTreeSet::new();
         for purpose in chunk.purposes(failed) {
             self.work.fail(purpose);
@@ -162,7 +168,7 @@ impl Plane {
     }
 
     fn peer_failed(&mut self, subnet: IpNetwork) {
-        let Some(peer) = self.desired.peers.get_mut(&subnet) else { return };
+        let Some(mut peer) = self.desired.peers.get_mut(&subnet) else { return };
         peer.presence.lose();
         // Whatever the dump under way has shown of the peer.
         peer.sighting.clear();
@@ -170,7 +176,7 @@ impl Plane {
 
     /// All rows of a peer are in the kernel, as a chunk's results or a dump say.
     fn peer_arrived(&mut self, subnet: IpNetwork) {
-        let Some(peer) = self.desired.peers.get_mut(&subnet) else { return };
+        let Some(mut peer) = self.desired.peers.get_mut(&subnet) else { return };
         if let Some(cause) = peer.presence.arrive() {
             self.programmed.add(subnet, cause);
         }
@@ -193,9 +199,16 @@ impl Plane {
 
 /// What the log and the probes ask.
 impl Plane {
-    /// How many peers are completely in the kernel.
-    pub fn installed(&self) -> usize {
-        self.desired.peers.iter().filter(|(_, peer)| peer.presence.is_in_kernel()).count()
+    /// How many peers have come how far.
+    pub fn tally(&self) -> Tally {
+        self.desired.peers.tally()
+    }
+
+    /// What has been counted since the daemon began.
+    pub fn counts(&self) -> Counts {
+        let mut counts = self.counts;
+        counts.mended = self.strangers.counts();
+        counts
     }
 
     /// Whether peers were put into the kernel since [`Plane::take_programmed`].

@@ -147,7 +147,7 @@ impl Records {
                 _ => format!("subnet {}", own.subnet),
             };
             Some(format!(
-                "etcd: the record of {} with the public IP {} claims our {claimed}, and the other nodes follow it instead of ours: delete that record, or stop the agent on that host",
+                "the record of {} with the public IP {} claims our {claimed}, and the other nodes follow it instead of ours: delete that record, or stop the agent on that host",
                 place.0, vtep.remote
             ))
         })

@@ -8,7 +8,6 @@ use anyhow::Result;
 use super::interfaces;
 use super::subnet::Etcd;
 use crate::dataplane::kernel::Kernel;
-use crate::http::Readiness;
 use crate::overlay::iface::Interface;
 use crate::passing::Passing;
 use crate::reader::REMIND;
@@ -29,7 +28,7 @@ pub(super) async fn ends(
     kernel: &mut Kernel,
     passing: &Passing<'_>,
 ) -> Result<Option<(Vec<Interface>, Vec<End>)>> {
-    let Etcd { reader, readiness, .. } = etcd;
+    let Etcd { reader, publisher, .. } = etcd;
     let mut has_waited = false;
     loop {
         let interfaces = interfaces::settled(site, kernel, passing).await?;
@@ -38,16 +37,16 @@ pub(super) async fn ends(
             Ok(ends) => return Ok(Some((interfaces, ends))),
             Err(unfit) => unfit,
         };
-        let (why, missing, pause) = if unfit.may_pass() {
+        let (why, pause) = if unfit.may_pass() {
             let what = format!("choose the tunnel's interface: {unfit}; trying until it works");
-            (format!("cannot {what}"), Readiness::hindered(&what), LOOK_EVERY)
+            publisher.cannot(&what);
+            (format!("cannot {what}"), LOOK_EVERY)
         } else if let Some(why) = in_words(site, prefix, &unfit) {
-            let missing = Readiness::waiting(&format!("another network config: {why}"));
-            (why, missing, REMIND)
+            publisher.waits_for(&format!("another network config: {why}"));
+            (why, REMIND)
         } else {
             return Err(unfit.into());
         };
-        readiness.send_replace(missing);
         reader.await_other_config(&why, pause).await?;
         if reader.is_config_changed() {
             return Ok(None);

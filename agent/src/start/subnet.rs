@@ -4,12 +4,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::Result;
-use tokio::sync::watch;
 use tracing::info;
 
 use crate::cli::Flags;
 use crate::dataplane::{self, kernel::Kernel};
-use crate::http::Readiness;
 use crate::lease::{self, AcquireError, Census, Held, Known, Previous, Progress};
 use crate::overlay::alloc::Wanted;
 use crate::overlay::iface::{Interface, Wish};
@@ -18,6 +16,7 @@ use crate::overlay::{MacAddr, SubnetKey};
 use crate::passing::Passing;
 use crate::reader::{Intake, REMIND, Reader};
 use crate::site::{End, Site};
+use crate::snapshot::Publisher;
 use crate::store::etcd::EtcdStore;
 use crate::{handoff, nodeid};
 
@@ -25,7 +24,7 @@ use crate::{handoff, nodeid};
 pub(super) struct Etcd<'a> {
     pub(super) store: &'a EtcdStore,
     pub(super) reader: &'a mut Reader<EtcdStore>,
-    pub(super) readiness: &'a watch::Sender<Readiness>,
+    pub(super) publisher: &'a Publisher,
 }
 
 /// What tells this node's records from those of others.
@@ -67,7 +66,7 @@ pub(super) async fn get_subnet(
     intake: &mut Intake,
     kernel: &mut Kernel,
 ) -> Result<Option<Held>> {
-    let Etcd { store, reader, readiness } = etcd;
+    let Etcd { store, reader, publisher } = etcd;
     // Who we are; the MACs come when the records are known.
     let ours = identity.put(site.record(ends, |_| MacAddr([0; 6])));
     let previous = identity.previous;
@@ -78,7 +77,7 @@ pub(super) async fn get_subnet(
         let progress = |progress: Progress<'_>| reader.waiting.progress(progress);
         let known = (Census::new(&intake.known, &intake.planes), intake.revision + 1);
         lease::tell_of_previous(&wanted, known.0, &progress);
-        let passing = Passing::new(readiness, &site.subnet_file);
+        let passing = Passing::new(publisher, &site.subnet_file);
         let macs = passing.wait("read the devices' MACs", async || macs(site, ends, &intake.known, kernel)).await?;
         let record = identity.put(site.record(ends, |family| macs[&family]));
         match lease::acquire_telling(store, &wanted, known, &record, lease::TTL, &progress).await {
@@ -93,7 +92,7 @@ pub(super) async fn get_subnet(
             }
             Err(error @ AcquireError::NoFreeSubnet { .. }) => {
                 reader.waiting.say(&format!("{error}; waiting for one to be freed"), true);
-                readiness.send_replace(Readiness::waiting(&format!("a free subnet: {error}")));
+                publisher.waits_for(&format!("a free subnet: {error}"));
                 if let Ok(result) = tokio::time::timeout(REMIND, reader.next(intake, &wanted)).await {
                     result?;
                     reader.all(intake, &wanted).await?;

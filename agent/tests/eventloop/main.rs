@@ -10,8 +10,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use twill_agent::dataplane::fake::FakeKernel;
 use twill_agent::dataplane::{Dataplane, Device, Error, Event, Made, Refused};
-use twill_agent::eventloop::{Ended, EventLoop, Feeds, Half, Own, Signals};
-use twill_agent::http::Readiness;
+use twill_agent::eventloop::{Ended, EventLoop, Feeds, Half, Own, Parts, Signals};
 use twill_agent::lease::{self, Keeper};
 use twill_agent::overlay::alloc::Wanted;
 use twill_agent::overlay::iface::{Interface, Wish};
@@ -21,12 +20,14 @@ use twill_agent::overlay::records::Records;
 use twill_agent::overlay::rules::{Rule, Way};
 use twill_agent::overlay::{MacAddr, NetworkConfig, Record};
 use twill_agent::site::{self, Site};
+use twill_agent::snapshot::{Publisher, Snapshot};
 use twill_agent::store::Store;
 use twill_agent::store::fake::{FakeStore, Op as StoreOp};
 
 #[path = "../../src/eventloop/lines.rs"]
 mod lines;
 mod said;
+mod snapshot;
 
 /// A kernel that the test and the loop share.
 #[derive(Clone, Default)]
@@ -106,7 +107,7 @@ struct Node {
     kernel: Shared,
     key: String,
     subnet_file: PathBuf,
-    readiness: watch::Receiver<Readiness>,
+    snapshot: watch::Receiver<Snapshot>,
     _folder: tempfile::TempDir,
 }
 
@@ -157,14 +158,23 @@ impl Node {
         let of_peers = Records::new(1, vec![site::own(&held.key, &held.record, &ends[0]).unwrap()]);
         let key = held.key.to_string();
         let margin = Duration::from_secs(3600);
-        let (own_key, own_record) = (held.key, held.record.clone());
+        let (own_key, own_record, lease_id) = (held.key, held.record.clone(), held.lease);
         let (keeper, lease) = Keeper::spawn(store.clone(), site.config.clone(), held, lease::TTL, margin);
-        let mut turn = EventLoop::new(site, vec![half], of_peers, Own::new(own_key, own_record, keeper));
         let feeds = Feeds { store: store.follow(), lease };
-        let (http, readiness) = watch::channel(Readiness::starting());
+        let (publisher, snapshot) = Publisher::new();
         let (_rules, rules) = watch::channel(None);
-        turn.report(http, rules);
-        let node = Node { store, kernel, key, subnet_file, readiness, _folder: folder };
+        let again = store.clone();
+        let turn = EventLoop::new(Parts {
+            site,
+            halves: vec![half],
+            records: of_peers,
+            own: Own::new(own_key, own_record, keeper, lease_id),
+            program_all_on_exit: true,
+            read_again: Box::new(move || again.follow()),
+            rules,
+            publisher,
+        });
+        let node = Node { store, kernel, key, subnet_file, snapshot, _folder: folder };
         tokio::select! {
             ended = turn.run(Signals::new().unwrap(), feeds) => Some(ended),
             () = script(&node) => None,
@@ -346,7 +356,7 @@ async fn device_record_and_subnet_env_follow_the_underlay() {
 #[tokio::test(start_paused = true)]
 async fn what_shows_nothing_of_the_lease_ends_no_trouble_with_it() {
     Node::run(PeerMode::All, Shared::default(), &[1], async |node| {
-        let missing = |node: &Node| node.readiness.borrow().missing.clone();
+        let missing = |node: &Node| node.snapshot.borrow().missing.clone();
         node.until("ready", |node| missing(node).is_empty()).await;
         let value = node.store.records()[&node.key].value.clone();
         let text = String::from_utf8(value.clone()).unwrap();
@@ -354,8 +364,9 @@ async fn what_shows_nothing_of_the_lease_ends_no_trouble_with_it() {
         node.store.fail_next(StoreOp::Update, 1_000_000);
         let asked = text.replacen('}', "},\"ClaimedBy\":\"other\"", 1);
         node.store.put(&node.key, asked.as_bytes(), node.store.records()[&node.key].lease);
-        let in_trouble =
-            |node: &Node| missing(node).iter().any(|what| what.starts_with("record: etcd refuses or fails: "));
+        let in_trouble = |node: &Node| {
+            missing(node).iter().any(|what| what.to_string().starts_with("record: etcd refuses or fails: "))
+        };
         node.until("in trouble", in_trouble).await;
         node.store.put(&node.key, asked.replace("other", "third").as_bytes(), node.store.records()[&node.key].lease);
         node.store.put(&node.key, asked.as_bytes(), 0);

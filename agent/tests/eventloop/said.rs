@@ -7,7 +7,7 @@ use super::lines::Lines;
 use super::*;
 
 fn is_ready(node: &Node) -> bool {
-    node.readiness.borrow().missing.is_empty()
+    node.snapshot.borrow().missing.is_empty()
 }
 
 #[tokio::test(start_paused = true)]

@@ -53,7 +53,7 @@ impl Plane {
             self.work.delete(Row::Route(Route::refusal(subnet)));
         }
         if self.desired.is_everyone_wanted() {
-            if let Some(peer) = self.desired.peers.get_mut(&subnet) {
+            if let Some(mut peer) = self.desired.peers.get_mut(&subnet) {
                 peer.presence.want();
             }
             self.work.put_peer(subnet);
@@ -71,7 +71,7 @@ impl Plane {
             self.work.delete(Row::Fdb(old.fdb()));
             self.work.put_peer(subnet);
         }
-        if let Some(peer) = self.desired.peers.get_mut(&subnet) {
+        if let Some(mut peer) = self.desired.peers.get_mut(&subnet) {
             peer.presence.lose();
             if peer.sighting.clear() {
                 // The dump under way has already shown rows of the old VTEP.

@@ -47,7 +47,7 @@ impl Plane {
             self.work.delete(Row::Route(self.desired.direct_route(subnet, host)));
         }
         let is_everyone_wanted = self.desired.is_everyone_wanted();
-        let Some(peer) = self.desired.peers.get_mut(&subnet) else { return };
+        let Some(mut peer) = self.desired.peers.get_mut(&subnet) else { return };
         peer.sighting.clear();
         if direct {
             peer.presence.go_direct();
@@ -76,8 +76,9 @@ impl Plane {
         }
         self.work.decide(subnet);
         let is_everyone_wanted = self.desired.is_everyone_wanted();
-        if let Some(peer) = self.desired.peers.get_mut(&subnet).filter(|peer| peer.presence.is_direct()) {
-            peer.presence.go_through_tunnel(is_everyone_wanted);
+        let peer = self.desired.peers.get_mut(&subnet).filter(|peer| peer.presence.is_direct());
+        let was_direct = peer.map(|mut peer| peer.presence.go_through_tunnel(is_everyone_wanted)).is_some();
+        if was_direct {
             self.work.delete(Row::Route(self.desired.direct_route(subnet, old)));
         }
     }

@@ -25,7 +25,7 @@ impl Plane {
     pub fn begin_comparison(&mut self) {
         self.comparison = Comparison::default();
         self.strangers.begin_dump();
-        self.desired.peers.iter_mut().for_each(|(_, peer)| {
+        self.desired.peers.update_all(|_, peer| {
             peer.sighting.clear();
         });
     }
@@ -40,6 +40,7 @@ impl Plane {
     /// The dump is complete; what differs is due. `adopt` as with [`Plane::reconcile`].
     pub fn end_comparison(&mut self, adopt: bool, now: Instant) -> Findings {
         let comparison = std::mem::take(&mut self.comparison);
+        self.counts.comparisons += 1;
         self.work.set_base_due(comparison.lacks_base(&self.desired));
         comparison.missing_refusals(&self.desired).for_each(|block| self.work.refuse(block));
         let (strays, waiting) = comparison.into_rest();
@@ -74,7 +75,7 @@ impl Plane {
         let peers = &mut self.desired.peers;
         let holder = peers.of_mac(seen.row.mac).and_then(|subnet| peers.get_mut(&subnet));
         match holder {
-            Some(peer) if peer.vtep.fdb() == seen.row && !peer.presence.is_direct() => {
+            Some(mut peer) if peer.vtep.fdb() == seen.row && !peer.presence.is_direct() => {
                 if seen.idle >= idle {
                     peer.sighting.show_idle_fdb();
                 } else {
@@ -91,7 +92,7 @@ impl Plane {
         }
         let gateway = self.desired.subnet_of_gateway(seen.address);
         let peer = gateway.and_then(|subnet| self.desired.peers.get_mut(&subnet));
-        if let Some(peer) = peer.filter(|peer| !peer.presence.is_direct()) {
+        if let Some(mut peer) = peer.filter(|peer| !peer.presence.is_direct()) {
             if seen.mac == Some(peer.vtep.mac) && seen.state == NeighState::Permanent {
                 peer.sighting.show(PeerRow::Neigh);
                 return;
@@ -122,7 +123,7 @@ impl Plane {
             }
             let subnet = route.destination;
             let is_peers = self.desired.setup.net.contains_subnet(&subnet) && route == self.desired.peer_route(subnet);
-            if is_peers && let Some(peer) = self.desired.peers.get_mut(&subnet) {
+            if is_peers && let Some(mut peer) = self.desired.peers.get_mut(&subnet) {
                 return peer.sighting.show(PeerRow::Route);
             }
         }
@@ -134,7 +135,7 @@ impl Plane {
         let mut findings = Findings::default();
         let (mut unwanted, mut arrived) = (Vec::new(), Vec::new());
         let may_leave = !self.desired.is_everyone_wanted() && !adopt;
-        for (subnet, peer) in self.desired.peers.iter_mut() {
+        self.desired.peers.update_all(|subnet, peer| {
             let (sighting, is_direct) = (peer.sighting, peer.presence.is_direct());
             if adopt && !sighting.is_empty() && !is_direct {
                 peer.presence.ask();
@@ -145,23 +146,23 @@ impl Plane {
             }
             if !peer.presence.is_wanted() {
                 if !sighting.is_empty() {
-                    unwanted.push((*subnet, peer.vtep));
+                    unwanted.push((subnet, peer.vtep));
                 }
-            } else if sighting.is_complete(is_direct) && (adopt || !self.work.is_peer_due(subnet)) {
+            } else if sighting.is_complete(is_direct) && (adopt || !self.work.is_peer_due(&subnet)) {
                 // What became due while the dump ran is not as the dump shows it.
                 findings.right += 1;
                 if adopt {
                     peer.presence.adopt();
                 }
                 if !peer.presence.is_in_kernel() {
-                    arrived.push(*subnet);
+                    arrived.push(subnet);
                 }
             } else {
                 findings.due += 1;
-                peer.presence.lose();
-                self.work.put_peer(*subnet);
+                self.counts.peers_mended += u64::from(peer.presence.lose());
+                self.work.put_peer(subnet);
             }
-        }
+        });
         for (subnet, vtep) in unwanted {
             self.work.delete_all(self.desired.rows(subnet, vtep));
             self.work.delete_all(self.desired.temporary.take(subnet));

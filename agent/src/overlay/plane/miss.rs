@@ -27,18 +27,32 @@ pub enum Answer {
     Unknown,
 }
 
+impl Answer {
+    /// The place of such an answer among the [`RESULTS`](crate::overlay::counts) that are counted.
+    fn place(self) -> usize {
+        match self {
+            Self::Peer(_) => 0,
+            Self::Refused(_) => 1,
+            Self::RefusedBefore(_) => 2,
+            Self::Unknown => 3,
+        }
+    }
+}
+
 impl Plane {
     /// Works out the answer to a miss; the operations are in the next chunk, first in line.
     pub fn miss(&mut self, miss: Miss, now: Instant) -> Answer {
-        match miss {
+        let answer = match miss {
             Miss::Address(address) => self.address_miss(address, now),
             Miss::Mac(mac) => self.mac_miss(mac),
-        }
+        };
+        self.counts.count_miss(miss, answer.place());
+        answer
     }
 
     fn address_miss(&mut self, address: IpAddr, now: Instant) -> Answer {
         let Some(block) = self.desired.setup.net.subnet_of(address) else { return Answer::Unknown };
-        let Some(peer) = self.desired.peers.get_mut(&block) else { return self.refuse(address, block, now) };
+        let Some(mut peer) = self.desired.peers.get_mut(&block) else { return self.refuse(address, block, now) };
         peer.presence.ask();
         let vtep = peer.vtep;
         let is_gateway = address == block.network();
@@ -79,7 +93,8 @@ impl Plane {
 
     fn mac_miss(&mut self, mac: MacAddr) -> Answer {
         let found = self.desired.peers.of_mac(mac);
-        let Some((subnet, peer)) = found.and_then(|subnet| Some((subnet, self.desired.peers.get_mut(&subnet)?))) else {
+        let Some((subnet, mut peer)) = found.and_then(|subnet| Some((subnet, self.desired.peers.get_mut(&subnet)?)))
+        else {
             return Answer::Unknown;
         };
         peer.presence.ask();

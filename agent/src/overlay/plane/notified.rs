@@ -127,17 +127,18 @@ impl Plane {
             Row::Neigh(address) => (self.desired.subnet_of_gateway(*address), PeerRow::Neigh),
             Row::Fdb(fdb) => (self.desired.peers.of_mac(fdb.mac), PeerRow::Fdb),
         };
-        if let Some(peer) = subnet.and_then(|subnet| self.desired.peers.get_mut(&subnet)) {
+        if let Some(mut peer) = subnet.and_then(|subnet| self.desired.peers.get_mut(&subnet)) {
             peer.sighting.withdraw(row);
         }
     }
 
     /// A wanted peer's rows are not what they should be.
     fn drifted(&mut self, subnet: IpNetwork) {
-        let Some(peer) = self.desired.peers.get_mut(&subnet) else { return };
+        let Some(mut peer) = self.desired.peers.get_mut(&subnet) else { return };
         // The dump under way may have shown rows of the peer as they are no longer.
         peer.sighting.clear();
         if peer.presence.lose() {
+            self.counts.peers_mended += 1;
             self.work.put_peer(subnet);
         }
     }

@@ -36,6 +36,8 @@ pub struct Mended {
 pub(super) struct Strangers {
     left_alone: LeftAlone,
     mended: Mended,
+    /// How many contradictions there were in all, by kind.
+    counts: [u64; 3],
     /// How many rows were removed at notifications since the last comparison.
     at_once: u32,
     /// FDB rows that were ours until lately: the kernel tells of our own writes too, and late.
@@ -113,6 +115,11 @@ impl Strangers {
         std::mem::take(&mut self.mended)
     }
 
+    /// How many rows were mended in all: routes, neighbours, FDB rows.
+    pub(super) fn counts(&self) -> [u64; 3] {
+        self.counts
+    }
+
     pub(super) fn take_contested_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
@@ -162,7 +169,7 @@ impl Strangers {
     /// A notification or a dump shows an FDB row that no record asks for.
     pub(super) fn note_fdb(&mut self, fdb: Fdb) {
         if !self.former.contains(&fdb) && self.former.len() < REMEMBERED {
-            self.mended.add(Contradiction::Fdb(fdb));
+            self.note(Contradiction::Fdb(fdb));
         }
     }
 
@@ -176,7 +183,7 @@ impl Strangers {
     /// A wanted neighbour was overwritten; it is put right.
     pub(super) fn note_overwritten(&mut self, seen: &SeenNeigh) {
         if let Some(mac) = seen.mac {
-            self.mended.add(Contradiction::Neigh(seen.address, mac));
+            self.note(Contradiction::Neigh(seen.address, mac));
         }
     }
 
@@ -200,8 +207,13 @@ impl Strangers {
         }
     }
 
-    fn remove_at_once(&mut self, contradiction: Contradiction, work: &mut WorkQueue) {
+    fn note(&mut self, contradiction: Contradiction) {
         self.mended.add(contradiction);
+        self.counts[contradiction.kind()] += 1;
+    }
+
+    fn remove_at_once(&mut self, contradiction: Contradiction, work: &mut WorkQueue) {
+        self.note(contradiction);
         self.at_once = self.at_once.saturating_add(1);
         if self.at_once > AT_ONCE {
             work.delete_later(contradiction.row());
@@ -250,7 +262,7 @@ impl Strangers {
         late.iter().for_each(|contradiction| self.row_gone(&contradiction.row()));
         for contradiction in late.into_iter().chain(contradictions) {
             if desired.is_wrong(&contradiction) {
-                self.mended.add(contradiction);
+                self.note(contradiction);
                 work.delete(contradiction.row());
             }
         }

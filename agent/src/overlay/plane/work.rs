@@ -153,11 +153,6 @@ impl WorkQueue {
         self.peers.insert(subnet);
     }
 
-    /// Puts these peers.
-    pub(super) fn put_peers(&mut self, subnets: impl Iterator<Item = IpNetwork>) {
-        self.peers.extend(subnets);
-    }
-
     /// Whether a peer is due.
     pub(super) fn is_peer_due(&self, subnet: &IpNetwork) -> bool {
         self.peers.contains(subnet)
