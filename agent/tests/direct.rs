@@ -4,11 +4,11 @@
 
 use std::time::{Duration, Instant};
 
-use twill_agent::overlay::NetworkConfig;
-use twill_agent::overlay::kernel::{Miss, Notification, Observed, Op, Route, Row, Via};
+use twill_agent::overlay::kernel::{Fdb, Miss, Neigh, Notification, Observed, Op, Route, Row, SeenFdb, Via};
 use twill_agent::overlay::peers::{Claim, Source, Standing, Vtep};
 use twill_agent::overlay::plane::{PeerMode, Plane, Setup};
 use twill_agent::overlay::programmed::Cause;
+use twill_agent::overlay::{MacAddr, NetworkConfig};
 
 const PEER: &str = "10.5.7.0/24";
 const HOST: &str = "10.99.0.7";
@@ -28,7 +28,7 @@ fn plane() -> Plane {
 }
 
 fn joined(plane: &mut Plane, direct: bool) -> Vec<Op> {
-    let vtep = Vtep { mac: "02:00:00:00:00:07".parse().unwrap(), remote: HOST.parse().unwrap() };
+    let vtep = Vtep { mac: mac(), remote: HOST.parse().unwrap() };
     let standing = Standing::new(1, 1, true, None);
     plane.put(PEER.parse().unwrap(), Source(0), Claim { vtep, standing });
     decide(plane, direct)
@@ -50,6 +50,14 @@ fn work(plane: &mut Plane) -> Vec<Op> {
         plane.settle(chunk, &[], Instant::now());
     }
     done
+}
+
+fn mac() -> MacAddr {
+    "02:00:00:00:00:07".parse().unwrap()
+}
+
+fn fdb() -> Fdb {
+    Fdb { mac: mac(), remote: HOST.parse().unwrap() }
 }
 
 fn direct_route() -> Route {
@@ -111,4 +119,59 @@ fn a_comparison_finds_nothing_to_do_where_all_is_right() {
         Observed { routes: vec![base.into(), direct_route().into(), flannel_s.into()], ..Observed::default() };
     plane.reconcile(&observed, false, Instant::now());
     assert_eq!(work(&mut plane), [Op::Delete(Row::Route(flannel_s))]);
+}
+
+#[test]
+fn a_packet_that_a_direct_route_did_not_take_goes_through_the_tunnel_and_leaves_the_route_alone() {
+    for address in ["10.5.7.9", "10.5.7.0"].map(|address| address.parse().unwrap()) {
+        let mut plane = plane();
+        joined(&mut plane, true);
+        plane.take_programmed();
+        plane.miss(Miss::Address(address), Instant::now());
+        assert!(!plane.is_settled(), "the route is gone");
+        let waiting = [Op::PutFdb(fdb()), Op::PutNeigh(Neigh { address, mac: mac() })];
+        let after = [Op::PutRoute(direct_route()), Op::Delete(Row::Neigh(address)), Op::Delete(Row::Fdb(fdb()))];
+        assert_eq!(work(&mut plane), [&waiting[..], &after].concat());
+        assert!(plane.is_settled() && !plane.has_programmed());
+        // The kernel tells of our own FDB row, late.
+        plane.saw(&Notification::Fdb(SeenFdb { row: fdb(), idle: Duration::ZERO, ages: false }));
+        assert_eq!(work(&mut plane), [Op::Delete(Row::Fdb(fdb()))]);
+        assert!(!plane.has_mended(), "nobody else has written it");
+    }
+}
+
+#[test]
+fn a_lost_packet_to_a_direct_peer_s_mac_brings_its_route_back_and_no_tunnel() {
+    let mut plane = plane();
+    joined(&mut plane, true);
+    plane.miss(Miss::Mac(mac()), Instant::now());
+    assert_eq!(work(&mut plane), [Op::PutRoute(direct_route())]);
+    // A packet asked for it: it stays wanted when it needs the tunnel.
+    plane.redecide(None);
+    assert!(decide(&mut plane, false).contains(&Op::PutFdb(fdb())));
+}
+
+#[test]
+fn a_peer_that_becomes_direct_while_a_packet_waits_keeps_no_neighbour_of_the_packet_s() {
+    let mut plane = plane();
+    joined(&mut plane, false);
+    let address = "10.5.7.9".parse().unwrap();
+    plane.miss(Miss::Address(address), Instant::now());
+    let chunk = plane.urgent_chunk();
+    plane.settle(chunk, &[], Instant::now());
+    plane.redecide(None);
+    let (subnet, host) = plane.undecided().unwrap();
+    plane.decide(subnet, host, true);
+    let chunk = plane.next_chunk(100);
+    let failed: Vec<usize> = (0..chunk.ops().len()).filter(|n| matches!(chunk.ops()[*n], Op::PutRoute(_))).collect();
+    let deleted: Vec<Op> = chunk.ops().iter().filter(|op| matches!(op, Op::Delete(_))).copied().collect();
+    plane.settle(chunk, &failed, Instant::now());
+    assert_eq!(
+        deleted[1..],
+        [
+            Op::Delete(Row::Neigh("10.5.7.0".parse().unwrap())),
+            Op::Delete(Row::Neigh(address)),
+            Op::Delete(Row::Fdb(fdb())),
+        ]
+    );
 }

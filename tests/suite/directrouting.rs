@@ -209,3 +209,22 @@ fn a_change_between_direct_and_tunnel_cuts_nobody_off() {
     }
     assert_eq!(ping.stop().lost, 0);
 }
+
+/// Packets that come to our device although their peer has a direct route: from a socket that is bound to the device.
+#[test]
+fn packets_that_a_direct_route_does_not_take_leave_nothing_on_our_device() {
+    let (lab, daemons, pods) = Lab::running(2, DIRECT, &["--peer-mode=on-demand"]);
+    let (one, two) = (lab.node(1), lab.node(2));
+    await_direct(&one, &two.as_peer());
+    for target in [pods[1].addr(), two.as_peer().subnet.network()] {
+        // The answer comes in through another device.
+        assert!(one.exec(&format!("ping -n -c1 -W1 -I flannel.1 {target}")).is_err());
+    }
+    wait_until("nothing is left on the device", PATIENCE, || {
+        let (fdb, neighbours) = (one.fdb(), one.exec("ip neigh show dev flannel.1").unwrap());
+        if fdb.is_empty() && neighbours.is_empty() { Ok(()) } else { Err(format!("{fdb:?} {neighbours}")) }
+    });
+    await_direct(&one, &two.as_peer());
+    pods[0].ping(pods[1].addr()).unwrap();
+    assert!(daemons[0].lines(&["contradicted the records"]).is_empty(), "{}", daemons[0].log());
+}

@@ -43,6 +43,7 @@ impl Plane {
         if may_have_rows && direct {
             self.strangers.note_former(vtep.fdb());
             self.work.delete_all(self.desired.rows(subnet, vtep));
+            self.work.delete_all(self.desired.temporary.take(subnet));
         } else if !direct {
             self.work.delete(Row::Route(self.desired.direct_route(subnet, host)));
         }

@@ -3,6 +3,10 @@
 //! An address of a peer gets a neighbour of its own at once, which lets the waiting packets go, and the peer gets its three
 //! rows right after. Then the temporary neighbour is deleted. An address that nobody leased gets an `unreachable` route for
 //! its block.
+//!
+//! A packet to a direct peer (`direct`) comes to our device only where the peer's route is missing: the route is not put yet,
+//! or it has gone with a link that was down, of which the kernel tells nothing. So the route is put. The packet that waits on
+//! our device cannot be sent through another one: it takes the tunnel, whose two rows for it are deleted right after.
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -55,9 +59,9 @@ impl Plane {
         let Some(mut peer) = self.desired.peers.get_mut(&block) else { return self.refuse(address, block, now) };
         peer.presence.ask();
         let vtep = peer.vtep;
-        let is_gateway = address == block.network();
-        if is_gateway {
-            // The gateway's permanent neighbour is gone, so the peer's rows are not all in the kernel.
+        let (is_gateway, is_direct) = (address == block.network(), peer.presence.is_direct());
+        if is_gateway || is_direct {
+            // The gateway's permanent neighbour or the direct route is gone, so the peer's rows are not all in the kernel.
             peer.presence.lose();
             peer.sighting.clear();
         }
@@ -67,7 +71,10 @@ impl Plane {
             self.work.put_peer(block);
         }
         self.work.answer(address, vtep.mac);
-        if is_served {
+        if is_direct {
+            self.strangers.note_former(vtep.fdb());
+            self.work.delete_all([Row::Neigh(address), Row::Fdb(vtep.fdb())]);
+        } else if is_served {
             self.work.delete(Row::Neigh(address));
         } else if !is_gateway {
             self.desired.temporary.add(address);
@@ -98,10 +105,12 @@ impl Plane {
             return Answer::Unknown;
         };
         peer.presence.ask();
-        // The FDB row of the peer's MAC is gone.
+        // The FDB row of the peer's MAC is gone, or a direct peer's route. The packet is lost in either case.
         peer.presence.lose();
         peer.sighting.clear();
-        self.work.put_fdb_now(peer.vtep.fdb());
+        if !peer.presence.is_direct() {
+            self.work.put_fdb_now(peer.vtep.fdb());
+        }
         self.work.put_peer(subnet);
         Answer::Peer(subnet)
     }
