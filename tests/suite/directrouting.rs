@@ -228,3 +228,21 @@ fn packets_that_a_direct_route_does_not_take_leave_nothing_on_our_device() {
     pods[0].ping(pods[1].addr()).unwrap();
     assert!(daemons[0].lines(&["contradicted the records"]).is_empty(), "{}", daemons[0].log());
 }
+
+/// A link that goes down takes the direct routes with it, and the kernel tells nothing of that.
+#[test]
+fn a_link_that_was_down_for_a_moment_gets_its_direct_routes_back() {
+    for args in [&["--peer-mode=all"], &["--peer-mode=on-demand"]] {
+        let (lab, daemons, pods) = Lab::running(2, DIRECT, args);
+        let (one, two) = (lab.node(1), lab.node(2));
+        await_direct(&one, &two.as_peer());
+        for _ in 0..5 {
+            one.netns()
+                .ip_batch(["link set eth0 down", "link set eth0 up", "route replace default via 10.99.0.1"])
+                .unwrap();
+            wait_until("an answer", PATIENCE, || pods[0].exec(&format!("ping -n -c1 -W0.5 {}", pods[1].addr())));
+            await_direct(&one, &two.as_peer());
+        }
+        assert!(daemons[0].lines(&["contradicted the records"]).is_empty(), "{}", daemons[0].log());
+    }
+}

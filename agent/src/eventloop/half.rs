@@ -177,8 +177,8 @@ impl<D: Dataplane> Half<D> {
                 Ok(Some(Event::Underlay)) => {
                     self.underlay_changed = true;
                     self.plane.redecide(None);
-                    // A link that went down has taken routes with it without a word, perhaps one that was named.
-                    self.again |= self.contested.is_any();
+                    // A link that went down has taken routes with it without a word, perhaps one that was named or a peer's.
+                    self.again |= self.contested.is_any() || self.plane.routes_directly();
                 }
                 Ok(Some(Event::Overrun)) => {
                     debug!(device = %self.device.name, "kernel events were lost, comparing everything");

@@ -19,6 +19,11 @@ impl Plane {
         self.redecide(None);
     }
 
+    /// Whether peers are routed directly where they can be.
+    pub fn routes_directly(&self) -> bool {
+        self.desired.direct_routing
+    }
+
     /// The next peer of which it is to be found out whether its host can be reached without a gateway, and that host.
     pub fn undecided(&mut self) -> Option<(IpNetwork, IpAddr)> {
         loop {
