@@ -4,7 +4,7 @@
 
 use std::fmt::Display;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
@@ -36,15 +36,16 @@ impl Passes for io::Error {
 }
 
 /// Who is told while something is waited for.
-pub(crate) struct Passing<'a> {
-    publisher: &'a Publisher,
-    subnet_file: &'a Path,
+#[derive(Clone)]
+pub(crate) struct Passing {
+    publisher: Publisher,
+    subnet_file: PathBuf,
 }
 
-impl<'a> Passing<'a> {
+impl Passing {
     /// Tells `/readyz`, and the CNI plugin beside this `subnet.env`.
-    pub(crate) fn new(publisher: &'a Publisher, subnet_file: &'a Path) -> Self {
-        Self { publisher, subnet_file }
+    pub(crate) fn new(publisher: &Publisher, subnet_file: &Path) -> Self {
+        Self { publisher: publisher.clone(), subnet_file: subnet_file.to_owned() }
     }
 
     /// Tries until it works or fails for good. The log has a line at the first failure and then every half minute.
@@ -64,7 +65,7 @@ impl<'a> Passing<'a> {
                         said = Some(Instant::now());
                     }
                     self.publisher.cannot(&why);
-                    handoff::explain(self.subnet_file, Some(&format!("cannot {why}")));
+                    handoff::explain(&self.subnet_file, Some(&format!("cannot {why}")));
                 }
                 result => {
                     if said.is_some() && result.is_ok() {

@@ -5,11 +5,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use super::host::Host;
 use super::interfaces;
-use super::subnet::Etcd;
-use crate::dataplane::kernel::Kernel;
 use crate::overlay::iface::Interface;
-use crate::passing::Passing;
 use crate::reader::REMIND;
 use crate::site::{End, Site, Unfit};
 
@@ -21,14 +19,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// What no other config and no other address would mend.
-pub(super) async fn ends(
-    site: &Site,
-    prefix: &str,
-    etcd: Etcd<'_>,
-    kernel: &mut Kernel,
-    passing: &Passing<'_>,
-) -> Result<Option<(Vec<Interface>, Vec<End>)>> {
-    let Etcd { reader, publisher, .. } = etcd;
+pub(super) async fn ends(site: &Site, host: &mut Host) -> Result<Option<(Vec<Interface>, Vec<End>)>> {
+    let Host { flags, kernel, passing, reader, publisher, .. } = host;
+    let prefix = &flags.etcd.etcd_prefix;
     let mut has_waited = false;
     loop {
         let interfaces = interfaces::settled(site, kernel, passing).await?;

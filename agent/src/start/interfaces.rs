@@ -21,7 +21,7 @@ pub(super) fn may_come(interfaces: &[Interface], wish: &Wish) -> bool {
 }
 
 /// The interfaces, as soon as duplicate address detection is through with the addresses that would be chosen.
-pub(super) async fn settled(site: &Site, kernel: &mut Kernel, passing: &Passing<'_>) -> Result<Vec<Interface>> {
+pub(super) async fn settled(site: &Site, kernel: &mut Kernel, passing: &Passing) -> Result<Vec<Interface>> {
     /// Detection takes a second or two, unless somebody has set it to more.
     const MOST: Duration = Duration::from_secs(10);
     let deadline = Instant::now() + MOST;

@@ -1,107 +1,92 @@
-//! The step of a start that gets a subnet: who we are, what was ours before, and what is waited for.
+//! The third phase: a subnet of our own, and all records.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use anyhow::Result;
-use tracing::info;
+use tracing::{info, warn};
 
-use crate::cli::Flags;
+use super::host::Host;
+use super::place::Place;
 use crate::dataplane::{self, kernel::Kernel};
-use crate::lease::{self, AcquireError, Census, Held, Known, Previous, Progress};
+use crate::eventloop;
+use crate::lease::{self, AcquireError, Census, Held, Known, Progress};
+use crate::overlay::MacAddr;
 use crate::overlay::alloc::Wanted;
-use crate::overlay::iface::{Interface, Wish};
-use crate::overlay::record::{Family, Instance, Record};
-use crate::overlay::{MacAddr, SubnetKey};
-use crate::passing::Passing;
-use crate::reader::{Intake, REMIND, Reader};
-use crate::site::{End, Site};
-use crate::snapshot::Publisher;
-use crate::store::etcd::EtcdStore;
-use crate::{handoff, nodeid};
+use crate::overlay::plane::Plane;
+use crate::overlay::record::Family;
+use crate::overlay::records::{Raw, Records};
+use crate::reader::{Intake, REMIND};
+use crate::site::{self, End, Site};
 
-/// Where a lease comes from, and who is told what that waits for.
-pub(super) struct Etcd<'a> {
-    pub(super) store: &'a EtcdStore,
-    pub(super) reader: &'a mut Reader<EtcdStore>,
-    pub(super) publisher: &'a Publisher,
+/// A node of the network: its subnet is leased, and the planes know every record.
+pub(super) struct Leased {
+    pub(super) site: Site,
+    pub(super) ends: Vec<End>,
+    pub(super) held: Held,
+    /// In the order of the ends.
+    pub(super) planes: Vec<Plane>,
+    pub(super) records: Records,
 }
 
-/// What tells this node's records from those of others.
-pub(super) struct Identity {
-    node: Option<String>,
-    instance: Option<String>,
-    /// The subnet that we had before, by the `subnet.env` of the start.
-    previous: Option<SubnetKey>,
-}
-
-impl Identity {
-    pub(super) fn read(flags: &Flags) -> Self {
-        let (node, instance) = (nodeid::id(flags.node_id.as_deref()), nodeid::instance());
-        Self { node, instance, previous: handoff::previous(&flags.subnet_file) }
+impl Place {
+    /// Leases a subnet; waits where none is free. `None`: the network config was changed meanwhile.
+    ///
+    /// # Errors
+    /// When another node holds what is ours.
+    pub(super) async fn lease(self, host: &mut Host) -> Result<Option<Leased>> {
+        let mut intake = self.intake(host);
+        host.publisher.waits_for("all records of etcd");
+        let Some(held) = self.held(host, &mut intake).await? else {
+            warn!("the network config was changed on the way to a subnet: beginning again with what it is now");
+            return Ok(None);
+        };
+        let (Intake { mut planes, mut records, .. }, Self { site, ends }) = (intake, self);
+        let own = ends.iter().map(|end| site::own(&held.key, &held.record, end)).collect::<Result<_, _>>()?;
+        let (key, value, revision) = (held.key.to_string(), held.record.to_json(), held.revision);
+        let raw = Raw { key: &key, value: &value, created: revision, revision, is_leased: held.lease.is_some() };
+        records.hold(&mut planes.iter_mut().collect::<Vec<_>>(), own, raw);
+        eventloop::ignored_at_start(&records);
+        Ok(Some(Leased { site, ends, held, planes, records }))
     }
 
-    /// The previous subnet, for a node with these interfaces.
-    pub(super) fn previous(&self, wish: &Wish, interfaces: &[Interface]) -> Option<Previous> {
-        let own = interfaces.iter().flat_map(|interface| &interface.addresses).map(|address| address.ip());
-        let told = [wish.public_ip.map(IpAddr::V4), wish.public_ipv6.map(IpAddr::V6)];
-        let addresses = own.chain(told.into_iter().flatten()).collect();
-        let (node, instance) = (self.node.clone(), self.instance.clone());
-        Some(Previous { key: self.previous?, node, instance, addresses })
-    }
-
-    /// A record that says who we are.
-    fn put(&self, record: Record) -> Record {
-        let instance = self.instance.clone().map(|id| Instance { id, since: 0 });
-        Record { node: self.node.clone(), instance, ..record }
-    }
-}
-
-/// Leases a subnet; waits where none is free. `None`: the network config was changed meanwhile.
-pub(super) async fn get_subnet(
-    site: &Site,
-    ends: &[End],
-    identity: &Identity,
-    etcd: Etcd<'_>,
-    intake: &mut Intake,
-    kernel: &mut Kernel,
-) -> Result<Option<Held>> {
-    let Etcd { store, reader, publisher } = etcd;
-    // Who we are; the MACs come when the records are known.
-    let ours = identity.put(site.record(ends, |_| MacAddr([0; 6])));
-    let previous = identity.previous;
-    let wanted = Wanted { previous, ..Wanted::of(&site.config, &ours) };
-    intake.previous = previous.map(|key| key.to_string());
-    reader.all(intake, &wanted).await?;
-    while !reader.is_config_changed() {
-        let progress = |progress: Progress<'_>| reader.waiting.progress(progress);
-        let known = (Census::new(&intake.known, &intake.planes), intake.revision + 1);
-        lease::tell_of_previous(&wanted, known.0, &progress);
-        let passing = Passing::new(publisher, &site.subnet_file);
-        let macs = passing.wait("read the devices' MACs", async || macs(site, ends, &intake.known, kernel)).await?;
-        let record = identity.put(site.record(ends, |family| macs[&family]));
-        match lease::acquire_telling(store, &wanted, known, &record, lease::TTL, &progress).await {
-            Ok(held) => {
-                reader.pending(intake, &wanted).await?;
-                if reader.is_config_changed() {
-                    break;
+    async fn held(&self, host: &mut Host, intake: &mut Intake) -> Result<Option<Held>> {
+        let Self { site, ends } = self;
+        let Host { store, reader, publisher, passing, identity, kernel, .. } = host;
+        // Who we are; the MACs come when the records are known.
+        let ours = identity.put(site.record(ends, |_| MacAddr([0; 6])));
+        let previous = identity.previous;
+        let wanted = Wanted { previous, ..Wanted::of(&site.config, &ours) };
+        intake.previous = previous.map(|key| key.to_string());
+        reader.all(intake, &wanted).await?;
+        while !reader.is_config_changed() {
+            let progress = |progress: Progress<'_>| reader.waiting.progress(progress);
+            let known = (Census::new(&intake.known, &intake.planes), intake.revision + 1);
+            lease::tell_of_previous(&wanted, known.0, &progress);
+            let macs = passing.wait("read the devices' MACs", async || macs(site, ends, &intake.known, kernel)).await?;
+            let record = identity.put(site.record(ends, |family| macs[&family]));
+            match lease::acquire_telling(store, &wanted, known, &record, lease::TTL, &progress).await {
+                Ok(held) => {
+                    reader.pending(intake, &wanted).await?;
+                    if reader.is_config_changed() {
+                        break;
+                    }
+                    let lease = held.lease.map_or("none, a reservation".to_owned(), |lease| format!("{:x}", lease.0));
+                    info!(subnet = %held.key, revision = held.revision, %lease, "this node holds its subnet");
+                    return Ok(Some(held));
                 }
-                let lease = held.lease.map_or("none, a reservation".to_owned(), |lease| format!("{:x}", lease.0));
-                info!(subnet = %held.key, revision = held.revision, %lease, "this node holds its subnet");
-                return Ok(Some(held));
-            }
-            Err(error @ AcquireError::NoFreeSubnet { .. }) => {
-                reader.waiting.say(&format!("{error}; waiting for one to be freed"), true);
-                publisher.waits_for(&format!("a free subnet: {error}"));
-                if let Ok(result) = tokio::time::timeout(REMIND, reader.next(intake, &wanted)).await {
-                    result?;
-                    reader.all(intake, &wanted).await?;
+                Err(error @ AcquireError::NoFreeSubnet { .. }) => {
+                    reader.waiting.say(&format!("{error}; waiting for one to be freed"), true);
+                    publisher.waits_for(&format!("a free subnet: {error}"));
+                    if let Ok(result) = tokio::time::timeout(REMIND, reader.next(intake, &wanted)).await {
+                        result?;
+                        reader.all(intake, &wanted).await?;
+                    }
                 }
+                Err(error @ (AcquireError::Doubled { .. } | AcquireError::Cloned { .. })) => return Err(error.into()),
             }
-            Err(error @ (AcquireError::Doubled { .. } | AcquireError::Cloned { .. })) => return Err(error.into()),
         }
+        Ok(None)
     }
-    Ok(None)
 }
 
 /// The MACs that our record shall name: that of the device that is there, else that of our last record, else random.

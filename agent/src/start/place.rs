@@ -1,0 +1,94 @@
+//! The second phase: the network config, and this host's place in that network.
+
+use anyhow::{Context, Result};
+use tracing::{info, warn};
+
+use super::fit;
+use super::host::Host;
+use crate::lock::Lock;
+use crate::overlay::iface::Interface;
+use crate::overlay::plane::{PeerMode, Plane, Setup};
+use crate::overlay::record::Family;
+use crate::overlay::records::Records;
+use crate::reader::Intake;
+use crate::site::{self, End, Site};
+
+/// A usable network config, with the ends of the tunnel on this host.
+pub(super) struct Place {
+    pub(super) site: Site,
+    pub(super) ends: Vec<End>,
+}
+
+impl Place {
+    /// Waits for a config that this host can be part of. Nothing is written to etcd or to the kernel.
+    ///
+    /// `None`: begin again, the config may be another one by now.
+    ///
+    /// # Errors
+    /// What no other config and no other address would mend, and another twilld that keeps these devices.
+    pub(super) async fn find(host: &mut Host) -> Result<Option<Self>> {
+        let prefix = host.flags.etcd.etcd_prefix.clone();
+        let endpoints = host.flags.etcd.etcd_endpoints.join(", ");
+        host.publisher.waits_for(&format!("a usable network config: the key {prefix}/config of etcd at {endpoints}"));
+        let (config, config_text) = host.reader.config(&prefix).await?;
+        let site = Site {
+            config,
+            config_text,
+            wish: host.wish.clone(),
+            subnet_file: host.flags.subnet_file.clone(),
+            ip_masq: host.flags.ip_masq,
+            on_demand: PeerMode::from(host.flags.peer_mode) == PeerMode::OnDemand,
+        };
+        // One lock for both families' devices: they have one VNI.
+        let (device, timeout) = (site.device_name(Family::V4), host.flags.takeover_timeout);
+        let publisher = host.publisher.clone();
+        Lock::hold(&mut host.lock, &device, timeout, |what: &str| publisher.waits_for(what)).await?;
+        // The waits may have been long.
+        let Some((interfaces, ends)) = fit::ends(&site, host).await? else { return Ok(None) };
+        let place = Self { site, ends };
+        place.unhindered(host).await?;
+        place.warn_of_swallowed(host, &interfaces);
+        for End { chosen, .. } in &place.ends {
+            let interface = &chosen.interface;
+            info!(interface = %interface.name, local = %chosen.local, public = %chosen.public, mtu = interface.mtu, why = %chosen.why, "the tunnel goes over this interface");
+        }
+        Ok(Some(place))
+    }
+
+    /// Fails where something stands in the way of a device of ours, before a subnet is leased for it.
+    async fn unhindered(&self, host: &mut Host) -> Result<()> {
+        for end in &self.ends {
+            let (name, backend, local) =
+                (self.site.device_name(end.family), &self.site.config.backend, end.chosen.local);
+            let obstacle = async || host.kernel.obstacle(&name, backend, local);
+            if let Some(error) = host.passing.wait("look for what has the device's name or port", obstacle).await? {
+                return Err(error).context(format!("make the device {name}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Says which etcd the base route of the on-demand mode would cut off.
+    fn warn_of_swallowed(&self, host: &Host, interfaces: &[Interface]) {
+        for (endpoint, _) in host.literal_endpoints().filter(|(_, ip)| self.site.swallows(*ip, interfaces)) {
+            warn!(%endpoint, "etcd lies in the network, which --peer-mode=on-demand routes into the tunnel: give it a route of its own or start with --peer-mode=all");
+        }
+    }
+
+    /// Where the records of this network go.
+    pub(super) fn intake(&self, host: &Host) -> Intake {
+        let (mode, idle) = (host.flags.peer_mode.into(), host.flags.peer_idle_timeout);
+        let plane = |end: &End| {
+            let mut plane = Plane::new(Setup { net: end.net, subnet: site::no_subnet(end.family), mode, idle });
+            if self.site.config.backend.direct_routing {
+                plane.route_directly();
+            }
+            if host.flags.ip_blackhole_route {
+                plane.drop_own();
+            }
+            plane
+        };
+        let own = self.ends.iter().map(End::without_subnet).collect();
+        Intake::new(self.ends.iter().map(plane).collect(), Records::new(self.site.config.backend.vni, own))
+    }
+}

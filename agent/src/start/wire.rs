@@ -1,0 +1,125 @@
+//! The last phase: devices, rules and the keeper of the record, and with them the event loop.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::host::Host;
+use super::subnet::Leased;
+use crate::dataplane::kernel::Kernel;
+use crate::dataplane::{Dataplane, Device};
+use crate::eventloop::{EventLoop, Feeds, Half, Own, Parts};
+use crate::lease::{self, Held, Keeper};
+use crate::masquerade::{self, Side, Wanted as WantedRules};
+use crate::overlay::MacAddr;
+use crate::overlay::plane::Plane;
+use crate::passing::Passing;
+use crate::site::{self, End, Site};
+use crate::store::Store;
+
+impl Leased {
+    /// Makes the devices, starts what keeps the rules and the record, and joins all of it.
+    ///
+    /// # Errors
+    /// When a device cannot be made, or a thread cannot be started.
+    pub(super) async fn into_loop(self, host: Host) -> Result<(EventLoop<Kernel>, Feeds)> {
+        let Self { site, ends, held, planes, records } = self;
+        let Host { flags, publisher, passing, kernel, store, reader, lock, .. } = host;
+        if let Some(lock) = lock {
+            lock.keep_until_exit();
+        }
+        let halves = halves(&site, &ends, &held, planes, kernel, &passing).await?;
+        let rules = WantedRules {
+            vni: site.config.backend.vni,
+            sides: ends.iter().map(|end| side(&site, &held, end)).collect::<Result<_>>()?,
+            masquerade: flags.ip_masq,
+            fully_random: !flags.ip_masq_fully_random_disable,
+            forward: flags.iptables_forward_rules,
+        };
+        let rules = keep_rules(&rules, Duration::from_secs(flags.iptables_resync), &passing).await?;
+
+        let margin = Duration::from_secs(60 * flags.subnet_lease_renew_margin);
+        let (key, record, lease_id) = (held.key, held.record.clone(), held.lease);
+        let (keeper, lease) = Keeper::spawn(store.clone(), site.config.clone(), held, lease::TTL, margin);
+        let own = Own::new(key, record, keeper, lease_id);
+        let program_all_on_exit = flags.program_all_on_exit;
+        let read_again = Box::new(move || store.follow());
+        let parts = Parts { site, halves, records, own, program_all_on_exit, read_again, rules, publisher };
+        Ok((EventLoop::new(parts), Feeds { store: reader.into_events(), lease }))
+    }
+}
+
+fn side(site: &Site, held: &Held, end: &End) -> Result<Side> {
+    let (network, device) = (end.net.network, site.device_name(end.family));
+    Ok(Side { network, subnet: site::own_subnet(&held.key, end)?, device })
+}
+
+/// Starts what keeps the nftables rules, also where none are wanted: those of an earlier run go then. Returns what is
+/// wrong with them.
+async fn keep_rules(
+    wanted: &WantedRules,
+    resync: Duration,
+    passing: &Passing,
+) -> Result<watch::Receiver<Option<String>>> {
+    const STEP: &str = "start the thread that keeps the nftables rules";
+    passing.wait(STEP, async || masquerade::keep(wanted.clone(), resync)).await.context(STEP)
+}
+
+/// Makes each end's device, and hangs the plane on it. A failure takes back the devices that were created on the way.
+async fn halves(
+    site: &Site,
+    ends: &[End],
+    held: &Held,
+    planes: Vec<Plane>,
+    kernel: Kernel,
+    passing: &Passing,
+) -> Result<Vec<Half<Kernel>>> {
+    let mut first = Some(kernel);
+    let mut halves: Vec<Half<Kernel>> = Vec::new();
+    for (end, plane) in ends.iter().zip(planes) {
+        let kernel = match first.take() {
+            Some(kernel) => kernel,
+            None => passing.wait("open the netlink sockets", async || Kernel::open()).await?,
+        };
+        match half(site, end, held, plane, kernel, passing).await {
+            Ok(half) => halves.push(half),
+            Err(error) => {
+                for half in &mut halves {
+                    take_back(&mut half.dataplane, &half.device).await;
+                }
+                return Err(error);
+            }
+        }
+    }
+    Ok(halves)
+}
+
+async fn half(
+    site: &Site,
+    end: &End,
+    held: &Held,
+    plane: Plane,
+    mut kernel: Kernel,
+    passing: &Passing,
+) -> Result<Half<Kernel>> {
+    let device = site.device(end, &held.key, held.record.mac(end.family).unwrap_or(MacAddr([0; 6])))?;
+    let what = format!("make the device {}", device.name);
+    let made = match passing.wait(&what, async || kernel.make(&device).await).await {
+        Ok(made) => made,
+        Err(error) => {
+            take_back(&mut kernel, &device).await;
+            return Err(error).context(what);
+        }
+    };
+    info!(device = %device.name, mac = %device.mac, mtu = device.mtu, address = %device.address, how = %made, "the device is up");
+    Ok(Half::new(plane, kernel, device, Instant::now()))
+}
+
+/// Deletes a device that this start has created.
+async fn take_back(kernel: &mut Kernel, device: &Device) {
+    if let Err(error) = kernel.undo(device).await {
+        warn!(device = %device.name, %error, "cannot delete the device that was made for this start");
+    }
+}
