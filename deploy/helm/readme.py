@@ -22,7 +22,8 @@ helm install twill deploy/helm/twill --namespace twill-system --set etcd.endpoin
     --set image.repository=REGISTRY/twill
 ```
 
-There is no ServiceMonitor and no PodMonitor: this version of twilld serves `/healthz` and `/readyz` and no metrics.
+With `--set metrics.enabled=true` twilld's metrics can be scraped, and with `--set metrics.podMonitor.enabled=true` besides the
+Prometheus operator has them scraped. `deploy/README.md`, *Metrics*, names them and says who can read what.
 
 | value | default | meaning |
 |---|---|---|

@@ -15,6 +15,8 @@ mod docker;
 mod image;
 #[path = "deploy_manifests.rs"]
 mod manifests;
+#[path = "deploy_metrics.rs"]
+mod metrics;
 #[path = "deploy_migration.rs"]
 mod migration;
 #[path = "deploy_network.rs"]

@@ -57,3 +57,21 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
       name: {{ . }}
       key: password
 {{- end }}
+
+{{- /* Where twilld serves /healthz, /readyz and /metrics. The pod's address is the node's: the pods use the node's network. */ -}}
+{{- define "twill.healthIp" -}}
+{{- if not .Values.metrics.enabled -}}
+127.0.0.1
+{{- else -}}
+{{ .Values.metrics.ip | default "$(POD_IP)" }}
+{{- end }}
+{{- end }}
+
+{{- /* Where the kubelet finds them; without a host it asks the pod's address. */ -}}
+{{- define "twill.probeHost" -}}
+{{- if eq (include "twill.healthIp" .) "::" -}}
+host: "::1"
+{{- else if ne (include "twill.healthIp" .) "$(POD_IP)" -}}
+host: 127.0.0.1
+{{- end }}
+{{- end }}
