@@ -112,8 +112,8 @@ impl Dumper {
                 }
             };
             return match refusal {
-                // The kernel makes IPv4's main table with its first route.
-                Some(refusal) if refusal.errno == libc::ENOENT && query.is_of_main_table() => Ok(Step::Done),
+                // The kernel makes a table with its first route.
+                Some(refusal) if refusal.errno == libc::ENOENT && query.is_of_one_table() => Ok(Step::Done),
                 Some(refusal) => Err(Error::Refused { step: STEP, refusal }),
                 None if interrupted => Ok(Step::Interrupted),
                 None => Ok(Step::Done),
@@ -180,6 +180,12 @@ impl Dumper {
         kind: Option<route::Kind>,
     ) -> Result<Vec<route::Route>, Error> {
         let query = Query::Routes { family, ifindex, protocol, kind };
+        self.gather(&query, |row| if let Row::Route(route) = row { Some(route) } else { None })
+    }
+
+    /// The routes of one table and kind; none where there is no such table.
+    pub fn table_routes(&mut self, family: Family, table: u32, kind: route::Kind) -> Result<Vec<route::Route>, Error> {
+        let query = Query::TableRoutes { family, table, kind };
         self.gather(&query, |row| if let Row::Route(route) = row { Some(route) } else { None })
     }
 

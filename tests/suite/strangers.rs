@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use twill_lab::{Lab, NODE_CONFIG, Node, Peer, Pod, State, Twilld, wait_until};
 
+#[path = "strangers_rules.rs"]
+mod rules;
+
 const MODES: [&str; 2] = ["--peer-mode=all", "--peer-mode=on-demand"];
 /// For states that take milliseconds on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -338,83 +341,5 @@ fn ipv6_is_guarded_like_ipv4() {
             held(!last.contains("not ready"), last)
         });
         pods[0].ping(far).unwrap();
-    }
-}
-
-/// What a policy rule before the main table takes from the peers: set up with these lines, named so.
-const RULES: [(&[&str], &str); 4] = [
-    (
-        &["ip route add {subnet} via 10.99.0.1 dev eth0 table 100", "ip rule add lookup 100 priority 90"],
-        "90: from all lookup 100",
-    ),
-    (
-        &["ip route add default via 10.99.0.1 dev eth0 table 100", "ip rule add to 10.5.0.0/16 lookup 100 priority 91"],
-        "91: from all to 10.5.0.0/16 lookup 100",
-    ),
-    (
-        &[
-            "ip route add default via 10.99.0.1 dev eth0 table 100",
-            "ip rule add from 10.5.0.0/16 lookup 100 priority 92",
-        ],
-        "92: from 10.5.0.0/16 lookup 100",
-    ),
-    (&["ip rule add to {pod}/32 prohibit priority 93"], "93: from all to {pod} prohibit"),
-];
-
-#[test]
-fn a_policy_rule_that_takes_peers_packets_is_named_and_left() {
-    for mode in MODES {
-        let mut pair = Pair::new(mode);
-        for (setup, rule) in RULES {
-            setup.iter().for_each(|line| pair.run(line));
-            let named = pair.filled(&format!(
-                "peer {{subnet}}: the policy rule `{rule}` of another program takes packets to this peer before the main table is asked"
-            ));
-            pair.daemons[0].wait_log(&["WARN", "not ready", &named], PATIENCE);
-            // As a daemon that starts has it.
-            pair.daemons[0].kill();
-            pair.restart(mode);
-            pair.daemons[0].wait_log(&["WARN", &named, "ip rule add to"], PATIENCE);
-            let priority = rule.split(':').next().unwrap();
-            assert!(pair.node().exec("ip rule").unwrap().contains(&format!("{priority}:")), "it is not ours to remove");
-            pair.run(&format!("ip rule del priority {priority}"));
-            pair.daemons[0].wait_ready();
-            pair.is_mended(rule);
-            let _ = pair.node().exec("ip route flush table 100");
-        }
-    }
-}
-
-/// As a VPN and a policy-routing CNI plugin have them.
-#[test]
-fn policy_rules_that_take_nothing_from_the_peers_are_no_matter() {
-    for mode in MODES {
-        let mut pair = Pair::new(mode);
-        for line in [
-            "ip route add default via 10.99.0.1 dev eth0 table 51820",
-            "ip rule add not fwmark 0xca6c lookup 51820 priority 101",
-            "ip rule add fwmark 0x80000/0xff0000 unreachable priority 102",
-            "ip rule add iif cni0 to 10.7.0.0/16 lookup 51820 priority 103",
-            "ip rule add from {own}/32 lookup 51820 priority 104",
-            // Its table has nothing of the network's.
-            "ip route add 100.64.0.0/10 via 10.99.0.1 dev eth0 table 52",
-            "ip route add throw 10.5.0.0/16 table 52",
-            "ip rule add lookup 52 priority 105",
-            // A copy of the main table's routes.
-            "ip route add 10.5.0.0/16 dev flannel.1 table 53",
-            "ip rule add lookup 53 priority 106",
-            "ip rule add lookup main suppress_prefixlength 0 priority 107",
-            "ip rule add lookup 51820 priority 108",
-        ] {
-            pair.run(line);
-        }
-        pair.daemons[0].kill();
-        pair.restart(mode);
-        pair.daemons[0].wait_ready();
-        // What comes after is handled after.
-        pair.run("ip rule add to 10.5.0.0/16 lookup 51820 priority 100");
-        pair.daemons[0].wait_log(&["not ready", "`100: from all to 10.5.0.0/16 lookup 51820`"], PATIENCE);
-        let named = pair.daemons[0].lines(&["before the main table is asked"]);
-        assert!(named.iter().all(|line| line.contains("`100: ")), "{named:?}");
     }
 }

@@ -6,7 +6,7 @@ use netlink_ext::{Request, fdb, neigh, route, rule};
 
 use crate::overlay::MacAddr;
 use crate::overlay::kernel::{Fdb, NeighState, Op, PROTOCOL, Route, Row, SeenFdb, SeenNeigh, SeenRoute, Via};
-use crate::overlay::rules::{Does, Rule};
+use crate::overlay::rules::{DeadEnd, Does, Rule};
 
 /// The request that carries out an operation on the device of this index.
 pub(super) fn request(ifindex: u32, op: &Op) -> Request {
@@ -101,6 +101,15 @@ pub(super) fn seen_rule(seen: rule::Rule) -> Rule {
         rule::Action::Prohibit => Does::Drop("prohibit"),
     };
     Rule { priority, from, to, has_device: iif.is_some(), is_conditional, does, suppress_prefixlength }
+}
+
+/// The kinds of routes that send a packet nowhere.
+pub(super) const DEAD_ENDS: [route::Kind; 4] =
+    [route::Kind::Unreachable, route::Kind::Blackhole, route::Kind::Prohibit, route::Kind::Throw];
+
+/// A route of such a kind as the overlay sees it.
+pub(super) fn dead_end(seen: &route::Route) -> DeadEnd {
+    DeadEnd { to: seen.destination, metric: seen.metric, is_throw: seen.kind == route::Kind::Throw }
 }
 
 fn unspecified(route: &route::Route) -> IpAddr {

@@ -10,7 +10,7 @@ use super::{Dataplane, Device, Error, Event, Made, Refused};
 use crate::overlay::MacAddr;
 use crate::overlay::iface::Interface;
 use crate::overlay::kernel::{Fdb, NeighState, Observed, Op, PROTOCOL, Route, Row, SeenFdb, SeenNeigh, SeenRoute, Via};
-use crate::overlay::rules::{Rule, Way};
+use crate::overlay::rules::{DeadEnd, Rule, Way};
 
 /// A model of the tables that Twill writes to.
 #[derive(Debug, Default)]
@@ -31,6 +31,8 @@ pub struct FakeKernel {
     pub rules: Vec<Rule>,
     /// Which way the kernel sends what goes to an address, where that is not as the main table says.
     pub ways: BTreeMap<IpAddr, Way>,
+    /// The routes of other tables than the main one that send a packet nowhere.
+    pub dead_ends: BTreeMap<u32, Vec<DeadEnd>>,
     /// Events to hand out.
     pub events: VecDeque<Event>,
     /// How many operations were applied, failed ones too.
@@ -126,6 +128,10 @@ impl Dataplane for FakeKernel {
 
     fn way_to(&mut self, address: IpAddr) -> Result<Way, Error> {
         Ok(self.ways.get(&address).copied().unwrap_or(Way::Ours))
+    }
+
+    fn dead_ends(&mut self, table: u32) -> Result<Vec<DeadEnd>, Error> {
+        Ok(self.dead_ends.get(&table).cloned().unwrap_or_default())
     }
 
     fn apply(&mut self, ops: &[Op]) -> Result<Vec<Refused>, Error> {

@@ -20,7 +20,7 @@ use super::{Dataplane, Device, Error, Event, Made, Refused, convert, underlay};
 use crate::overlay::MacAddr;
 use crate::overlay::iface::Interface;
 use crate::overlay::kernel::{Miss, Notification, Observed, Op, Row};
-use crate::overlay::rules::{Rule, Way};
+use crate::overlay::rules::{DeadEnd, Rule, Way};
 
 /// Room for some 10,000 misses: the kernel doubles it and charges some 830 bytes for each.
 const MISS_BUFFER: usize = 8 << 20;
@@ -259,6 +259,17 @@ impl Dataplane for Kernel {
             Some(route) if route.table == route::TABLE_MAIN || route.ifindex == Some(ifindex) => Way::Ours,
             Some(route) => Way::Table(route.table, route.gateway),
         })
+    }
+
+    fn dead_ends(&mut self, table: u32) -> Result<Vec<DeadEnd>, Error> {
+        self.refresh()?;
+        let Some(family) = self.live.as_ref().map(|live| live.family) else { return Ok(Vec::new()) };
+        let mut dead_ends = Vec::new();
+        for kind in convert::DEAD_ENDS {
+            let routes = self.looker.table_routes(family, table, kind).map_err(Error::from);
+            dead_ends.extend(self.noted(routes)?.iter().map(convert::dead_end));
+        }
+        Ok(dead_ends)
     }
 
     fn is_direct(&mut self, host: IpAddr) -> Result<bool, Error> {

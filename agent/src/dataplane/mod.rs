@@ -12,7 +12,7 @@ use ipnetwork::IpNetwork;
 use crate::overlay::MacAddr;
 use crate::overlay::iface::Interface;
 use crate::overlay::kernel::{Miss, Notification, Observed, Op};
-use crate::overlay::rules::{Rule, Way};
+use crate::overlay::rules::{DeadEnd, Rule, Way};
 
 mod convert;
 mod device;
@@ -128,6 +128,9 @@ pub trait Dataplane {
 
     /// Which way this host sends what goes from the device's address to another one.
     fn way_to(&mut self, address: IpAddr) -> Result<Way, Error>;
+
+    /// The routes of a table that send a packet nowhere, of the device's family.
+    fn dead_ends(&mut self, table: u32) -> Result<Vec<DeadEnd>, Error>;
 
     /// Whether this host sends to an address without a gateway in between.
     fn is_direct(&mut self, host: IpAddr) -> Result<bool, Error>;

@@ -1,9 +1,11 @@
 //! Policy rules of other programs (`ip rule`): which of them take packets to peers before the main table is asked.
 //!
 //! Twill removes no policy rule. It names a rule that takes packets to a peer. The kernel is asked whether a rule does, since
-//! that depends on the routes in the rule's table. A rule with a condition (a mark, a device, a port, a user, `not`) is not
+//! that depends on the routes in the rule's table. Where the kernel sends a packet nowhere it does not say which table made
+//! it do so: then the tables are read for routes that end the way ([`DeadEnd`]). A rule with a condition (a mark, a device, a port, a user, `not`) is not
 //! looked at: its operator wants it.
 
+use std::cmp::Reverse;
 use std::fmt::{self, Display, Formatter};
 use std::net::IpAddr;
 
@@ -54,21 +56,51 @@ pub enum Way {
     Refused,
 }
 
+/// A route that ends a packet's way through the tables (`unreachable`, `blackhole`, `prohibit`), or through its own table
+/// (`throw`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeadEnd {
+    /// Where to.
+    pub to: IpNetwork,
+    /// Its metric. The lowest of equal prefixes counts.
+    pub metric: u32,
+    /// The packet goes on with the next rule.
+    pub is_throw: bool,
+}
+
+/// Whether a table with these dead ends lets no packet to an address pass, where it has no route that sends it.
+pub fn ends_at(dead_ends: &[DeadEnd], to: IpAddr) -> bool {
+    let fitting = dead_ends.iter().filter(|end| end.to.contains(to));
+    fitting.min_by_key(|end| (Reverse(end.to.prefix()), end.metric)).is_some_and(|end| !end.is_throw)
+}
+
+impl DeadEnd {
+    /// Whether it concerns any address of a network.
+    pub fn concerns(&self, network: IpNetwork) -> bool {
+        network.contains(self.to.network()) || self.to.contains(network.network())
+    }
+}
+
 impl Rule {
+    /// Whether it fits packets to this address.
+    pub fn fits_to(&self, to: IpAddr) -> bool {
+        self.to.is_none_or(|net| net.contains(to))
+    }
+
     /// Whether it fits all packets from a subnet.
     fn fits_all_from(&self, subnet: IpNetwork) -> bool {
         let covers = |from: &IpNetwork| from.prefix() <= subnet.prefix() && from.contains(subnet.network());
         !self.is_conditional && self.from.as_ref().is_none_or(covers)
     }
 
-    /// Whether it may have sent a packet to this address this way.
+    /// Whether it may have sent a packet to this address this way. What its table refuses, [`ends_at`] tells.
     pub fn explains(&self, way: Way, to: IpAddr) -> bool {
         let acts = match (self.does, way) {
             (Does::Lookup(asked), Way::Table(table, _)) => asked == table,
             (Does::Drop(_), Way::Refused) => true,
             _ => false,
         };
-        acts && self.to.is_none_or(|net| net.contains(to))
+        acts && self.fits_to(to)
     }
 
     /// An address of a subnet that the rule fits.
@@ -195,6 +227,28 @@ mod tests {
         let pod = Rule { to: net("10.5.7.9/32"), ..look };
         assert_eq!(pod.target_in(subnet), Some("10.5.7.9".parse().unwrap()));
         assert_eq!(pod.target_in("10.5.8.0/24".parse().unwrap()), None);
+    }
+
+    #[test]
+    fn a_table_ends_the_way_by_its_longest_prefix_and_lowest_metric_and_throw_ends_nothing() {
+        let end = |to: &str, metric, is_throw| DeadEnd { to: to.parse().unwrap(), metric, is_throw };
+        let (all, part) = (end("0.0.0.0/0", 0, false), end("10.5.0.0/16", 0, true));
+        let to = "10.5.7.0".parse().unwrap();
+        for (dead_ends, ends) in [
+            (&[][..], false),
+            (&[all], true),
+            (&[part], false),
+            (&[all, part], false),
+            (&[end("0.0.0.0/0", 0, true), end("10.5.0.0/16", 7, false)], true),
+            (&[end("10.5.0.0/16", 7, false), part], false),
+            (&[end("10.5.0.0/16", 7, true), end("10.5.0.0/16", 3, false)], true),
+            (&[end("10.6.0.0/16", 0, false)], false),
+        ] {
+            assert_eq!(ends_at(dead_ends, to), ends, "{dead_ends:?}");
+        }
+        let network = "10.5.0.0/16".parse().unwrap();
+        assert!(all.concerns(network) && part.concerns(network));
+        assert!(end("10.5.7.9/32", 0, false).concerns(network) && !end("10.6.0.0/16", 0, false).concerns(network));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use twill_agent::overlay::iface::{Interface, Wish};
 use twill_agent::overlay::kernel::{Miss, NeighState, Observed, Op, Via};
 use twill_agent::overlay::plane::{PeerMode, Plane, Setup};
 use twill_agent::overlay::records::Records;
-use twill_agent::overlay::rules::{Rule, Way};
+use twill_agent::overlay::rules::{DeadEnd, Rule, Way};
 use twill_agent::overlay::{MacAddr, NetworkConfig, Record};
 use twill_agent::site::{self, Site};
 use twill_agent::snapshot::{Publisher, Snapshot};
@@ -82,6 +82,10 @@ impl Dataplane for Shared {
 
     fn way_to(&mut self, address: IpAddr) -> Result<Way, Error> {
         self.kernel().way_to(address)
+    }
+
+    fn dead_ends(&mut self, table: u32) -> Result<Vec<DeadEnd>, Error> {
+        self.kernel().dead_ends(table)
     }
 
     fn apply(&mut self, ops: &[Op]) -> Result<Vec<Refused>, Error> {

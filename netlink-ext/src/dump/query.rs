@@ -34,6 +34,15 @@ pub enum Query {
         /// Of this family.
         family: Family,
     },
+    /// Routes of one table and kind, whichever table that is. The kernel goes through the whole table and tells these only.
+    TableRoutes {
+        /// Of this family.
+        family: Family,
+        /// The table.
+        table: u32,
+        /// Of this kind.
+        kind: route::Kind,
+    },
     /// The route that the kernel takes to one address, as `ip route get` asks for it. It refuses with ENETUNREACH and
     /// the like if there is none.
     RouteTo {
@@ -81,7 +90,7 @@ pub enum Row {
     Fdb(fdb::Seen),
     /// Of [`Query::Neigh`].
     Neigh(neigh::Seen),
-    /// Of [`Query::Routes`], [`Query::MainTable`] and [`Query::RouteTo`].
+    /// Of [`Query::Routes`], [`Query::MainTable`], [`Query::TableRoutes`] and [`Query::RouteTo`].
     Route(route::Route),
     /// Of [`Query::DefaultRoutes`].
     DefaultRoute(nexthop::DefaultRoute),
@@ -101,9 +110,8 @@ impl Query {
     pub(super) fn write(&self, datagram: &mut Datagram, sequence: u32) {
         let kind = match self {
             Self::Fdb { .. } | Self::Neigh { .. } => libc::RTM_GETNEIGH,
-            Self::Routes { .. } | Self::MainTable { .. } | Self::RouteTo { .. } | Self::DefaultRoutes { .. } => {
-                libc::RTM_GETROUTE
-            }
+            Self::Routes { .. } | Self::RouteTo { .. } => libc::RTM_GETROUTE,
+            Self::MainTable { .. } | Self::TableRoutes { .. } | Self::DefaultRoutes { .. } => libc::RTM_GETROUTE,
             Self::Rules { .. } => libc::RTM_GETRULE,
             Self::Nexthops => nexthop::RTM_GETNEXTHOP,
             Self::Links | Self::LinkNamed { .. } => libc::RTM_GETLINK,
@@ -135,6 +143,13 @@ impl Query {
             Self::MainTable { family } => {
                 body.header(&route::query_header(*family, libc::RT_TABLE_MAIN, 0, 0));
             }
+            Self::TableRoutes { family, table, kind } => {
+                let short = u8::try_from(*table).unwrap_or(0);
+                body.header(&route::query_header(*family, short, 0, kind.number()));
+                if short == 0 {
+                    body.u32(route::RTA_TABLE, *table);
+                }
+            }
             Self::RouteTo { target, source } => route::encode_lookup(body, *target, *source),
             Self::DefaultRoutes { family } => {
                 body.header(&route::query_header(*family, libc::RT_TABLE_MAIN, 0, route::Kind::Unicast.number()));
@@ -157,8 +172,8 @@ impl Query {
         }
     }
 
-    pub(super) fn is_of_main_table(&self) -> bool {
-        matches!(self, Self::MainTable { .. } | Self::DefaultRoutes { .. })
+    pub(super) fn is_of_one_table(&self) -> bool {
+        matches!(self, Self::MainTable { .. } | Self::TableRoutes { .. } | Self::DefaultRoutes { .. })
     }
 
     /// The row in a message, if it is one that was asked for, whatever the kernel filtered.
@@ -182,6 +197,10 @@ impl Query {
             Self::MainTable { .. } => {
                 let route = route::Route::parse(message)?;
                 (route.table == route::TABLE_MAIN).then_some(Row::Route(route))
+            }
+            Self::TableRoutes { table, kind, .. } => {
+                let route = route::Route::parse(message)?;
+                (route.table == *table && route.kind == *kind).then_some(Row::Route(route))
             }
             Self::RouteTo { .. } => route::Route::parse_answer(message).map(Row::Route),
             Self::DefaultRoutes { .. } => {

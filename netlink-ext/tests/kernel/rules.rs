@@ -1,5 +1,6 @@
 //! Policy rules: what a dump shows, and that a change is heard.
 
+use netlink_ext::route::Kind;
 use netlink_ext::rule::{Action, Rule};
 use netlink_ext::{Change, ChangeScope, ChangeSocket, Dumper, Family};
 
@@ -93,6 +94,36 @@ fn the_table_that_a_rule_leads_to_is_in_the_answer_to_a_lookup() {
         }
         ip("rule add to 10.5.6.0/24 prohibit priority 9");
         assert_eq!(dumper.route_to(address("10.5.6.0"), None).unwrap(), None);
+    });
+}
+
+#[test]
+fn routes_of_one_table_and_kind_are_read() {
+    in_namespace(|| {
+        for table in [100, 1000] {
+            ip(&format!(
+                "route add unreachable default table {table}\n\
+                 route add throw 10.5.0.0/16 table {table}\n\
+                 route add blackhole 10.6.0.0/16 metric 7 table {table}\n\
+                 route add unreachable fc00::/48 table {table}"
+            ));
+        }
+        ip("route add unreachable 10.7.0.0/16");
+        let mut dumper = Dumper::open().unwrap();
+        let mut read = |family, table, kind| {
+            let routes = dumper.table_routes(family, table, kind).unwrap().into_iter();
+            routes.map(|route| (route.destination.to_string(), route.metric)).collect::<Vec<_>>()
+        };
+        for table in [100, 1000] {
+            assert_eq!(read(Family::V4, table, Kind::Unreachable), [("0.0.0.0/0".to_owned(), 0)]);
+            assert_eq!(read(Family::V4, table, Kind::Throw), [("10.5.0.0/16".to_owned(), 0)]);
+            assert_eq!(read(Family::V4, table, Kind::Blackhole), [("10.6.0.0/16".to_owned(), 7)]);
+            assert_eq!(read(Family::V6, table, Kind::Unreachable), [("fc00::/48".to_owned(), 1024)]);
+            assert_eq!(read(Family::V4, table, Kind::Prohibit), []);
+        }
+        for family in Family::BOTH {
+            assert_eq!(read(family, 4711, Kind::Unreachable), [], "there is no such table");
+        }
     });
 }
 

@@ -1,5 +1,7 @@
 //! Policy rules of other programs that take peers' packets before the main table is asked.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt::{self, Display, Formatter};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -9,9 +11,13 @@ use tracing::debug;
 
 use super::Half;
 use crate::dataplane::{Dataplane, Error};
-use crate::overlay::rules::{Rule, Way, before_main};
+use crate::overlay::rules::{DeadEnd, Does, Rule, Way, before_main, ends_at};
 
-/// The kernel is asked for its way to so many peers at the most, where there are such rules: a millisecond's work.
+/// The routes of tables that send packets to our network nowhere.
+type Tables = BTreeMap<u32, Vec<DeadEnd>>;
+
+/// The kernel is asked for its way to so many peers at the most, where there are such rules: a millisecond's work. Once a rule
+/// is found, it is asked as often again to count the peers.
 const ASKED_FOR: usize = 256;
 /// The least time between two looks: another program may change rules by the thousand.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -27,19 +33,30 @@ pub(super) struct Diversions {
     found: Option<Diversion>,
 }
 
-/// A peer whose packets a policy rule of another program takes.
+/// Peers whose packets a policy rule of another program takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Diversion {
+    /// The first of them.
     subnet: IpNetwork,
+    /// How many more there are.
+    more: usize,
+    /// There may be others still, of which the kernel was not asked.
+    is_counted_in_part: bool,
     rule: Rule,
 }
 
 impl Display for Diversion {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Self { subnet, rule } = self;
+        let Self { subnet, more, is_counted_in_part, rule } = self;
+        let at_least = if *is_counted_in_part { "at least " } else { "" };
+        let (others, these) = match more {
+            0 => (String::new(), "this peer"),
+            1 => (format!(" and {at_least}1 more peer"), "these peers"),
+            more => (format!(" and {at_least}{more} more peers"), "these peers"),
+        };
         write!(
             f,
-            "peer {subnet}: the policy rule `{rule}` of another program takes packets to this peer before the main table is asked"
+            "peer {subnet}{others}: the policy rule `{rule}` of another program takes packets to {these} before the main table is asked"
         )
     }
 }
@@ -95,21 +112,53 @@ impl<D: Dataplane> Half<D> {
         }
     }
 
-    /// The first rule that takes packets to a peer: what was found last, as long as that holds.
+    /// The first rule that takes packets to a peer, or the one that was found last, as long as that holds.
     fn diversion(&mut self, rules: &[Rule]) -> Result<Option<Diversion>, Error> {
         let last = self.diversions.found.iter().filter(|last| rules.contains(&last.rule));
         let last = last.map(|last| (last.subnet, last.rule.clone()));
         let all = rules.iter().flat_map(|rule| self.fitting(rule).into_iter().map(|subnet| (subnet, rule.clone())));
         let pairs: Vec<(IpNetwork, Rule)> = last.chain(all).take(ASKED_FOR).collect();
+        let mut tables = BTreeMap::new();
         for (subnet, rule) in pairs {
-            let Some(host) = self.plane.peers().get(&subnet).map(|peer| peer.vtep.remote) else { continue };
-            let Some(target) = rule.target_in(subnet) else { continue };
-            let way = self.dataplane.way_to(target)?;
-            if !leads_to(way, host) && rule.explains(way, target) {
-                return Ok(Some(Diversion { subnet, rule }));
+            if self.takes(&rule, subnet, &mut tables)? {
+                return self.measured(subnet, rule, &mut tables).map(Some);
             }
         }
         Ok(None)
+    }
+
+    /// How many peers' packets a rule takes that takes those to one peer.
+    fn measured(&mut self, one: IpNetwork, rule: Rule, tables: &mut Tables) -> Result<Diversion, Error> {
+        let fitting = self.fitting(&rule);
+        // Of more peers than that only the first ones are asked for.
+        let is_counted_in_part = fitting.len() == ASKED_FOR;
+        let (mut first, mut taken) = (None, 0_usize);
+        for subnet in fitting {
+            if self.takes(&rule, subnet, tables)? {
+                first.get_or_insert(subnet);
+                taken += 1;
+            }
+        }
+        Ok(Diversion { subnet: first.unwrap_or(one), more: taken.saturating_sub(1), is_counted_in_part, rule })
+    }
+
+    /// Whether a rule takes the packets to a peer. `tables`: what was read of tables so far.
+    fn takes(&mut self, rule: &Rule, subnet: IpNetwork, tables: &mut Tables) -> Result<bool, Error> {
+        let Some(host) = self.plane.peers().get(&subnet).map(|peer| peer.vtep.remote) else { return Ok(false) };
+        let Some(target) = rule.target_in(subnet) else { return Ok(false) };
+        let way = self.dataplane.way_to(target)?;
+        let (Does::Lookup(table), Way::Refused) = (rule.does, way) else {
+            return Ok(!leads_to(way, host) && rule.explains(way, target));
+        };
+        let dead_ends = match tables.entry(table) {
+            Entry::Occupied(read) => read.into_mut(),
+            Entry::Vacant(unread) => {
+                let mut dead_ends = self.dataplane.dead_ends(table)?;
+                dead_ends.retain(|end| end.concerns(self.plane.setup().net.network));
+                unread.insert(dead_ends)
+            }
+        };
+        Ok(rule.fits_to(target) && ends_at(dead_ends, target))
     }
 
     /// The subnets of peers that a rule fits, in order, and not more than are asked for.
@@ -133,4 +182,104 @@ impl<D: Dataplane> Half<D> {
 /// Whether a way leads to the very host that the record names, without a tunnel.
 fn leads_to(way: Way, host: IpAddr) -> bool {
     matches!(way, Way::Table(_, Some(gateway)) if gateway == host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::Device;
+    use crate::dataplane::fake::FakeKernel;
+    use crate::overlay::peers::{Claim, Source, Standing, Vtep};
+    use crate::overlay::plane::{PeerMode, Plane, Setup};
+    use crate::overlay::{MacAddr, NetworkConfig};
+
+    /// A node with this many peers, the first of them 10.4.1.0/24, and a rule that asks table 100.
+    fn half(peers: u16) -> Half<FakeKernel> {
+        let config = NetworkConfig::parse(br#"{"Network":"10.4.0.0/15"}"#).unwrap();
+        let subnet = "10.5.250.0/24".parse().unwrap();
+        let setup = Setup { net: config.ipv4.unwrap(), subnet, mode: PeerMode::OnDemand, idle: LOOK_EVERY };
+        let mut plane = Plane::new(setup);
+        for number in 1..=peers {
+            let [high, low] = number.to_be_bytes();
+            let subnet = format!("10.{}.{low}.0/24", 4 + high).parse().unwrap();
+            let vtep = Vtep { mac: MacAddr([2, 0, 0, 0, high, low]), remote: IpAddr::from([10, 99, high, low]) };
+            plane.put(subnet, Source(0), Claim { vtep, standing: Standing::new(1, 1, true, None) });
+        }
+        let main = Rule { does: Does::Lookup(254), ..rule(32766) };
+        let mut kernel = FakeKernel::default();
+        kernel.rules = vec![rule(100), main];
+        let device = Device {
+            name: "flannel.1".to_owned(),
+            vni: 1,
+            port: 8472,
+            local: IpAddr::from([10, 99, 0, 1]),
+            underlay: 2,
+            underlay_name: "eth0".to_owned(),
+            mac: MacAddr([2; 6]),
+            mtu: 1450,
+            learning: false,
+            gbp: false,
+            l2miss: true,
+            address: subnet,
+        };
+        let mut half = Half::new(plane, kernel, device, Instant::now());
+        half.diversions.is_due = true;
+        half
+    }
+
+    fn rule(priority: u32) -> Rule {
+        let (from, to, suppress_prefixlength) = (None, None, None);
+        let does = Does::Lookup(100);
+        Rule { priority, from, to, has_device: false, is_conditional: false, does, suppress_prefixlength }
+    }
+
+    /// What is found where the packets to peers of these numbers go this way.
+    fn found(half: &mut Half<FakeKernel>, numbers: impl Iterator<Item = u16>, way: Way) -> Option<String> {
+        half.dataplane.ways =
+            numbers.map(u16::to_be_bytes).map(|[high, low]| ([10, 4 + high, low, 0].into(), way)).collect();
+        half.diversions = Diversions { is_due: true, ..Diversions::default() };
+        half.look_for_diversion(Instant::now())
+    }
+
+    #[test]
+    fn the_line_says_how_many_peers_a_rule_takes_the_packets_of() {
+        let mut half = half(300);
+        let way = Way::Table(100, None);
+        let words = |of: &str| {
+            format!(
+                "{of}: the policy rule `100: from all lookup 100` of another program takes packets to {} before the main table is asked",
+                if of.contains(" and ") { "these peers" } else { "this peer" }
+            )
+        };
+        for (numbers, of) in [
+            (7..8, "peer 10.4.7.0/24"),
+            (7..9, "peer 10.4.7.0/24 and at least 1 more peer"),
+            (1..301, "peer 10.4.1.0/24 and at least 255 more peers"),
+        ] {
+            let expected = words(of);
+            assert_eq!(found(&mut half, numbers, way), Some(expected));
+        }
+        assert_eq!(found(&mut half, 0..0, way), None);
+        let mut half = self::half(5);
+        assert_eq!(found(&mut half, 1..3, way), Some(words("peer 10.4.1.0/24 and 1 more peer")));
+        assert_eq!(found(&mut half, 2..6, way), Some(words("peer 10.4.2.0/24 and 3 more peers")));
+    }
+
+    #[test]
+    fn a_table_that_refuses_packets_makes_its_rule_the_one_that_takes_them() {
+        let mut half = half(5);
+        assert_eq!(found(&mut half, 1..6, Way::Refused), None, "nothing says that it is the rule's table");
+        let end = |to: &str, is_throw| DeadEnd { to: to.parse().unwrap(), metric: 0, is_throw };
+        half.dataplane.dead_ends.insert(100, vec![end("0.0.0.0/0", false)]);
+        let line = found(&mut half, 1..6, Way::Refused).unwrap();
+        assert!(
+            line.starts_with("peer 10.4.1.0/24 and 4 more peers: the policy rule `100: from all lookup 100`"),
+            "{line}"
+        );
+        half.dataplane.dead_ends.insert(100, vec![end("0.0.0.0/0", false), end("10.4.0.0/15", true)]);
+        assert_eq!(found(&mut half, 1..6, Way::Refused), None);
+        half.dataplane.dead_ends.insert(100, vec![end("10.4.3.0/24", false)]);
+        let line = found(&mut half, 1..6, Way::Refused).unwrap();
+        assert!(line.starts_with("peer 10.4.3.0/24: the policy rule"), "{line}");
+    }
 }
