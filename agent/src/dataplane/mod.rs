@@ -17,6 +17,7 @@ use crate::overlay::rules::{DeadEnd, Rule, Way};
 mod convert;
 mod device;
 mod dump;
+#[cfg(any(test, feature = "test-doubles"))]
 pub mod fake;
 pub(crate) mod holder;
 pub mod kernel;
@@ -210,9 +211,6 @@ pub enum Error {
     /// A request through a socket of ours failed.
     #[error(transparent)]
     Netlink(#[from] netlink_ext::Error),
-    /// What was told to fail (the fake only).
-    #[error("told to fail")]
-    Told,
 }
 
 impl Error {
@@ -223,7 +221,7 @@ impl Error {
             Self::Netlink(error) => error.is_passing(),
             Self::Link { source, .. } => netlink_ext::is_passing(source.errno),
             Self::Vanished { .. } => true,
-            Self::Foreign { .. } | Self::Taken { .. } | Self::PortTaken { .. } | Self::Told => false,
+            Self::Foreign { .. } | Self::Taken { .. } | Self::PortTaken { .. } => false,
         }
     }
 

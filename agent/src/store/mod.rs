@@ -13,6 +13,7 @@ use crate::overlay::records::Raw;
 
 pub mod backoff;
 pub mod etcd;
+#[cfg(any(test, feature = "test-doubles"))]
 pub mod fake;
 
 /// A record as the store holds it.

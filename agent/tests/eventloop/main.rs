@@ -58,7 +58,7 @@ impl Dataplane for Shared {
         let mut left = self.unmakeable.lock().unwrap();
         if *left > 0 {
             *left -= 1;
-            return Err(Error::Told);
+            return Err(Error::Foreign { name: device.name.clone(), kind: "bridge".to_owned() });
         }
         let there = self.kernel().device.replace(device.clone());
         Ok(if there.as_ref() == Some(device) { Made::AsWanted } else { Made::Created(Vec::new()) })
