@@ -21,7 +21,6 @@ use crate::snapshot::{Missing, Part, Publisher};
 use crate::store::{self, Change, RawRecord};
 
 mod config;
-mod contested;
 mod half;
 mod health;
 #[cfg(test)]
@@ -226,8 +225,8 @@ impl<D: Dataplane> EventLoop<D> {
     /// Works out whether we are ready. Asked between two pieces of work only, so that it does not flicker with each.
     fn note_ready(&mut self) {
         for half in &mut self.halves {
-            let routes = half.look_for_contested().into_iter().map(|words| (words, contested::ROUTE));
-            let rules = half.look_for_diversion(half::now()).into_iter().map(|words| (words, contested::RULE));
+            let routes = half.look_for_contested().into_iter().map(|words| (words, half::contested::ROUTE));
+            let rules = half.look_for_diversion(half::now()).into_iter().map(|words| (words, half::contested::RULE));
             for (words, advice) in routes.chain(rules) {
                 self.told.contested(&half.device.name, &words, advice, half::now());
             }

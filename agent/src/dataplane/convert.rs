@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use netlink_ext::{Request, fdb, neigh, route, rule};
 
 use crate::overlay::MacAddr;
@@ -117,4 +118,9 @@ fn unspecified(route: &route::Route) -> IpAddr {
         ipnetwork::IpNetwork::V4(_) => IpAddr::from([0; 4]),
         ipnetwork::IpNetwork::V6(_) => IpAddr::from([0; 16]),
     }
+}
+
+/// Whether an address is IPv6's link-local: the kernel gives each device one by itself.
+pub(super) fn is_link_local(address: IpNetwork) -> bool {
+    matches!(address, IpNetwork::V6(net) if net.ip().is_unicast_link_local())
 }

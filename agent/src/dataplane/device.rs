@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
-use ipnetwork::IpNetwork;
 use netlink_ext::link::{Difference, Link, VxlanSpec, up_message};
 use netlink_ext::{Family, Request, addr::Address, neightbl::Params};
 use tracing::{debug, info, warn};
 
+use super::convert::is_link_local;
 use super::kernel::Kernel;
 use super::link::{self, LinkRequest};
 use super::{Device, Error, Made, holder, shield};
@@ -227,10 +227,6 @@ fn taken_port(spec: &VxlanSpec, holder: String) -> Error {
 /// switch that on. A lost FDB row is then seen by its notification and by the comparison, not by the packet.
 fn is_tolerable(difference: &Difference) -> bool {
     matches!(difference, Difference::L2Miss { .. })
-}
-
-pub(super) fn is_link_local(address: IpNetwork) -> bool {
-    matches!(address, IpNetwork::V6(net) if net.ip().is_unicast_link_local())
 }
 
 fn spec(device: &Device) -> VxlanSpec {

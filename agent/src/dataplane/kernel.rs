@@ -14,7 +14,7 @@ use netlink_ext::link::{Difference, Link, VxlanSpec};
 use netlink_ext::{BatchSocket, Dumper, Family, Miss as KernelMiss, MissSocket, Request, pending_misses, route};
 use tracing::debug;
 
-use super::device::is_link_local;
+use super::convert::is_link_local;
 use super::dump::Dump;
 use super::{Dataplane, Device, Error, Event, Made, Refused, convert, underlay};
 use crate::overlay::MacAddr;

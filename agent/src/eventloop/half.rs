@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, trace, warn};
 
-use super::contested::Named;
 use super::sockets::Sockets;
 use crate::dataplane::{Dataplane, Device, Error, Event};
 use crate::overlay::iface::Interface;
@@ -14,8 +13,10 @@ use crate::overlay::repeats::Repeats;
 use crate::overlay::words::Command;
 
 mod compare;
+pub(super) mod contested;
 mod rules;
 
+use contested::Named;
 use rules::Diversions;
 
 /// The least time between two times that the device is mended.

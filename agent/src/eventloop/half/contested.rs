@@ -8,16 +8,16 @@ use crate::overlay::plane::contradiction::Contested;
 use crate::overlay::words::GoesBefore;
 
 /// What an operator can do about a route.
-pub(super) const ROUTE: &str =
+pub(in crate::eventloop) const ROUTE: &str =
     "the route is not on Twill's device: remove it or its address, or give it a higher metric than Twill's route";
 /// The same about a policy rule.
-pub(super) const RULE: &str = "remove the rule, or add one that the kernel asks first: ip rule add to <network> lookup main priority <a smaller number>";
+pub(in crate::eventloop) const RULE: &str = "remove the rule, or add one that the kernel asks first: ip rule add to <network> lookup main priority <a smaller number>";
 /// How many of them are named.
 const NAMED: usize = 5;
 
 /// What goes before our routes.
 #[derive(Debug, Default)]
-pub(super) struct Named {
+pub(in crate::eventloop) struct Named {
     /// All, in words.
     all: Vec<String>,
     /// Those because of which this node is not ready.
@@ -26,14 +26,14 @@ pub(super) struct Named {
 
 impl Named {
     /// Whether anything goes before our routes.
-    pub(super) fn is_any(&self) -> bool {
+    pub(in crate::eventloop) fn is_any(&self) -> bool {
         !self.all.is_empty()
     }
 }
 
 impl<D: Dataplane> Half<D> {
     /// Works out which routes of other programs go before ours, where that may have changed. Returns those that are news.
-    pub(super) fn look_for_contested(&mut self) -> Vec<String> {
+    pub(in crate::eventloop) fn look_for_contested(&mut self) -> Vec<String> {
         if !self.plane.take_contested_changed() {
             return Vec::new();
         }
