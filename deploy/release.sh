@@ -37,11 +37,11 @@ archive() {
 tarball() {
     local arch=$1 programs=$2
     local name=twill-$version-linux-$arch
-    mkdir -p "$work/$name"/{bin,doc}
+    mkdir -p "$work/$name"/{bin,doc,deploy}
     install -m 755 "$programs"/{twilld,twill,flannel} "$work/$name/bin/"
-    cp -r deploy/systemd deploy/cni deploy/etcd deploy/kubernetes "$work/$name/"
-    install -m 644 README.md CHANGELOG.md LICENSE deploy/MIGRATION.md "$sbom" "$work/$name/doc/"
-    install -m 644 deploy/README.md "$work/$name/doc/DEPLOY.md"
+    # Under the names by which the documents call them.
+    cp -r deploy/{README.md,MIGRATION.md,systemd,cni,etcd,kubernetes} "$work/$name/deploy/"
+    install -m 644 README.md CHANGELOG.md LICENSE "$sbom" "$work/$name/doc/"
     archive "$name" >"$out/$name.tar.gz"
 }
 
