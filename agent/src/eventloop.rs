@@ -234,8 +234,7 @@ impl<D: Dataplane> EventLoop<D> {
         let behind = self.halves.iter().filter(|half| !half.in_sync());
         let behind = behind
             .map(|half| Missing::new(Part::Kernel, format_args!("{} is not as the records want it", half.device.name)));
-        let displaced = self.records.displaced(self.halves.iter().map(|half| &half.plane));
-        let displaced = displaced.map(|why| Missing::new(Part::Etcd, why));
+        let displaced = self.displaced().into_iter().map(|why| Missing::new(Part::Etcd, why));
         let contested = self.halves.iter().flat_map(Half::blocking).map(|why| Missing::new(Part::Contested, why));
         self.publish(self.health.missing(behind.chain(displaced).chain(contested)));
         self.health.tell(&self.publisher.last());

@@ -5,6 +5,8 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -14,7 +16,40 @@ use crate::lab::{Lab, PREFIX};
 /// etcd's own limit for the operations of one transaction.
 const OPERATIONS: usize = 128;
 
+/// What somebody else does to a key.
+#[derive(Debug, Clone)]
+pub struct Forged {
+    /// The whole key.
+    pub key: String,
+    /// Its new value; `None`: it is deleted.
+    pub value: Option<String>,
+    /// The etcd lease that it hangs on from then on, 0 for none.
+    pub lease: i64,
+}
+
+impl Forged {
+    fn request(&self) -> (&'static str, Value) {
+        let key = base64(self.key.as_bytes());
+        match &self.value {
+            // The gateway's 64-bit numbers are strings.
+            Some(value) => {
+                ("/v3/kv/put", json!({"key": key, "value": base64(value.as_bytes()), "lease": self.lease.to_string()}))
+            }
+            None => ("/v3/kv/deleterange", json!({ "key": key })),
+        }
+    }
+}
+
 impl Lab {
+    /// Does one thing after the other with such a pause between two: a load, of so many writes a second.
+    #[track_caller]
+    pub fn forge(&self, pause: Duration, forged: impl Iterator<Item = Forged> + Send) {
+        self.post(forged.map(|forged| {
+            sleep(pause);
+            forged.request()
+        }));
+    }
+
     /// Writes the record of this key below `<prefix>/subnets/`.
     #[track_caller]
     pub fn put_raw(&self, key: &[u8], value: &[u8]) {

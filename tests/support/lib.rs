@@ -40,6 +40,7 @@ mod twilld;
 mod wait;
 
 pub use etcd::{Etcd, KeyValue};
+pub use gateway::Forged;
 pub use kernel::{FdbRow, Link, Neighbour, Route};
 pub use lab::{Lab, NODE_CONFIG, Options, PREFIX};
 pub use names::{remove_own, sweep_dead};

@@ -5,7 +5,7 @@ use tracing::{debug, error, info, warn};
 
 use super::{Ended, EventLoop, half};
 use crate::dataplane::Dataplane;
-use crate::lease::{self, KeeperHandle, LeaseEvent};
+use crate::lease::{self, FightEvent, KeeperHandle, LeaseEvent, Writes};
 use crate::overlay::plane::Plane;
 use crate::overlay::record::Record;
 use crate::overlay::words::Span;
@@ -57,6 +57,16 @@ impl<D: Dataplane> EventLoop<D> {
         }
     }
 
+    /// Whom the other nodes follow instead of us, in words. One in our name comes and goes with each write in a fight, which
+    /// readiness names already.
+    pub(super) fn displaced(&self) -> Vec<String> {
+        let planes = || self.halves.iter().map(|half| &half.plane);
+        if self.health.disputed.is_some() && self.records.in_our_name(&planes().collect::<Vec<_>>()).is_some() {
+            return Vec::new();
+        }
+        self.records.displaced(planes()).collect()
+    }
+
     pub(super) fn lease_event(&mut self, event: LeaseEvent) -> Option<Ended> {
         match event {
             LeaseEvent::Lost { holder } => {
@@ -81,15 +91,8 @@ impl<D: Dataplane> EventLoop<D> {
                 self.own.hang_on(lease);
                 debug!(revision, "our record is written again");
             }
-            LeaseEvent::Disputed { found, times, within } => {
-                let advice = found.advice();
-                warn!(times, ?within, subnet = %self.own.text, %found, "{advice}");
-                self.health.disputed = Some(advice);
-                return None;
-            }
-            LeaseEvent::Undisputed => {
-                info!(subnet = %self.own.text, "nobody has touched our record for a minute");
-                self.health.disputed = None;
+            LeaseEvent::Fight(event) => {
+                self.fight_event(event);
                 return None;
             }
             LeaseEvent::Claimed { by, times } => {
@@ -114,5 +117,24 @@ impl<D: Dataplane> EventLoop<D> {
         }
         self.health.lease = None;
         None
+    }
+
+    /// What the log and readiness say of those who write our record again and again.
+    fn fight_event(&mut self, event: FightEvent) {
+        let subnet = &self.own.text;
+        match event {
+            FightEvent::Disputed { found, writes, within } => {
+                let advice = found.advice();
+                let Writes { overwritten, deleted, under_another_key, not_shown } = writes;
+                warn!(overwritten, deleted, under_another_key, not_shown, ?within, %subnet, %found, "{advice}");
+                if let Some(disputed) = &mut self.health.disputed {
+                    *disputed = advice;
+                }
+            }
+            FightEvent::AlsoFound { found } => warn!(%subnet, %found, "{}", found.also()),
+            FightEvent::Harmful { found } => self.health.disputed = Some(found.advice()),
+            FightEvent::Harmless => self.health.disputed = None,
+            FightEvent::Over => info!(%subnet, "nobody has touched our record for a minute"),
+        }
     }
 }

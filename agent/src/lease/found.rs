@@ -67,6 +67,17 @@ pub enum Found {
     },
 }
 
+/// What others did to our record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deed {
+    /// They wrote something else under our key.
+    Overwrote,
+    /// They deleted it, or its lease has ended.
+    Deleted,
+    /// They wrote a record under another key that goes before ours, or that keeps ours from being written.
+    UnderAnotherKey,
+}
+
 /// What a node does about a record in its name under another key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Defence {
@@ -126,6 +137,15 @@ impl Found {
         Self::Copy { how, holder: shown(&record.holder()), value: value_of(value) }
     }
 
+    /// What others did.
+    pub(super) fn deed(&self) -> Deed {
+        match self {
+            Self::Nothing => Deed::Deleted,
+            Self::InTheWay { .. } | Self::InOurName { .. } => Deed::UnderAnotherKey,
+            _ => Deed::Overwrote,
+        }
+    }
+
     /// What the daemon did about it.
     pub fn remedy(&self) -> &'static str {
         match self {
@@ -160,9 +180,19 @@ impl Found {
                 "somebody writes the record {key} in our name again and again: delete that key; if a clone of this machine writes it, give the clone another address and another machine-id or --node-id"
             ),
             Self::Nothing => "somebody deletes our record again and again".to_owned(),
-            Self::Changed { .. } | Self::Void { .. } | Self::InTheWay { .. } => {
-                "somebody overwrites our record again and again".to_owned()
+            Self::Changed { .. } | Self::Void { .. } => "somebody overwrites our record again and again".to_owned(),
+            Self::InTheWay { key, .. } => {
+                format!("somebody deletes our record and writes the record {key} with our subnet again and again")
             }
+        }
+    }
+
+    /// What it is called when it comes in the middle of a fight that was about something else so far.
+    pub fn also(&self) -> &'static str {
+        match self.deed() {
+            Deed::Overwrote => "somebody overwrites our record with something else now",
+            Deed::Deleted => "somebody deletes our record now as well",
+            Deed::UnderAnotherKey => "somebody writes a record under another key now that goes before ours",
         }
     }
 }

@@ -27,18 +27,8 @@ pub enum LeaseEvent {
         /// What stood in its place; `None` where that was told already.
         found: Option<Found>,
     },
-    /// Others write or delete our record again and again. It is written back ever more slowly. Sent when that begins and once
-    /// a minute while it goes on.
-    Disputed {
-        /// What stood there last.
-        found: Found,
-        /// How often others wrote.
-        times: u32,
-        /// In which time.
-        within: Duration,
-    },
-    /// Nobody has touched our record for a minute.
-    Undisputed,
+    /// Others write or delete our record again and again.
+    Fight(FightEvent),
     /// What [`KeeperHandle::publish`] asked for is written.
     Published {
         /// The record's new revision.
@@ -71,6 +61,48 @@ pub enum LeaseEvent {
     },
     /// The store works again. Sent once per outage.
     Recovered,
+}
+
+/// What happens in a fight over our record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FightEvent {
+    /// It begins or goes on. Sent when it begins, after ten seconds and ever more seldom, once a minute in the end, if others
+    /// wrote since the last one.
+    Disputed {
+        /// What stood there last of what they did most.
+        found: Found,
+        /// How often others wrote.
+        writes: Writes,
+        /// In which time.
+        within: Duration,
+    },
+    /// In the middle of it something stood there that was not told yet. Sent a few times a minute at the most.
+    AlsoFound {
+        /// What.
+        found: Found,
+    },
+    /// The other nodes may not find this one because of it, from now until [`FightEvent::Harmless`].
+    Harmful {
+        /// What stood there.
+        found: Found,
+    },
+    /// Our record has stood for some seconds as it is to be.
+    Harmless,
+    /// Nobody has touched our record for a minute.
+    Over,
+}
+
+/// How often others wrote, by what they did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Writes {
+    /// They wrote something else under our key.
+    pub overwritten: u64,
+    /// They deleted our record.
+    pub deleted: u64,
+    /// They wrote under another key.
+    pub under_another_key: u64,
+    /// How many of all of them left something that has had no line of its own.
+    pub not_shown: u64,
 }
 
 /// How to talk to a running [`Keeper`](super::Keeper). Clones share it.

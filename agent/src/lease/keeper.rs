@@ -183,7 +183,7 @@ impl<S: Store> Keeper<S> {
     fn due(&self) -> Option<Instant> {
         let check = self.unsure.then_some(self.not_before);
         let write = self.todo.map(|_| self.contest.not_before());
-        let wanted = [check, write, self.renew_at, self.contest.ends_at(), self.questions.due().map(Instant::from_std)];
+        let wanted = [check, write, self.renew_at, self.contest.due(), self.questions.due().map(Instant::from_std)];
         wanted.into_iter().flatten().min().map(|at| at.max(self.not_before))
     }
 
@@ -201,7 +201,7 @@ impl<S: Store> Keeper<S> {
             Command::Seen(Change::Deleted { key, revision }) => {
                 if key == self.key && revision > self.held.revision {
                     self.todo = Some(Todo::Create);
-                    self.disturbed(Found::Nothing, revision).await?;
+                    self.disturbed(Found::Nothing, true, revision).await?;
                 }
                 Ok(())
             }
@@ -220,9 +220,8 @@ impl<S: Store> Keeper<S> {
     }
 
     async fn act(&mut self) -> Result<(), Stop> {
-        if self.contest.ends(Instant::now()) {
-            self.tell(LeaseEvent::Undisputed).await?;
-        }
+        let news = self.contest.news(Instant::now());
+        self.tell_of_fight(news).await?;
         self.count_questions().await?;
         let is_due = self.renew_at.is_some_and(|at| at <= Instant::now());
         let mut left = None;
@@ -359,7 +358,7 @@ impl<S: Store> Keeper<S> {
 
     async fn recreated(&mut self, revision: i64) -> Result<(), Over> {
         self.settled(revision);
-        let found = self.contest.written();
+        let found = self.contest.written(Instant::now());
         self.tell(LeaseEvent::Recreated { revision, lease: self.held.lease, found }).await
     }
 
@@ -368,7 +367,7 @@ impl<S: Store> Keeper<S> {
             Cause::Publish => {
                 self.settled(revision);
                 // What stood there meanwhile was to be replaced anyway.
-                self.contest.written();
+                self.contest.written(Instant::now());
                 self.tell(LeaseEvent::Published { revision }).await
             }
             Cause::Repair => self.recreated(revision).await,

@@ -14,15 +14,21 @@ pub const LONGEST: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct Backoff {
     next: Duration,
+    longest: Duration,
 }
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self { next: FIRST }
+        Self::up_to(LONGEST)
     }
 }
 
 impl Backoff {
+    /// With another longest wait.
+    pub fn up_to(longest: Duration) -> Self {
+        Self { next: FIRST, longest }
+    }
+
     /// The wait after one more failure.
     pub fn failed(&mut self) -> Duration {
         self.failed_with(&mut rand::rng())
@@ -31,13 +37,13 @@ impl Backoff {
     /// The same, with random numbers of the caller's.
     pub fn failed_with(&mut self, random: &mut impl Rng) -> Duration {
         let wait = self.next;
-        self.next = (wait * 2).min(LONGEST);
+        self.next = (wait * 2).min(self.longest);
         wait.mul_f64(random.random_range(0.5..=1.0))
     }
 
     /// It worked: the next failure is a first one.
     pub fn worked(&mut self) {
-        *self = Self::default();
+        self.next = FIRST;
     }
 }
 

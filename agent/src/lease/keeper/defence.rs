@@ -23,7 +23,7 @@ impl<S: Store> Keeper<S> {
         if self.todo.is_none() {
             self.todo = Some(Todo::Write(Cause::Repair));
         }
-        self.disturbed(found, revision).await
+        self.disturbed(found, true, revision).await
     }
 
     /// Whether a record in our name still supersedes ours, which was written at this revision.

@@ -6,8 +6,7 @@ use tokio::time::Instant;
 
 use super::{Cause, Keeper, Over, Stop, Todo};
 use crate::lease::claim::claimant;
-use crate::lease::contest::Fight;
-use crate::lease::{Found, LeaseEvent};
+use crate::lease::{FightEvent, Found, LeaseEvent};
 use crate::overlay::alloc::{Hold, Holder, Relation, Standing, hold};
 use crate::overlay::record::Record;
 use crate::overlay::{SubnetKey, shown};
@@ -32,7 +31,8 @@ impl<S: Store> Keeper<S> {
         };
         self.held.revision = raw.revision;
         self.want_written();
-        self.disturbed(found, raw.revision).await
+        let harms = !parsed.is_ok_and(|record| self.leads_here(&record));
+        self.disturbed(found, harms, raw.revision).await
     }
 
     /// Our own record, perhaps with other members than we wrote, or on another lease.
@@ -52,7 +52,7 @@ impl<S: Store> Keeper<S> {
         self.want_written();
         match claimant(ours) {
             Some(by) => self.asked(by).await,
-            None => self.disturbed(Found::changed(&raw.value), raw.revision).await,
+            None => self.disturbed(Found::changed(&raw.value), !self.leads_here(ours), raw.revision).await,
         }
     }
 
@@ -83,7 +83,7 @@ impl<S: Store> Keeper<S> {
             let reason = format!("{} stands in the way", shown(&raw.key));
             return Err(Stop::Failed(Error { step: format!("create {}", self.key), reason, transient: true }));
         };
-        self.disturbed(found.under(&raw.key), raw.revision).await?;
+        self.disturbed(found.under(&raw.key), true, raw.revision).await?;
         // Ours is made at the next try, whether this was still there or not.
         self.store.delete(&raw.key, raw.revision).await?;
         Ok(())
@@ -98,12 +98,25 @@ impl<S: Store> Keeper<S> {
         }
     }
 
-    /// Another wrote or deleted our record.
-    pub(super) async fn disturbed(&mut self, found: Found, revision: i64) -> Result<(), Over> {
-        match self.contest.disturbed(found.clone(), revision, Instant::now()) {
-            Some(Fight { times, within }) => self.tell(LeaseEvent::Disputed { found, times, within }).await,
-            None => Ok(()),
+    /// Another wrote or deleted our record; `harms`: the other nodes may not find us until it is written back.
+    pub(super) async fn disturbed(&mut self, found: Found, harms: bool, revision: i64) -> Result<(), Over> {
+        let news = self.contest.disturbed(found, harms, revision, Instant::now());
+        self.tell_of_fight(news).await
+    }
+
+    /// Tells what there is to tell of a fight.
+    pub(super) async fn tell_of_fight(&mut self, news: Vec<FightEvent>) -> Result<(), Over> {
+        for event in news {
+            self.tell(LeaseEvent::Fight(event)).await?;
         }
+        Ok(())
+    }
+
+    /// Whether the other nodes still find us by this record: no more than members that they do not read are another's.
+    fn leads_here(&self, record: &Record) -> bool {
+        let ours = &self.held.record;
+        (&record.backend_type, record.public_ip, record.public_ipv6, record.ipv4, record.ipv6)
+            == (&ours.backend_type, ours.public_ip, ours.public_ipv6, ours.ipv4, ours.ipv6)
     }
 
     /// Tells of a failure that begins, and of one whose reason has been another for a while.
