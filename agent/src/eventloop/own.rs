@@ -57,8 +57,8 @@ impl<D: Dataplane> EventLoop<D> {
         }
     }
 
-    /// Whom the other nodes follow instead of us, in words. One in our name comes and goes with each write in a fight, which
-    /// readiness names already.
+    /// Whom the other nodes follow instead of us, in words. In a fight that readiness names already, a record in our name, which
+    /// comes and goes with each write, is left out.
     pub(super) fn displaced(&self) -> Vec<String> {
         let planes = || self.halves.iter().map(|half| &half.plane);
         if self.health.disputed.is_some() && self.records.in_our_name(&planes().collect::<Vec<_>>()).is_some() {

@@ -1,9 +1,9 @@
 //! Others write or delete our record again and again: how soon it is written back, and what is told of it.
 //!
-//! The first time it is written back at once. Each further time within a minute waits longer, up to [`LONGEST_WAIT`]. So the
-//! other nodes find this one again at the latest so long after the last forged write, and of two daemons that fight each costs
-//! etcd and its watchers about one write a second. All that others write is counted. Pure but for the random numbers of the
-//! waits.
+//! The first time it is written back at once. Each further time within a minute waits longer, up to a second. So the other
+//! nodes find this node again about a second after the last forged write, and each of two daemons that fight over a record
+//! costs etcd and its watchers about one write a second. All that others write is counted. Pure but for the random numbers of
+//! the waits.
 
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ impl Contest {
         Self { revision: 0, last: None, fight, harm, not_before: now, backoff, found: None }
     }
 
-    /// Another wrote or deleted our record at this revision; `harms`: as `harm` says. What has to be told now.
+    /// Another wrote or deleted our record at this revision; whether that harms, `harm` says. Returns what is to be told now.
     pub(super) fn disturbed(&mut self, found: Found, harms: bool, revision: i64, now: Instant) -> Vec<FightEvent> {
         self.touched(now);
         if std::mem::replace(&mut self.revision, revision) != revision {
@@ -108,7 +108,7 @@ impl Contest {
         self.last.filter(|_| self.fight.is_told()).map(|last| last + CALM)
     }
 
-    /// What has to be told now.
+    /// Returns what is to be told now.
     pub(super) fn news(&mut self, now: Instant) -> Vec<FightEvent> {
         let mut news = self.fight.news(now);
         match self.harm.news(now) {

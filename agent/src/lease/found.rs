@@ -192,7 +192,7 @@ impl Found {
         match self.deed() {
             Deed::Overwrote => "somebody overwrites our record with something else now",
             Deed::Deleted => "somebody deletes our record now as well",
-            Deed::UnderAnotherKey => "somebody writes a record under another key now that goes before ours",
+            Deed::UnderAnotherKey => "somebody writes a record under another key now as well",
         }
     }
 }

@@ -60,7 +60,7 @@ impl Fight {
         if self.told.is_none() || self.known.contains(&hash(found)) {
             return;
         }
-        // Only so that the next minute's are admitted: the count stands in the line of the fight.
+        // Asked so that a later minute has its lines again. The number itself stands in the line of the fight.
         self.new.count(now.into_std());
         if self.new.admit(now.into_std()) {
             self.has_line(found);

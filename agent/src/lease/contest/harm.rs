@@ -1,17 +1,21 @@
 //! For how long this node is not ready because others write its record.
 //!
-//! What they write harms where the other nodes do not follow our record until it is written back:
-//! - under our key, another address, MAC, VNI or backend, or what no node follows: packets to our pods go elsewhere or nowhere;
-//! - our record deleted, also where a record under another key keeps it from being written again: packets go nowhere;
-//! - under another key, a record in our name that supersedes ours, since it is newer or ours has no lease: the others give our
-//!   MAC to that one's subnet. Where the keeper does not know its key, our write does not help; then readiness names that record
-//!   for as long as the others follow it.
+//! A write of others harms if the other nodes do not follow our record until it is written back:
+//! - Our key has another address, MAC, VNI or backend, or a record that no node follows. Packets to our pods go elsewhere or
+//!   nowhere.
+//! - Our key is deleted, perhaps with a record under another key that keeps ours from being written again. Packets to our pods
+//!   go nowhere.
+//! - Another key has a record in our name that goes before ours, since it is newer or has a lease where ours has none. The other
+//!   nodes send nothing to our subnet. Where the keeper does not know that key our write does not help; then readiness names
+//!   that record for as long as the others follow it.
 //!
-//! It does not harm under our key where only members are others that no other node reads, nor under another key where the record
-//! is ignored because it has no lease, is older, or is another node's that came later: that never comes here.
+//! A write under our key harms nobody if it changes only members that other nodes do not read. A record under another key harms
+//! nobody if the nodes ignore it, since it has no lease, is older, or is of another node and came later; the keeper never hears
+//! of such a one.
 //!
-//! A single one harms for some milliseconds, which nobody has to act on. After several in a row, with less than [`CALM`]
-//! between two, the others may find this node or not at any moment. That ends when our record has stood for so long.
+//! One harmful write cuts this node off for some milliseconds, and nobody can do anything about that. After several in a row,
+//! with less than [`CALM`] between two, this node may be cut off at any moment: it is not ready until its record has stood for
+//! so long.
 
 use std::time::Duration;
 
@@ -19,8 +23,8 @@ use tokio::time::Instant;
 
 use super::AGAIN;
 
-/// How long our record has to stand. Twice as long as an older Twill, which may be the other one, waits at the most before
-/// it writes again.
+/// How long our record has to stand. The other one may be an older Twill, which waits for up to five seconds before it writes
+/// again: this is twice as long.
 pub(in crate::lease) const CALM: Duration = Duration::from_secs(10);
 
 /// The writes of others that harm.
@@ -53,12 +57,12 @@ impl Harm {
         }
     }
 
-    /// When this node counts as harmed no more if nothing comes.
+    /// When this node no longer counts as harmed if nothing more comes.
     pub(super) fn due(&self) -> Option<Instant> {
         self.last.filter(|_| self.told && !self.lasts).map(|last| last + CALM)
     }
 
-    /// Whether this node counts as harmed from now on, if that is another than before.
+    /// Whether this node counts as harmed from now on, if that has changed.
     pub(super) fn news(&mut self, now: Instant) -> Option<bool> {
         let before = self.told;
         self.told = if before { self.due().is_none_or(|due| due > now) } else { self.times >= AGAIN && self.lasts };
