@@ -421,6 +421,11 @@ fn of_several_next_hops_the_first_that_lives_is_followed() {
         node.exec("ip link set eth0 down").unwrap();
         pair.wait_known_as(Ipv4Addr::new(10, 99, 8, 8));
         pair.daemons[1].wait_log(&["the underlay changed", "eth1", "next hop 2 of 2"], PATIENCE);
+        // Until then nothing could leave this host.
+        let log = pair.daemons[1].log();
+        let (down, moved) =
+            (log.find("not ready missing=\"underlay: eth0 is down\""), log.find("the underlay changed"));
+        assert!(down.is_some_and(|down| Some(down) < moved), "{log}");
         node.exec("ip link set eth0 up").unwrap();
         pair.wait_known_as(node.addr());
         assert_eq!(pair.identity(), before);

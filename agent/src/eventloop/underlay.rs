@@ -117,15 +117,14 @@ impl<D: Dataplane> EventLoop<D> {
             }
             _ => None,
         };
-        if self.underlay.move_at.is_some() {
-            return;
-        }
-        if let Some(Found { ends, .. }) = found
+        if self.underlay.move_at.is_none()
+            && let Some(Found { ends, .. }) = found
             && let Err(error) = self.move_to(&ends, now)
             && self.underlay.lines.admit(now)
         {
             warn!(%error, "cannot follow the underlay's change");
         }
+        // Also of an end that is about to move: until then its packets go over that interface.
         self.health.underlay = self.hindrance(&interfaces);
     }
 

@@ -28,6 +28,7 @@ use twill_agent::store::fake::{FakeStore, Op as StoreOp};
 mod lines;
 mod said;
 mod snapshot;
+mod underlay;
 
 /// A kernel that the test and the loop share.
 #[derive(Clone, Default)]
@@ -331,30 +332,6 @@ async fn the_loop_does_not_outlive_its_reader() {
         ended,
         Some(Ended::Broken { part: "the reader of etcd has ended, which is a fault of its own".to_owned() })
     );
-}
-
-#[tokio::test(start_paused = true)]
-async fn device_record_and_subnet_env_follow_the_underlay() {
-    Node::run(PeerMode::All, Shared::default(), &[1], async |node| {
-        node.until("the peer", |node| node.kernel.peers() == 1).await;
-        node.kernel.kernel().interfaces = vec![eth0("10.99.0.77/16", 9000)];
-        node.kernel.tell(Event::Underlay);
-        node.until("the MTU", |node| node.kernel.kernel().device.as_ref().is_some_and(|d| d.mtu == 8950)).await;
-        let local: IpAddr = "10.99.0.77".parse().unwrap();
-        assert_eq!(node.kernel.kernel().device.as_ref().map(|d| d.local), Some(local));
-        node.until("the record", |node| {
-            let record = node.store.records().remove(&node.key);
-            record.is_some_and(|raw| String::from_utf8_lossy(&raw.value).contains("10.99.0.77"))
-        })
-        .await;
-        let env = std::fs::read_to_string(&node.subnet_file).unwrap();
-        assert!(env.contains("FLANNEL_MTU=8950"), "{env}");
-        node.kernel.kernel().interfaces.clear();
-        node.kernel.tell(Event::Underlay);
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(node.kernel.kernel().device.as_ref().map(|d| d.local), Some(local), "what was chosen stays");
-    })
-    .await;
 }
 
 #[tokio::test(start_paused = true)]
