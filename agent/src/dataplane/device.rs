@@ -144,15 +144,10 @@ impl Kernel {
 
     /// A difference, with the name of the device that ours is a port of.
     fn in_words(&mut self, difference: &Difference) -> String {
-        let links = match difference {
-            Difference::Master { .. } => self.looker.links().unwrap_or_default(),
-            _ => Vec::new(),
-        };
-        let is_master = |link: &&Link| *difference == Difference::Master { seen: link.index };
-        links.iter().find(is_master).map_or_else(
-            || difference.to_string(),
-            |link| format!("a port of {} ({})", Shown::new(&link.name), link.kind.as_deref().unwrap_or("physical")),
-        )
+        match difference {
+            Difference::Master { seen } => port_of(*seen, self.looker.links()),
+            _ => difference.to_string(),
+        }
     }
 
     fn look(&mut self, spec: &VxlanSpec) -> Result<Link, Error> {
@@ -198,6 +193,18 @@ impl Kernel {
     }
 }
 
+/// That our device is a port of the device of this index, by its name where the kernel tells it.
+fn port_of(master: u32, links: Result<Vec<Link>, netlink_ext::Error>) -> String {
+    let links = match links {
+        Ok(links) => links,
+        Err(error) => return format!("a port of ifindex {master} (cannot read its name: {error})"),
+    };
+    links.iter().find(|link| link.index == master).map_or_else(
+        || Difference::Master { seen: master }.to_string(),
+        |link| format!("a port of {} ({})", Shown::new(&link.name), link.kind.as_deref().unwrap_or("physical")),
+    )
+}
+
 /// Whether a link has our MAC and VNI, whatever its name.
 fn is_ours(link: &Link, spec: &VxlanSpec) -> bool {
     link.mac == Some(spec.mac) && link.vxlan.as_ref().is_some_and(|vxlan| vxlan.vni == spec.vni)
@@ -241,5 +248,18 @@ fn spec(device: &Device) -> VxlanSpec {
         learning: device.learning,
         gbp: device.gbp,
         l2miss: device.l2miss,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_device_that_ours_is_a_port_of_is_named_or_it_is_said_why_not() {
+        let refused = Err(netlink_ext::Error::DumpInterrupted { tries: 10 });
+        let error = netlink_ext::Error::DumpInterrupted { tries: 10 };
+        assert_eq!(port_of(7, refused), format!("a port of ifindex 7 (cannot read its name: {error})"));
+        assert_eq!(port_of(7, Ok(Vec::new())), "a port of ifindex 7, not of any device");
     }
 }
