@@ -1,5 +1,6 @@
 //! The interface under the tunnel changes: what follows it, what is said of it, and whether this node is ready meanwhile.
 
+use super::lines::Lines;
 use super::*;
 use twill_agent::overlay::iface::DefaultHop;
 
@@ -84,6 +85,30 @@ async fn a_link_that_is_up_again_makes_the_node_ready_also_while_an_equal_one_ma
         assert_eq!(node.device().underlay_name, "eth1", "the first one has to stay for some seconds");
         node.until("the first one", |node| node.device().underlay_name == "eth0").await;
         assert_eq!(node.missing(), "");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_underlay_that_keeps_changing_has_ten_lines_a_minute_and_then_their_number() {
+    let log = Lines::begin();
+    Node::run(PeerMode::All, Shared::default(), &[1], async |node| {
+        node.until("ready", |node| node.missing().is_empty()).await;
+        for round in 0..15 {
+            for mtu in [1400, 1500] {
+                node.show(vec![eth0("10.99.0.10/16", mtu)]);
+                node.until(&format!("MTU {mtu} in round {round}"), |node| node.device().mtu == mtu - 50).await;
+            }
+        }
+        let (changed, counted) = ("the underlay changed", "the underlay keeps changing times=20");
+        assert_eq!((log.with(changed).len(), log.with(counted).len()), (10, 0));
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        node.until("counted", |_| log.with(counted).len() == 1).await;
+        // After a whole minute without a change each has its line again.
+        tokio::time::sleep(Duration::from_secs(70)).await;
+        node.show(vec![eth0("10.99.0.10/16", 1400)]);
+        node.until("said", |_| log.with(changed).len() == 11).await;
+        assert_eq!(log.with("the underlay keeps changing").len(), 1);
     })
     .await;
 }
