@@ -18,10 +18,11 @@ use crate::overlay::records::{Raw, Records};
 use crate::overlay::repeats::Repeats;
 use crate::site::Site;
 use crate::snapshot::{Missing, Part, Publisher};
-use crate::store::{self, Change, RawRecord};
+use crate::store::{Change, RawRecord, StoreEvent};
 
+mod clock;
 mod config;
-mod half;
+mod family_plane;
 mod health;
 #[cfg(test)]
 mod lines;
@@ -36,10 +37,10 @@ mod told;
 mod underlay;
 
 use config::ConfigNow;
-pub use half::Half;
-use half::Heard;
+pub use family_plane::FamilyPlane;
+use family_plane::Heard;
 use health::Health;
-pub use own::Own;
+pub use own::OwnRecord;
 pub use signals::{Order, Signals};
 pub use sources::Feeds;
 use sources::{News, Sources};
@@ -74,11 +75,11 @@ pub struct Parts<D> {
     /// What is fixed for our life.
     pub site: Site,
     /// The planes, one a family.
-    pub halves: Vec<Half<D>>,
+    pub families: Vec<FamilyPlane<D>>,
     /// The records that are no peers, and the reading of all.
     pub records: Records,
     /// Our own record.
-    pub own: Own,
+    pub own: OwnRecord,
     /// Whether a clean stop programs every peer first (`--program-all-on-exit`).
     pub program_all_on_exit: bool,
     /// Reads the store from the start, for when we are somebody else.
@@ -90,16 +91,16 @@ pub struct Parts<D> {
 }
 
 /// Reads the store from the start.
-pub type ReadAgain = Box<dyn Fn() -> mpsc::Receiver<store::Event>>;
+pub type ReadAgain = Box<dyn Fn() -> mpsc::Receiver<StoreEvent>>;
 
 /// All that the loop turns on.
 pub struct EventLoop<D> {
     site: Site,
-    halves: Vec<Half<D>>,
+    families: Vec<FamilyPlane<D>>,
     records: Records,
     /// A reading of the store from the start that the loop has not turned to yet.
-    store: Option<mpsc::Receiver<store::Event>>,
-    own: Own,
+    store: Option<mpsc::Receiver<StoreEvent>>,
+    own: OwnRecord,
     program_all_on_exit: bool,
     read_again: ReadAgain,
     publisher: Publisher,
@@ -115,10 +116,10 @@ pub struct EventLoop<D> {
 impl<D: Dataplane> EventLoop<D> {
     /// A loop over these parts.
     pub fn new(parts: Parts<D>) -> Self {
-        let Parts { site, halves, records, own, program_all_on_exit, read_again, rules, publisher } = parts;
+        let Parts { site, families, records, own, program_all_on_exit, read_again, rules, publisher } = parts;
         Self {
             site,
-            halves,
+            families,
             records,
             store: None,
             own,
@@ -157,8 +158,8 @@ impl<D: Dataplane> EventLoop<D> {
                 }
                 News::Look => {
                     self.write_env();
-                    self.halves.iter_mut().for_each(|half| half.tell_repeats(half::now()));
-                    self.underlay.tell_repeats(half::now());
+                    self.families.iter_mut().for_each(|family| family.tell_repeats(clock::now()));
+                    self.underlay.tell_repeats(clock::now());
                     self.health.alive(&self.publisher.last());
                 }
                 News::Rules => {}
@@ -181,27 +182,27 @@ impl<D: Dataplane> EventLoop<D> {
             if self.store.is_some() {
                 return News::ReadAgain;
             }
-            if let Some(why) = self.halves.iter().find_map(Half::given_up) {
+            if let Some(why) = self.families.iter().find_map(FamilyPlane::given_up) {
                 return News::Ended(why.to_owned());
             }
             if !busy {
                 self.note_ready();
                 self.say();
             }
-            let wake = self.halves.iter().map(Half::next_wake).min();
+            let wake = self.families.iter().map(FamilyPlane::next_wake).min();
             let wake = wake
                 .into_iter()
                 .chain(self.underlay.move_at)
                 .chain(self.told.due())
                 .min()
-                .unwrap_or_else(|| half::now() + NOTHING_TO_DO);
+                .unwrap_or_else(|| clock::now() + NOTHING_TO_DO);
             if timer.deadline() != wake.into() {
                 timer.as_mut().reset(wake.into());
             }
             tokio::select! {
                 biased;
                 // First, since a packet may wait. The others are not starved: a turn that has heard anything is busy.
-                () = readable(&self.halves), if !busy => {}
+                () = readable(&self.families), if !busy => {}
                 news = &mut news => return news,
                 () = tokio::task::yield_now(), if busy => {}
                 () = timer.as_mut(), if !busy => {}
@@ -212,50 +213,53 @@ impl<D: Dataplane> EventLoop<D> {
     /// One turn over all planes; whether more is to be done at once.
     async fn turn(&mut self) -> bool {
         let mut busy = false;
-        for half in &mut self.halves {
-            let now = half::now();
-            let heard = half.hear(now);
-            half.answer(now);
-            let worked = !half.is_flooded(heard, now) && half.work(now).await;
+        for family in &mut self.families {
+            let now = clock::now();
+            let heard = family.hear(now);
+            family.answer(now);
+            let worked = !family.is_flooded(heard, now) && family.work(now).await;
             busy |= heard != Heard::Nothing || worked;
         }
-        busy | self.follow_underlay(half::now())
+        busy | self.follow_underlay(clock::now())
     }
 
     /// Works out whether we are ready. Asked between two pieces of work only, so that it does not flicker with each.
     fn note_ready(&mut self) {
-        for half in &mut self.halves {
-            let routes = half.look_for_contested().into_iter().map(|words| (words, half::contested::ROUTE));
-            let rules = half.look_for_diversion(half::now()).into_iter().map(|words| (words, half::contested::RULE));
+        for family in &mut self.families {
+            let routes = family.look_for_contested().into_iter().map(|words| (words, family_plane::contested::ROUTE));
+            let rules =
+                family.look_for_diversion(clock::now()).into_iter().map(|words| (words, family_plane::contested::RULE));
             for (words, advice) in routes.chain(rules) {
-                self.told.contested(&half.device.name, &words, advice, half::now());
+                self.told.contested(&family.device.name, &words, advice, clock::now());
             }
         }
-        let behind = self.halves.iter().filter(|half| !half.in_sync());
-        let behind = behind
-            .map(|half| Missing::new(Part::Kernel, format_args!("{} is not as the records want it", half.device.name)));
+        let behind = self.families.iter().filter(|family| !family.in_sync());
+        let behind = behind.map(|family| {
+            Missing::new(Part::Kernel, format_args!("{} is not as the records want it", family.device.name))
+        });
         let displaced = self.displaced().into_iter().map(|why| Missing::new(Part::Etcd, why));
-        let contested = self.halves.iter().flat_map(Half::blocking).map(|why| Missing::new(Part::Contested, why));
+        let contested =
+            self.families.iter().flat_map(FamilyPlane::blocking).map(|why| Missing::new(Part::Contested, why));
         self.publish(self.health.missing(behind.chain(displaced).chain(contested)));
         self.health.tell(&self.publisher.last());
     }
 
     /// Says in the log what has waited for a pause.
     fn say(&mut self) {
-        if self.halves.iter().any(|half| half.plane.has_programmed()) {
-            self.told.expect_programmed(half::now);
+        if self.families.iter().any(|family| family.plane.has_programmed()) {
+            self.told.expect_programmed(clock::now);
         }
-        for half in self.halves.iter_mut().filter(|half| half.plane.has_mended()) {
-            self.told.mended(&half.device.name, half.plane.take_mended(), half::now());
+        for family in self.families.iter_mut().filter(|family| family.plane.has_mended()) {
+            self.told.mended(&family.device.name, family.plane.take_mended(), clock::now());
         }
-        if self.told.due().is_some_and(|due| due <= half::now()) {
-            let planes = self.halves.iter_mut().map(|half| &mut half.plane);
-            self.told.say(half::now(), || planes.map(Plane::take_programmed).collect());
+        if self.told.due().is_some_and(|due| due <= clock::now()) {
+            let planes = self.families.iter_mut().map(|family| &mut family.plane);
+            self.told.say(clock::now(), || planes.map(Plane::take_programmed).collect());
         }
     }
 
     /// Takes in a store event and whatever else has arrived by now; it is planned together.
-    fn store_events(&mut self, first: store::Event, more: &mut mpsc::Receiver<store::Event>) {
+    fn store_events(&mut self, first: StoreEvent, more: &mut mpsc::Receiver<StoreEvent>) {
         let mut deltas = Vec::new();
         let mut records = size(&first);
         self.store_event(first, &mut deltas);
@@ -266,27 +270,27 @@ impl<D: Dataplane> EventLoop<D> {
             self.store_event(event, &mut deltas);
         }
         if !deltas.is_empty() {
-            self.told.deltas(&deltas, half::now());
+            self.told.deltas(&deltas, clock::now());
         }
         self.defend();
     }
 
-    fn store_event(&mut self, event: store::Event, deltas: &mut Vec<Delta>) {
-        let planes = self.halves.iter_mut().map(|half| &mut half.plane);
+    fn store_event(&mut self, event: StoreEvent, deltas: &mut Vec<Delta>) {
+        let planes = self.families.iter_mut().map(|family| &mut family.plane);
         match event {
-            store::Event::Listing => {
+            StoreEvent::Listing => {
                 self.health.etcd.is_listing = true;
                 self.health.etcd.listings += 1;
                 self.own.listed = false;
                 self.records.listing();
                 planes.for_each(Plane::listing);
             }
-            store::Event::Page(records) => {
+            StoreEvent::Page(records) => {
                 for record in records {
                     self.put(record, deltas);
                 }
             }
-            store::Event::Listed { revision } => {
+            StoreEvent::Listed { revision } => {
                 debug!(revision, "read all records");
                 self.health.etcd.is_listing = false;
                 self.records.listed();
@@ -296,7 +300,7 @@ impl<D: Dataplane> EventLoop<D> {
                 self.own.keeper.check();
                 planes.for_each(|plane| deltas.extend(plane.listed()));
             }
-            store::Event::Changes(changes) => {
+            StoreEvent::Changes(changes) => {
                 for change in changes {
                     match change {
                         Change::Put(record) => self.put(record, deltas),
@@ -304,13 +308,13 @@ impl<D: Dataplane> EventLoop<D> {
                     }
                 }
             }
-            store::Event::Config(config) => self.config_changed(config),
-            store::Event::Down { reason } => {
+            StoreEvent::Config(config) => self.config_changed(config),
+            StoreEvent::Down { reason } => {
                 warn!(%reason, "etcd does not answer; the data plane goes on");
                 self.health.etcd.outages += 1;
                 self.health.etcd.down = Some(reason.to_string());
             }
-            store::Event::Up => {
+            StoreEvent::Up => {
                 info!("etcd answers again");
                 self.health.etcd.down = None;
             }
@@ -318,7 +322,7 @@ impl<D: Dataplane> EventLoop<D> {
     }
 
     fn put(&mut self, record: RawRecord, deltas: &mut Vec<Delta>) {
-        let mut planes: Vec<&mut Plane> = self.halves.iter_mut().map(|half| &mut half.plane).collect();
+        let mut planes: Vec<&mut Plane> = self.families.iter_mut().map(|family| &mut family.plane).collect();
         if record.key == self.own.text {
             self.own.listed = true;
             deltas.extend(self.records.put_own(&mut planes, Raw::from(&record)));
@@ -328,7 +332,7 @@ impl<D: Dataplane> EventLoop<D> {
         let taken = self.records.put(&mut planes, Raw::from(&record));
         deltas.extend(taken.deltas);
         if let Some(bad) = taken.bad {
-            self.told.ignored(&record.key, &bad, half::now());
+            self.told.ignored(&record.key, &bad, clock::now());
         }
     }
 
@@ -337,14 +341,14 @@ impl<D: Dataplane> EventLoop<D> {
             self.own.keeper.seen(Change::Deleted { key, revision });
             return;
         }
-        let mut planes: Vec<&mut Plane> = self.halves.iter_mut().map(|half| &mut half.plane).collect();
+        let mut planes: Vec<&mut Plane> = self.families.iter_mut().map(|family| &mut family.plane).collect();
         deltas.extend(self.records.remove(&mut planes, &key));
     }
 }
 
 /// Waits until any plane's kernel side has something to tell.
-async fn readable<D: Dataplane>(halves: &[Half<D>]) {
-    match halves {
+async fn readable<D: Dataplane>(families: &[FamilyPlane<D>]) {
+    match families {
         [] => std::future::pending().await,
         // The usual case allocates nothing: this is on the path of each miss.
         [one] => one.dataplane.readable().await,
@@ -356,20 +360,20 @@ async fn readable<D: Dataplane>(halves: &[Half<D>]) {
 }
 
 /// How many peers there are.
-fn peers_of<D>(halves: &[Half<D>]) -> usize {
-    halves.iter().map(|half| half.plane.peers().len()).sum()
+fn peers_of<D>(families: &[FamilyPlane<D>]) -> usize {
+    families.iter().map(|family| family.plane.peers().len()).sum()
 }
 
 /// How many of them are completely in the kernel.
-fn programmed_of<D>(halves: &[Half<D>]) -> usize {
-    halves.iter().map(|half| half.plane.tally().in_kernel).sum()
+fn programmed_of<D>(families: &[FamilyPlane<D>]) -> usize {
+    families.iter().map(|family| family.plane.tally().in_kernel).sum()
 }
 
 /// How many records an event is about.
-fn size(event: &store::Event) -> usize {
+fn size(event: &StoreEvent) -> usize {
     match event {
-        store::Event::Page(records) => records.len(),
-        store::Event::Changes(changes) => changes.len(),
+        StoreEvent::Page(records) => records.len(),
+        StoreEvent::Changes(changes) => changes.len(),
         _ => 1,
     }
 }

@@ -14,7 +14,7 @@ use crate::overlay::record::{BadRecord, Family, PeerRecord, Record, SubnetKey, f
 use crate::overlay::{NetworkConfig, Shown};
 use crate::store::backoff::Backoff;
 use crate::store::etcd::EtcdStore;
-use crate::store::{Error, Event, LeaseId, RawRecord, Store};
+use crate::store::{Error, LeaseId, RawRecord, Store, StoreEvent};
 
 mod table;
 
@@ -117,17 +117,17 @@ impl Asked {
         let mut listing = Listing::default();
         while let Some(event) = events.recv().await {
             match event {
-                Event::Listing => listing = Listing::default(),
-                Event::Config(config) => listing.config = config,
-                Event::Page(page) => listing.records.extend(page),
-                Event::Listed { .. } => return Ok(listing),
-                Event::Down { reason } => {
+                StoreEvent::Listing => listing = Listing::default(),
+                StoreEvent::Config(config) => listing.config = config,
+                StoreEvent::Page(page) => listing.records.extend(page),
+                StoreEvent::Listed { .. } => return Ok(listing),
+                StoreEvent::Down { reason } => {
                     self.reason.replace(Some(reason.clone()));
                     if is_refused(store).await {
                         bail!("etcd refuses: {reason}");
                     }
                 }
-                Event::Up | Event::Changes(_) => {}
+                StoreEvent::Up | StoreEvent::Changes(_) => {}
             }
         }
         bail!("the reader of etcd has stopped")

@@ -58,7 +58,7 @@ pub struct Side {
 
 /// What the flags and the config ask for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
+pub struct WantedRules {
     /// The VNI, which is part of the tables' name.
     pub vni: u32,
     /// The families.
@@ -125,7 +125,7 @@ impl Error {
 ///
 /// # Errors
 /// When there is no thread to be had.
-pub fn keep(wanted: Wanted, resync: Duration) -> io::Result<watch::Receiver<Option<String>>> {
+pub fn keep(wanted: WantedRules, resync: Duration) -> io::Result<watch::Receiver<Option<String>>> {
     let (state, told) = watch::channel(Some("not written yet".to_owned()));
     // The thread comes first: a runtime that finds none could not be dropped here, within another one.
     let (give, take) = mpsc::sync_channel::<Runtime>(1);
@@ -145,7 +145,7 @@ pub fn keep(wanted: Wanted, resync: Duration) -> io::Result<watch::Receiver<Opti
 }
 
 /// Opens the sockets anew after each failure of one.
-async fn keep_for_ever(wanted: &Wanted, resync: Duration, state: &watch::Sender<Option<String>>) {
+async fn keep_for_ever(wanted: &WantedRules, resync: Duration, state: &watch::Sender<Option<String>>) {
     let guard_only = rules::tables(wanted).iter().all(Table::is_guard_only);
     let (mut pause, mut said) = (REOPEN, false);
     let mut fight = Fight::new(Instant::now());
@@ -191,7 +191,7 @@ struct Known {
 }
 
 impl Known {
-    fn of(wanted: &Wanted) -> Self {
+    fn of(wanted: &WantedRules) -> Self {
         let tables = rules::tables(wanted).into_iter();
         let tables = tables.map(|table| Entry { table, shown: None, known: false }).collect();
         Self { tables, said: BTreeMap::new() }
@@ -223,7 +223,7 @@ struct Mended {
 
 impl<'a> Masquerade<'a> {
     /// Opens the sockets in the network namespace of this thread, within a tokio runtime. Writes nothing yet.
-    fn open(wanted: &Wanted, known: &'a mut Known) -> Result<Self, Error> {
+    fn open(wanted: &WantedRules, known: &'a mut Known) -> Result<Self, Error> {
         let nft = Nft::open()?;
         Ok(Self {
             notices: Notices::open(rules::table_name(wanted.vni), nft.port)?,

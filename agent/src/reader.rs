@@ -18,7 +18,7 @@ use crate::overlay::plane::Plane;
 use crate::overlay::record::Record;
 use crate::overlay::records::{Raw, Records};
 use crate::overlay::repeats::Repeats;
-use crate::store::{Change, Event, RawRecord, Store};
+use crate::store::{Change, RawRecord, Store, StoreEvent};
 
 /// How often a wait that goes on is spoken of.
 pub(crate) const REMIND: Duration = Duration::from_secs(30);
@@ -29,7 +29,7 @@ const REASONS: u32 = 10;
 /// Reads etcd until the event loop takes over.
 pub(crate) struct Reader<S> {
     store: S,
-    events: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<StoreEvent>,
     /// Where etcd is, for the log.
     endpoints: String,
     /// The last config that was usable, and whether the key holds another one by now.
@@ -67,7 +67,7 @@ impl<S: Store> Reader<S> {
     }
 
     /// The events from here on.
-    pub(crate) fn into_events(self) -> mpsc::Receiver<Event> {
+    pub(crate) fn into_events(self) -> mpsc::Receiver<StoreEvent> {
         self.events
     }
 
@@ -88,8 +88,8 @@ impl<S: Store> Reader<S> {
             }
             let Ok(event) = tokio::time::timeout(REMIND, self.event_without_config()).await else { continue };
             match event? {
-                Event::Listing => listing = true,
-                Event::Config(Some(text)) => match NetworkConfig::parse(&text) {
+                StoreEvent::Listing => listing = true,
+                StoreEvent::Config(Some(text)) => match NetworkConfig::parse(&text) {
                     Ok(config) if listing => {
                         (self.config, self.changed) = (Some(text.clone()), false);
                         return Ok((config, text));
@@ -100,13 +100,13 @@ impl<S: Store> Reader<S> {
                         (why, loud) = (format!("the network config {prefix}/config is not usable: {error}"), true);
                     }
                 },
-                Event::Config(None) => {
+                StoreEvent::Config(None) => {
                     let example = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
                     why = format!("no network config yet: waiting for the key {prefix}/config, for instance {example}");
                     loud = true;
                 }
-                Event::Page(_) | Event::Listed { .. } => listing = false,
-                Event::Changes(_) | Event::Down { .. } | Event::Up => {}
+                StoreEvent::Page(_) | StoreEvent::Listed { .. } => listing = false,
+                StoreEvent::Changes(_) | StoreEvent::Down { .. } | StoreEvent::Up => {}
             }
         }
     }
@@ -158,12 +158,12 @@ impl<S: Store> Reader<S> {
 
     /// The next event while no usable config is there. If a record shows that another node holds the previous subnet, that is
     /// told at once.
-    async fn event_without_config(&mut self) -> Result<Event> {
+    async fn event_without_config(&mut self) -> Result<StoreEvent> {
         let event = self.event().await?;
         let Some(previous) = self.previous.as_ref().filter(|_| !self.waiting.is_given_up()) else { return Ok(event) };
         let taken = match &event {
-            Event::Page(records) => records.iter().find_map(|record| previous.taken_by(record)),
-            Event::Changes(changes) => changes.iter().find_map(|change| match change {
+            StoreEvent::Page(records) => records.iter().find_map(|record| previous.taken_by(record)),
+            StoreEvent::Changes(changes) => changes.iter().find_map(|change| match change {
                 Change::Put(record) => previous.taken_by(record),
                 Change::Deleted { .. } => None,
             }),
@@ -176,20 +176,20 @@ impl<S: Store> Reader<S> {
         Ok(event)
     }
 
-    async fn event(&mut self) -> Result<Event> {
+    async fn event(&mut self) -> Result<StoreEvent> {
         let event = self.events.recv().await.ok_or_else(|| anyhow!("the reader of etcd has stopped"))?;
         match &event {
-            Event::Down { reason } => {
+            StoreEvent::Down { reason } => {
                 let why = format!("etcd at {} does not answer, trying until it does: {reason}", self.endpoints);
                 self.waiting.say(&why, true);
                 self.waiting.down = Some(why);
             }
-            Event::Up => {
+            StoreEvent::Up => {
                 self.waiting.down = None;
                 self.waiting.note("etcd answers; on the way to a subnet");
                 info!(endpoints = %self.endpoints, "etcd answers");
             }
-            Event::Config(text) => self.changed = *text != self.config,
+            StoreEvent::Config(text) => self.changed = *text != self.config,
             _ => {}
         }
         Ok(event)
@@ -202,22 +202,22 @@ impl Intake {
         Self { planes, records, known: Known::default(), revision: 0, previous: None, listed: false }
     }
 
-    fn take_in(&mut self, event: Event, wanted: &Wanted<'_>) {
+    fn take_in(&mut self, event: StoreEvent, wanted: &Wanted<'_>) {
         match event {
-            Event::Listing => {
+            StoreEvent::Listing => {
                 self.known = Known::default();
                 self.records.listing();
                 self.planes.iter_mut().for_each(Plane::listing);
                 self.listed = false;
             }
-            Event::Page(page) => page.into_iter().for_each(|record| self.put(&record, wanted)),
-            Event::Listed { revision } => {
+            StoreEvent::Page(page) => page.into_iter().for_each(|record| self.put(&record, wanted)),
+            StoreEvent::Listed { revision } => {
                 self.records.listed();
                 self.planes.iter_mut().for_each(|plane| drop(plane.listed()));
                 (self.listed, self.revision) = (true, revision);
                 debug!(revision, "read all records");
             }
-            Event::Changes(changes) => {
+            StoreEvent::Changes(changes) => {
                 for change in changes {
                     match change {
                         Change::Put(record) => self.put(&record, wanted),
@@ -228,7 +228,7 @@ impl Intake {
                     }
                 }
             }
-            Event::Config(_) | Event::Down { .. } | Event::Up => {}
+            StoreEvent::Config(_) | StoreEvent::Down { .. } | StoreEvent::Up => {}
         }
     }
 

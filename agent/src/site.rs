@@ -42,7 +42,7 @@ pub struct Site {
 
 /// One family's end of the tunnel: its network and the interface it goes through.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct End {
+pub struct TunnelEnd {
     /// The network.
     pub net: FamilyConfig,
     /// Its family.
@@ -139,12 +139,12 @@ impl Unfit {
 
 impl Site {
     /// The end of each family that the config has, over the interfaces that there are.
-    pub fn ends(&self, interfaces: &[Interface]) -> Result<Vec<End>, Unfit> {
+    pub fn ends(&self, interfaces: &[Interface]) -> Result<Vec<TunnelEnd>, Unfit> {
         self.each_end(interfaces).into_iter().collect()
     }
 
     /// The same, with the reason for each family that has none.
-    pub fn each_end(&self, interfaces: &[Interface]) -> Vec<Result<End, Unfit>> {
+    pub fn each_end(&self, interfaces: &[Interface]) -> Vec<Result<TunnelEnd, Unfit>> {
         let barred: Vec<Interface> = interfaces.iter().map(|interface| self.barred(interface)).collect();
         self.config.families().map(|net| self.end(net, interfaces, &barred)).collect()
     }
@@ -157,7 +157,7 @@ impl Site {
         locals.filter(|local| iface::is_tentative(interfaces, *local)).collect()
     }
 
-    fn end(&self, net: &FamilyConfig, interfaces: &[Interface], barred: &[Interface]) -> Result<End, Unfit> {
+    fn end(&self, net: &FamilyConfig, interfaces: &[Interface], barred: &[Interface]) -> Result<TunnelEnd, Unfit> {
         let family = Family::of(&net.network);
         let choose = |interfaces: &[Interface]| iface::choose(interfaces, &self.wish, family == Family::V6);
         let mut chosen = choose(barred).map_err(|source| match choose(interfaces) {
@@ -176,7 +176,7 @@ impl Site {
         }
         match self.leased(chosen.public) {
             Some(barred) => Err(Unfit::Public { public: chosen.public, barred }),
-            None => Ok(End { net: *net, family, chosen }),
+            None => Ok(TunnelEnd { net: *net, family, chosen }),
         }
     }
 
@@ -212,7 +212,7 @@ impl Site {
     }
 
     /// What our record says over these ends. `mac` gives each family's.
-    pub fn record(&self, ends: &[End], mut mac: impl FnMut(Family) -> MacAddr) -> Record {
+    pub fn record(&self, ends: &[TunnelEnd], mut mac: impl FnMut(Family) -> MacAddr) -> Record {
         let mut record = Record::vxlan(Ipv4Addr::UNSPECIFIED);
         for end in ends {
             match end.chosen.public {
@@ -238,7 +238,7 @@ impl Site {
     }
 
     /// The device of an end, for the subnet of this key.
-    pub fn device(&self, end: &End, key: &SubnetKey, mac: MacAddr) -> Result<Device, Unfit> {
+    pub fn device(&self, end: &TunnelEnd, key: &SubnetKey, mac: MacAddr) -> Result<Device, Unfit> {
         let backend = &self.config.backend;
         let subnet = own_subnet(key, end)?;
         let (overhead, least) = match end.family {
@@ -282,7 +282,7 @@ impl Site {
     }
 }
 
-impl End {
+impl TunnelEnd {
     /// Ourselves at this end while we have no subnet.
     pub fn without_subnet(&self) -> Own {
         Own { subnet: no_subnet(self.family), public_ip: self.chosen.public, mac: None }
@@ -305,12 +305,12 @@ pub fn no_subnet(family: Family) -> IpNetwork {
 }
 
 /// Our own subnet of an end's family.
-pub fn own_subnet(key: &SubnetKey, end: &End) -> Result<IpNetwork, Unfit> {
+pub fn own_subnet(key: &SubnetKey, end: &TunnelEnd) -> Result<IpNetwork, Unfit> {
     key.side(end.family).ok_or(Unfit::NoSide { key: *key, family: end.family })
 }
 
 /// Ourselves at an end, with what our record says.
-pub fn own(key: &SubnetKey, record: &Record, end: &End) -> Result<Own, Unfit> {
+pub fn own(key: &SubnetKey, record: &Record, end: &TunnelEnd) -> Result<Own, Unfit> {
     Ok(Own { subnet: own_subnet(key, end)?, public_ip: end.chosen.public, mac: record.mac(end.family) })
 }
 

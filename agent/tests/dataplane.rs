@@ -6,7 +6,7 @@ use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
 use twill_agent::dataplane::kernel::Kernel;
-use twill_agent::dataplane::{Dataplane, Device, Event, Made};
+use twill_agent::dataplane::{Dataplane, Device, KernelEvent, Made};
 use twill_agent::overlay::MacAddr;
 use twill_agent::overlay::config::Backend;
 use twill_agent::overlay::kernel::{Fdb, Neigh, Notification, Observed, Op, Route, Row, SeenRoute, Via};
@@ -148,7 +148,9 @@ fn a_route_that_somebody_puts_in_the_place_of_ours_is_told() {
         let base: ipnetwork::IpNetwork = "10.5.0.0/16".parse().unwrap();
         loop {
             match kernel.next_event().unwrap() {
-                Some(Event::Row(Notification::Route(SeenRoute { route, ifindex }))) if route.destination == base => {
+                Some(KernelEvent::Row(Notification::Route(SeenRoute { route, ifindex })))
+                    if route.destination == base =>
+                {
                     assert!(ifindex.is_some(), "the other device");
                     assert_eq!((route.via, route.metric), (Via::Elsewhere, 0));
                     return;

@@ -20,7 +20,7 @@ use twill_agent::overlay::NetworkConfig;
 use twill_agent::overlay::alloc::Wanted;
 use twill_agent::overlay::record::{Record, VtepData};
 use twill_agent::store::etcd::EtcdStore;
-use twill_agent::store::{Change, Event, LeaseId, RawRecord, Store, Written};
+use twill_agent::store::{Change, LeaseId, RawRecord, Store, StoreEvent, Written};
 
 /// Record keys that sort as they are numbered.
 fn key(number: usize) -> String {
@@ -40,28 +40,28 @@ async fn fill(store: &EtcdStore, number: usize) {
 }
 
 /// A complete read: pages, the records in them, and its revision.
-async fn listing(events: &mut mpsc::Receiver<Event>) -> (usize, BTreeMap<String, RawRecord>, i64) {
+async fn listing(events: &mut mpsc::Receiver<StoreEvent>) -> (usize, BTreeMap<String, RawRecord>, i64) {
     let (mut pages, mut records) = (0, BTreeMap::new());
-    assert_eq!(next(events).await, Event::Listing);
+    assert_eq!(next(events).await, StoreEvent::Listing);
     loop {
         match next(events).await {
-            Event::Page(page) => {
+            StoreEvent::Page(page) => {
                 pages += 1;
                 records.extend(page.into_iter().map(|record| (record.key.clone(), record)));
             }
-            Event::Listed { revision } => return (pages, records, revision),
-            Event::Config(_) => {}
+            StoreEvent::Listed { revision } => return (pages, records, revision),
+            StoreEvent::Config(_) => {}
             other => panic!("{other:?}"),
         }
     }
 }
 
 /// The changes up to one of `last`; anything but changes is out of place.
-async fn changes(events: &mut mpsc::Receiver<Event>, last: &str) -> Vec<Change> {
+async fn changes(events: &mut mpsc::Receiver<StoreEvent>, last: &str) -> Vec<Change> {
     let mut seen = Vec::new();
     loop {
         match next(events).await {
-            Event::Changes(changes) => seen.extend(changes),
+            StoreEvent::Changes(changes) => seen.extend(changes),
             other => panic!("{other:?} before {last}"),
         }
         let is_last = |change: &Change| match change {
@@ -75,9 +75,9 @@ async fn changes(events: &mut mpsc::Receiver<Event>, last: &str) -> Vec<Change> 
 }
 
 /// What is said when the server goes: once, and nothing else.
-async fn down(events: &mut mpsc::Receiver<Event>) {
+async fn down(events: &mut mpsc::Receiver<StoreEvent>) {
     let event = next(events).await;
-    assert!(matches!(event, Event::Down { .. }), "{event:?}");
+    assert!(matches!(event, StoreEvent::Down { .. }), "{event:?}");
 }
 
 fn record(node: u8) -> Record {
@@ -118,9 +118,9 @@ async fn reads_in_pages_then_hears_of_each_change(release: Release) {
     assert!(matches!(&changes(&mut events, "10.5.2.0-24").await[..], [Change::Put(put)] if put.lease == lease.0));
     assert!(matches!(changes(&mut events, "10.5.2.0-24").await[..], [Change::Deleted { .. }]));
     etcd.ctl(&["put", "/coreos.com/network/config", "{}"]);
-    assert_eq!(next(&mut events).await, Event::Config(Some(b"{}".to_vec())));
+    assert_eq!(next(&mut events).await, StoreEvent::Config(Some(b"{}".to_vec())));
     etcd.ctl(&["del", "/coreos.com/network/config"]);
-    assert_eq!(next(&mut events).await, Event::Config(None));
+    assert_eq!(next(&mut events).await, StoreEvent::Config(None));
 
     // Three pages, the watch's two requests, grant and create; etcdctl's four are one each.
     assert_eq!(requests() - before, 3 + 2 + 2 + 4);
@@ -134,7 +134,7 @@ async fn a_change_is_heard_wherever_it_falls_between_read_and_watch(release: Rel
     let mut events = store.follow();
     let (_, mut seen, _) = listing(&mut events).await;
     while seen.len() < 1_500 {
-        let Event::Changes(changes) = next(&mut events).await else { panic!() };
+        let StoreEvent::Changes(changes) = next(&mut events).await else { panic!() };
         for change in changes {
             let Change::Put(put) = change else { panic!() };
             assert!(seen.insert(put.key.clone(), put).is_none(), "heard twice");
@@ -173,15 +173,15 @@ async fn a_restart_loses_no_change_and_reads_nothing_again(release: Release) {
         });
         etcd.restart();
         let mut heard = Vec::new();
-        for event in until(&mut events, |event| *event == Event::Up).await {
+        for event in until(&mut events, |event| *event == StoreEvent::Up).await {
             match event {
-                Event::Changes(changes) => heard.extend(changes),
-                Event::Up => {}
+                StoreEvent::Changes(changes) => heard.extend(changes),
+                StoreEvent::Up => {}
                 other => panic!("{other:?}"),
             }
         }
         while heard.len() < 2 {
-            let Event::Changes(changes) = next(&mut events).await else { panic!() };
+            let StoreEvent::Changes(changes) = next(&mut events).await else { panic!() };
             heard.extend(changes);
         }
         assert!(
@@ -209,7 +209,7 @@ async fn a_compaction_beyond_what_was_heard_starts_the_read_over(release: Releas
     etcd.restart();
     let (_, records, _) = listing(&mut events).await;
     assert_eq!(records.into_keys().collect::<Vec<_>>(), ["10.5.2.0-24"]);
-    assert_eq!(next(&mut events).await, Event::Up);
+    assert_eq!(next(&mut events).await, StoreEvent::Up);
     etcd.ctl(&["put", &Etcd::key("10.5.3.0-24"), "x"]);
     changes(&mut events, "10.5.3.0-24").await;
 }
@@ -226,7 +226,7 @@ async fn an_etcd_that_lost_its_data_is_read_again(release: Release) {
     etcd.restart();
     let (_, records, _) = listing(&mut events).await;
     assert!(records.is_empty());
-    assert_eq!(next(&mut events).await, Event::Up);
+    assert_eq!(next(&mut events).await, StoreEvent::Up);
 }
 
 async fn an_etcd_that_begins_anew_is_another_however_much_it_was_written_to(release: Release) {
@@ -277,15 +277,15 @@ async fn a_compaction_of_what_was_heard_costs_no_second_read(release: Release) {
         }
     });
     etcd.restart();
-    assert_eq!(next(&mut events).await, Event::Config(Some(b"3".to_vec())), "what was missed, and no read of all");
+    assert_eq!(next(&mut events).await, StoreEvent::Config(Some(b"3".to_vec())), "what was missed, and no read of all");
     // What comes by the one watch may come before the other one is there.
-    let is_heard = |event: &Event| matches!(event, Event::Changes(changes) if matches!(&changes[..], [Change::Put(put)] if put.key == "10.5.9.0-24"));
+    let is_heard = |event: &StoreEvent| matches!(event, StoreEvent::Changes(changes) if matches!(&changes[..], [Change::Put(put)] if put.key == "10.5.9.0-24"));
     let rest = [next(&mut events).await, next(&mut events).await];
-    assert!(rest.contains(&Event::Up) && rest.iter().any(is_heard), "{rest:?}");
+    assert!(rest.contains(&StoreEvent::Up) && rest.iter().any(is_heard), "{rest:?}");
     etcd.ctl(&["put", "/coreos.com/network/config", "4"]);
-    assert_eq!(next(&mut events).await, Event::Config(Some(b"4".to_vec())));
+    assert_eq!(next(&mut events).await, StoreEvent::Config(Some(b"4".to_vec())));
     etcd.ctl(&["del", "/coreos.com/network/config"]);
-    assert_eq!(next(&mut events).await, Event::Config(None));
+    assert_eq!(next(&mut events).await, StoreEvent::Config(None));
 }
 
 async fn an_etcd_without_auth_takes_whoever_logs_in(release: Release) {
@@ -301,7 +301,7 @@ async fn an_etcd_without_auth_takes_whoever_logs_in(release: Release) {
     etcd.ctl(&["user", "grant-role", "root", "root"]);
     etcd.ctl(&["auth", "enable"]);
     while store.create("10.5.1.0-24", b"x", None).await.is_err() {}
-    until(&mut events, |event| matches!(event, Event::Changes(_))).await;
+    until(&mut events, |event| matches!(event, StoreEvent::Changes(_))).await;
     etcd.ctl(&["--user", "root:secret", "auth", "disable"]);
     while store.create("10.5.2.0-24", b"x", None).await.is_err() {}
 }
@@ -315,7 +315,7 @@ async fn a_hung_server_is_noticed_and_heard_again(release: Release) {
     down(&mut events).await;
     assert!(store.config().await.unwrap_err().is_transient());
     etcd.signal(Signal::SIGCONT);
-    assert_eq!(next(&mut events).await, Event::Up);
+    assert_eq!(next(&mut events).await, StoreEvent::Up);
     etcd.ctl(&["put", &Etcd::key("10.5.1.0-24"), "x"]);
     changes(&mut events, "10.5.1.0-24").await;
 }
@@ -328,7 +328,7 @@ async fn a_server_that_comes_late_is_waited_for(release: Release) {
     down(&mut events).await;
     etcd.restart();
     listing(&mut events).await;
-    assert_eq!(next(&mut events).await, Event::Up);
+    assert_eq!(next(&mut events).await, StoreEvent::Up);
 }
 
 async fn one_dead_endpoint_of_two_fails_nothing(release: Release) {
@@ -448,13 +448,13 @@ async fn a_role_for_the_prefix_is_enough_and_less_is_explained(release: Release)
     let needed = "the user needs a role with readwrite permission on /coreos.com/network/subnets/10.5.1.0-24";
     assert!(error.to_string().ends_with(needed), "{error}");
     let mut events = as_user("nobody", "secret").follow();
-    let Event::Down { reason } = next(&mut events).await else { panic!() };
+    let StoreEvent::Down { reason } = next(&mut events).await else { panic!() };
     let needed = "the user needs a role with read permission on ";
     let both = "/coreos.com/network/config and /coreos.com/network/subnets/";
     assert!(reason.ends_with(&format!("{needed}{both}")), "{reason}");
     for (user, missing) in [("half", "/coreos.com/network/config"), ("other-half", "/coreos.com/network/subnets/")] {
         let mut events = as_user(user, "secret").follow();
-        let Event::Down { reason } = next(&mut events).await else { panic!() };
+        let StoreEvent::Down { reason } = next(&mut events).await else { panic!() };
         assert!(reason.starts_with(&format!("read {missing}: ")), "{reason}");
         assert!(reason.ends_with(&format!("{needed}{missing}")), "{reason}");
     }

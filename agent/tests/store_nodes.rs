@@ -20,7 +20,7 @@ use twill_agent::overlay::NetworkConfig;
 use twill_agent::overlay::alloc::Wanted;
 use twill_agent::overlay::record::{Family, Record};
 use twill_agent::store::etcd::EtcdStore;
-use twill_agent::store::{Change, Event, LeaseId, Store, Written};
+use twill_agent::store::{Change, LeaseId, Store, StoreEvent, Written};
 
 fn config(last: usize) -> NetworkConfig {
     NetworkConfig::parse(format!(r#"{{"Network":"10.5.0.0/16","SubnetMax":"10.5.{last}.0"}}"#).as_bytes()).unwrap()
@@ -147,14 +147,14 @@ fn line(etcd: &Etcd, subnet: &str) -> String {
 /// Keeps what is held, with the ears that the event loop would be.
 async fn keep(store: &EtcdStore, held: Held, ttl: Duration) -> (KeeperHandle, Receiver<LeaseEvent>) {
     let mut events = store.follow();
-    until(&mut events, |event| matches!(event, Event::Listed { .. })).await;
+    until(&mut events, |event| matches!(event, StoreEvent::Listed { .. })).await;
     let (keeper, lease) = Keeper::spawn(store.clone(), config(99), held, ttl, ttl / 2);
     let told = keeper.clone();
     tokio::spawn(async move {
         while let Some(event) = events.recv().await {
             match event {
-                Event::Changes(changes) => changes.into_iter().for_each(|change| told.seen(change)),
-                Event::Listed { .. } => told.check(),
+                StoreEvent::Changes(changes) => changes.into_iter().for_each(|change| told.seen(change)),
+                StoreEvent::Listed { .. } => told.check(),
                 _ => {}
             }
         }

@@ -13,7 +13,7 @@ use etcd_server::cluster::Cluster;
 use etcd_server::pki::Pki;
 use etcd_server::{Etcd, LIMIT, PREFIX, Release, free_port, on_each_etcd};
 use twill_agent::store::etcd::{EtcdOptions, EtcdStore, Tls};
-use twill_agent::store::{Event, Store};
+use twill_agent::store::{Store, StoreEvent};
 
 fn options(url: &str, tls: Option<Tls>) -> EtcdOptions {
     EtcdOptions { endpoints: vec![url.to_owned()], prefix: PREFIX.to_owned(), tls, ..EtcdOptions::default() }
@@ -126,7 +126,7 @@ async fn a_server_that_hangs_after_a_cut_is_said_to_accept_and_not_to_answer() {
     });
     let store = EtcdStore::connect(options(&url, None)).unwrap();
     let mut events = store.follow();
-    let Some(Event::Down { reason }) = tokio::time::timeout(LIMIT, events.recv()).await.unwrap() else { panic!() };
+    let Some(StoreEvent::Down { reason }) = tokio::time::timeout(LIMIT, events.recv()).await.unwrap() else { panic!() };
     says(&reason, &[&format!("{url} accepts connections and does not answer")]);
 }
 
@@ -232,13 +232,13 @@ async fn an_outage_that_cuts_the_watch_says_what_is_left(release: Release) {
     let mut etcd = Etcd::start(release);
     let mut events = etcd.store().follow();
     loop {
-        if let Event::Listed { .. } = tokio::time::timeout(LIMIT, events.recv()).await.unwrap().unwrap() {
+        if let StoreEvent::Listed { .. } = tokio::time::timeout(LIMIT, events.recv()).await.unwrap().unwrap() {
             break;
         }
     }
     etcd.kill();
     let reason = loop {
-        if let Event::Down { reason } = tokio::time::timeout(LIMIT, events.recv()).await.unwrap().unwrap() {
+        if let StoreEvent::Down { reason } = tokio::time::timeout(LIMIT, events.recv()).await.unwrap().unwrap() {
             break reason;
         }
     };
@@ -251,7 +251,7 @@ async fn an_outage_whose_reason_changes_says_so(release: Release) {
     etcd.kill();
     let mut events = EtcdStore::connect(options).unwrap().follow();
     let mut reason = async || loop {
-        if let Event::Down { reason } = tokio::time::timeout(4 * LIMIT, events.recv()).await.unwrap().unwrap() {
+        if let StoreEvent::Down { reason } = tokio::time::timeout(4 * LIMIT, events.recv()).await.unwrap().unwrap() {
             break reason;
         }
     };

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, unshare};
 use tokio::time::timeout;
 use twill_agent::dataplane::kernel::Kernel;
-use twill_agent::dataplane::{Dataplane, Device, Event};
+use twill_agent::dataplane::{Dataplane, Device, KernelEvent};
 use twill_agent::overlay::MacAddr;
 use twill_agent::overlay::iface::{DefaultHop, Interface, Wish, choose};
 use twill_agent::overlay::kernel::Notification;
@@ -83,10 +83,10 @@ async fn make(kernel: &mut Kernel) {
 }
 
 /// The next event that tells something.
-async fn next_event(kernel: &mut Kernel) -> Event {
+async fn next_event(kernel: &mut Kernel) -> KernelEvent {
     loop {
         match kernel.next_event().unwrap() {
-            Some(Event::Nothing) => {}
+            Some(KernelEvent::Nothing) => {}
             Some(event) => return event,
             None => kernel.readable().await,
         }
@@ -99,8 +99,10 @@ async fn underlay_until(kernel: &mut Kernel, address: &str) -> bool {
     let mut underlay = false;
     loop {
         match next_event(kernel).await {
-            Event::Underlay => underlay = true,
-            Event::Row(Notification::Neigh(row)) if row.address == address.parse::<std::net::IpAddr>().unwrap() => {
+            KernelEvent::Underlay => underlay = true,
+            KernelEvent::Row(Notification::Neigh(row))
+                if row.address == address.parse::<std::net::IpAddr>().unwrap() =>
+            {
                 return underlay;
             }
             _ => {}
@@ -111,7 +113,7 @@ async fn underlay_until(kernel: &mut Kernel, address: &str) -> bool {
 /// Waits until the underlay is said to have changed, and the default route to lead there.
 async fn follows(kernel: &mut Kernel, expected: Option<(String, String)>) {
     loop {
-        while next_event(kernel).await != Event::Underlay {}
+        while next_event(kernel).await != KernelEvent::Underlay {}
         if chosen(kernel, false) == expected {
             return;
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
-use super::{Dataplane, Device, Error, Event, Made, Refused};
+use super::{Dataplane, Device, Error, KernelEvent, Made, Refused};
 use crate::overlay::MacAddr;
 use crate::overlay::iface::Interface;
 use crate::overlay::kernel::{Fdb, NeighState, Observed, Op, PROTOCOL, Route, Row, SeenFdb, SeenNeigh, SeenRoute, Via};
@@ -34,7 +34,7 @@ pub struct FakeKernel {
     /// The routes of other tables than the main one that send a packet nowhere.
     pub dead_ends: BTreeMap<u32, Vec<DeadEnd>>,
     /// Events to hand out.
-    pub events: VecDeque<Event>,
+    pub events: VecDeque<KernelEvent>,
     /// How many operations were applied, failed ones too.
     pub applied: usize,
     /// The operation of this number (counted like `applied`, from 0) fails.
@@ -151,7 +151,7 @@ impl Dataplane for FakeKernel {
         })
     }
 
-    fn next_event(&mut self) -> Result<Option<Event>, Error> {
+    fn next_event(&mut self) -> Result<Option<KernelEvent>, Error> {
         Ok(self.events.pop_front())
     }
 

@@ -16,7 +16,7 @@ use tracing::debug;
 
 use super::convert::is_link_local;
 use super::dump::Dump;
-use super::{Dataplane, Device, Error, Event, Made, Refused, convert, underlay};
+use super::{Dataplane, Device, Error, KernelEvent, Made, Refused, convert, underlay};
 use crate::overlay::MacAddr;
 use crate::overlay::iface::Interface;
 use crate::overlay::kernel::{Miss, Notification, Observed, Op, Row};
@@ -189,20 +189,20 @@ impl Kernel {
         Ok(None)
     }
 
-    fn next_event_now(&mut self) -> Result<Option<Event>, Error> {
+    fn next_event_now(&mut self) -> Result<Option<KernelEvent>, Error> {
         let Some(live) = self.live.as_mut().filter(|_| !self.deaf) else { return Ok(None) };
         if let Some(miss) = live.misses.try_next()? {
             return Ok(Some(match miss {
-                KernelMiss::L3 { address, .. } => Event::Miss(Miss::Address(address)),
-                KernelMiss::L2 { mac, .. } => Event::Miss(Miss::Mac(MacAddr(mac))),
+                KernelMiss::L3 { address, .. } => KernelEvent::Miss(Miss::Address(address)),
+                KernelMiss::L2 { mac, .. } => KernelEvent::Miss(Miss::Mac(MacAddr(mac))),
                 KernelMiss::Overrun => {
                     self.waiting.extend(pending_misses(&mut self.looker, live.ifindex)?);
-                    Event::Overrun
+                    KernelEvent::Overrun
                 }
             }));
         }
         if let Some(address) = self.waiting.pop_front() {
-            return Ok(Some(Event::Miss(Miss::Address(address))));
+            return Ok(Some(KernelEvent::Miss(Miss::Address(address))));
         }
         // Bounded, since routes of others may come by the hundred thousand and misses go before them.
         for _ in 0..CHANGES {
@@ -211,7 +211,7 @@ impl Kernel {
                 return Ok(Some(event));
             }
         }
-        Ok(Some(Event::Nothing))
+        Ok(Some(KernelEvent::Nothing))
     }
 }
 
@@ -306,7 +306,7 @@ impl Dataplane for Kernel {
         self.noted(step)
     }
 
-    fn next_event(&mut self) -> Result<Option<Event>, Error> {
+    fn next_event(&mut self) -> Result<Option<KernelEvent>, Error> {
         let event = self.next_event_now();
         if event.is_err() { self.noted(event) } else { event }
     }
@@ -325,41 +325,54 @@ impl Dataplane for Kernel {
 
 impl Live {
     /// What a change means for us, if anything.
-    fn event(&self, change: Change, watched: &underlay::Watched) -> Option<Event> {
+    fn event(&self, change: Change, watched: &underlay::Watched) -> Option<KernelEvent> {
         let concerns = watched.concerns(&change, self.spec.underlay, self.spec.local);
         match change {
             Change::Link(link) if link.index == self.ifindex => {
                 let differs = self.spec.differences(&link).iter().any(|d| !self.tolerated.contains(d));
-                (differs || link.name != self.spec.name).then_some(Event::Device)
+                (differs || link.name != self.spec.name).then_some(KernelEvent::Device)
             }
-            Change::LinkGone { ifindex, .. } if ifindex == self.ifindex => Some(Event::Device),
+            Change::LinkGone { ifindex, .. } if ifindex == self.ifindex => Some(KernelEvent::Device),
             Change::Address { address: SeenAddress { address, .. }, gone } if address.ifindex == self.ifindex => {
-                (gone == (address.address == self.address) && !is_link_local(address.address)).then_some(Event::Device)
+                (gone == (address.address == self.address) && !is_link_local(address.address))
+                    .then_some(KernelEvent::Device)
             }
-            _ if concerns => Some(Event::Underlay),
+            _ if concerns => Some(KernelEvent::Underlay),
             // By name as well: an underlay that was made again has another index.
             Change::Link(Link { ref name, .. }) | Change::LinkGone { ref name, .. } if *name == self.underlay_name => {
-                Some(Event::Underlay)
+                Some(KernelEvent::Underlay)
             }
             Change::Link(Link { index: ifindex, up: false, .. }) | Change::LinkGone { ifindex, .. } => {
-                Some(Event::Row(Notification::DeviceDown(ifindex)))
+                Some(KernelEvent::Row(Notification::DeviceDown(ifindex)))
             }
             Change::Link(_) => None,
-            Change::Rule { family } => (family == self.family).then_some(Event::Rules),
+            Change::Rule { family } => (family == self.family).then_some(KernelEvent::Rules),
             Change::Address { .. } | Change::Nexthop { .. } => None,
             Change::Route { route, gone } => self.route_event(&route, gone),
-            Change::Neigh { entry, gone: true } => Some(Event::Row(Notification::Gone(Row::Neigh(entry.address)))),
-            Change::Neigh { entry, gone: false } => Some(Event::Row(Notification::Neigh(convert::seen_neigh(&entry)))),
+            Change::Neigh { entry, gone: true } => {
+                Some(KernelEvent::Row(Notification::Gone(Row::Neigh(entry.address))))
+            }
+            Change::Neigh { entry, gone: false } => {
+                Some(KernelEvent::Row(Notification::Neigh(convert::seen_neigh(&entry))))
+            }
             Change::Fdb { row, gone } => {
                 let seen = convert::seen_fdb(&row);
-                Some(Event::Row(if gone { Notification::Gone(Row::Fdb(seen.row)) } else { Notification::Fdb(seen) }))
+                Some(KernelEvent::Row(if gone {
+                    Notification::Gone(Row::Fdb(seen.row))
+                } else {
+                    Notification::Fdb(seen)
+                }))
             }
-            Change::Overrun => Some(Event::Overrun),
+            Change::Overrun => Some(KernelEvent::Overrun),
         }
     }
 
-    fn route_event(&self, route: &route::Route, gone: bool) -> Option<Event> {
+    fn route_event(&self, route: &route::Route, gone: bool) -> Option<KernelEvent> {
         let seen = convert::seen_route(self.ifindex, route)?;
-        Some(Event::Row(if gone { Notification::Gone(Row::Route(seen.route)) } else { Notification::Route(seen) }))
+        Some(KernelEvent::Row(if gone {
+            Notification::Gone(Row::Route(seen.route))
+        } else {
+            Notification::Route(seen)
+        }))
     }
 }

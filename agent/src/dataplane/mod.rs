@@ -82,7 +82,7 @@ impl fmt::Display for Made {
 
 /// What the kernel tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
+pub enum KernelEvent {
     /// It asks for something.
     Miss(Miss),
     /// A row of our device, or one like ours, was changed by somebody or (FDB rows only) by ourselves.
@@ -147,7 +147,7 @@ pub trait Dataplane {
     fn observe(&mut self) -> Result<(Observed, bool), Error>;
 
     /// The next thing the kernel has told, misses first; `None` where there is nothing now.
-    fn next_event(&mut self) -> Result<Option<Event>, Error>;
+    fn next_event(&mut self) -> Result<Option<KernelEvent>, Error>;
 
     /// Waits until [`Dataplane::next_event`] may have something.
     fn readable(&self) -> impl Future<Output = ()>;

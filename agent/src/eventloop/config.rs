@@ -2,7 +2,7 @@
 
 use tracing::{error, info, warn};
 
-use super::{EventLoop, half};
+use super::{EventLoop, clock};
 use crate::overlay::{NetworkConfig, Shown};
 use crate::site::Site;
 
@@ -64,7 +64,7 @@ impl<D> EventLoop<D> {
     pub(super) fn config_changed(&mut self, text: Option<Vec<u8>>) {
         let now = ConfigNow::of(&self.site, text);
         if now != self.config {
-            self.told.config(&now, half::now());
+            self.told.config(&now, clock::now());
             self.config = now;
         }
     }

@@ -9,7 +9,7 @@ use sd_notify::NotifyState;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::half;
+use super::clock;
 use super::systemd::Systemd;
 use crate::overlay::repeats::Repeats;
 use crate::snapshot::{Etcd, Missing, Part, Snapshot, in_words};
@@ -103,12 +103,12 @@ impl Health {
         }
         if missing.is_empty() {
             let (peers, programmed) = (snapshot.peers(), snapshot.programmed());
-            if self.changes.0.admit(half::now()) {
+            if self.changes.0.admit(clock::now()) {
                 info!(peers, programmed, "ready");
             }
             self.status = ready(peers);
         } else if self.up {
-            if self.changes.0.admit(half::now()) {
+            if self.changes.0.admit(clock::now()) {
                 warn!(missing = %in_words(missing), "not ready");
             }
             self.status = format!("not ready: {}", in_words(missing));
@@ -125,7 +125,7 @@ impl Health {
         if self.said.as_ref().is_some_and(Vec::is_empty) {
             self.status = ready(snapshot.peers());
         }
-        if let Some(times) = self.changes.0.count(half::now()) {
+        if let Some(times) = self.changes.0.count(clock::now()) {
             let missing = self.said.as_deref().unwrap_or_default();
             let now = if missing.is_empty() { "ready" } else { "not ready" };
             warn!(times, now, missing = %in_words(missing), "the node keeps changing between ready and not ready");

@@ -3,7 +3,7 @@
 use ipnetwork::IpNetwork;
 use tracing::{debug, error, info, warn};
 
-use super::{Ended, EventLoop, half};
+use super::{Ended, EventLoop, clock};
 use crate::dataplane::Dataplane;
 use crate::lease::{self, FightEvent, KeeperHandle, LeaseEvent, Writes};
 use crate::overlay::plane::Plane;
@@ -14,7 +14,7 @@ use crate::snapshot::Lease;
 use crate::store::LeaseId;
 
 /// Our own record, and who keeps it.
-pub struct Own {
+pub struct OwnRecord {
     pub(super) key: SubnetKey,
     /// The key as etcd has it.
     pub(super) text: String,
@@ -29,18 +29,18 @@ pub struct Own {
     defended: Option<(IpNetwork, i64, bool)>,
 }
 
-impl Own {
+impl OwnRecord {
     /// Our record under its key, with its keeper. It hangs on this lease, which has just been granted or renewed.
     pub fn new(key: SubnetKey, record: Record, keeper: KeeperHandle, lease_id: Option<LeaseId>) -> Self {
         let text = key.to_string();
-        let lease = Lease { subnet: text.clone(), ends: lease_id.map(|_| half::now() + lease::TTL) };
+        let lease = Lease { subnet: text.clone(), ends: lease_id.map(|_| clock::now() + lease::TTL) };
         Self { key, text, record, keeper, lease_id, lease, listed: false, defended: None }
     }
 
     /// The record hangs on this lease now. How long a new one lasts is told when it is renewed; until then it is new.
     fn hang_on(&mut self, lease_id: Option<LeaseId>) {
         if std::mem::replace(&mut self.lease_id, lease_id) != lease_id {
-            self.lease.ends = lease_id.map(|_| half::now() + lease::TTL);
+            self.lease.ends = lease_id.map(|_| clock::now() + lease::TTL);
         }
     }
 }
@@ -49,7 +49,7 @@ impl<D: Dataplane> EventLoop<D> {
     /// Has our record written again if another one in our name supersedes it. Once for each write of the other one, and once more
     /// when its key becomes known.
     pub(super) fn defend(&mut self) {
-        let planes: Vec<&Plane> = self.halves.iter().map(|half| &half.plane).collect();
+        let planes: Vec<&Plane> = self.families.iter().map(|family| &family.plane).collect();
         let Some(against) = self.records.in_our_name(&planes) else { return };
         let written = Some((against.subnet, against.revision, against.key.is_some()));
         if std::mem::replace(&mut self.own.defended, written) != written {
@@ -60,7 +60,7 @@ impl<D: Dataplane> EventLoop<D> {
     /// Whom the other nodes follow instead of us, in words. In a fight that readiness names already, a record in our name, which
     /// comes and goes with each write, is left out.
     pub(super) fn displaced(&self) -> Vec<String> {
-        let planes = || self.halves.iter().map(|half| &half.plane);
+        let planes = || self.families.iter().map(|family| &family.plane);
         if self.health.disputed.is_some() && self.records.in_our_name(&planes().collect::<Vec<_>>()).is_some() {
             return Vec::new();
         }
@@ -79,7 +79,7 @@ impl<D: Dataplane> EventLoop<D> {
                 return None;
             }
             LeaseEvent::Renewed { left } => {
-                self.own.lease.ends = Some(half::now() + left);
+                self.own.lease.ends = Some(clock::now() + left);
                 info!(left = %Span(left), subnet = %self.own.text, "lease renewed");
             }
             LeaseEvent::Recreated { revision, lease, found: Some(found) } => {

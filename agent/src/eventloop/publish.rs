@@ -13,15 +13,15 @@ impl<D: Dataplane> EventLoop<D> {
             if snapshot.lease.as_ref() != Some(&self.own.lease) {
                 snapshot.lease = Some(self.own.lease.clone());
             }
-            if snapshot.families.len() != self.halves.len() {
-                snapshot.families = self.halves.iter().map(|half| Family::new(&half.device)).collect();
+            if snapshot.families.len() != self.families.len() {
+                snapshot.families = self.families.iter().map(|family| Family::new(&family.device)).collect();
             }
-            for (family, half) in snapshot.families.iter_mut().zip(&self.halves) {
-                set(&mut family.device, &half.device);
-                family.is_in_step = half.in_sync();
-                family.peers = half.plane.tally();
-                family.counts = half.plane.counts();
-                family.overruns = half.overruns();
+            for (shown, family) in snapshot.families.iter_mut().zip(&self.families) {
+                set(&mut shown.device, &family.device);
+                shown.is_in_step = family.in_sync();
+                shown.peers = family.plane.tally();
+                shown.counts = family.plane.counts();
+                shown.overruns = family.overruns();
             }
         });
     }

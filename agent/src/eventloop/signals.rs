@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::{EventLoop, half, peers_of, programmed_of};
+use super::{EventLoop, clock, peers_of, programmed_of};
 use crate::dataplane::Dataplane;
 use crate::snapshot::in_words;
 
@@ -56,15 +56,15 @@ impl<D: Dataplane> EventLoop<D> {
             }
             Order::Compare => {
                 info!(%signal, "comparing the kernel with the records; flags, files and etcd are not read again");
-                self.halves.iter_mut().for_each(|half| half.compare_and_tell(half::now()));
+                self.families.iter_mut().for_each(|family| family.compare_and_tell(clock::now()));
                 self.write_env();
             }
             Order::Report => {
                 let missing = &self.publisher.last().missing;
                 info!(%signal, ready = missing.is_empty(), missing = %in_words(missing), subnet = %self.own.text, "state");
-                for half in &self.halves {
-                    let (peers, programmed) = (half.plane.peers().len(), half.plane.tally().in_kernel);
-                    info!(device = %half.device.name, peers, programmed, "state of a device");
+                for family in &self.families {
+                    let (peers, programmed) = (family.plane.peers().len(), family.plane.tally().in_kernel);
+                    info!(device = %family.device.name, peers, programmed, "state of a device");
                 }
             }
         }
@@ -72,14 +72,14 @@ impl<D: Dataplane> EventLoop<D> {
 
     /// A clean stop: what is due is done, on demand with every known peer, as far as the time allows.
     fn stop(&mut self) {
-        let started = half::now();
-        for half in &mut self.halves {
+        let started = clock::now();
+        for family in &mut self.families {
             if self.program_all_on_exit {
-                half.plane.want_everyone();
+                family.plane.want_everyone();
             }
-            half.finish(started + STOP_WITHIN);
+            family.finish(started + STOP_WITHIN);
         }
-        let (peers, programmed) = (peers_of(&self.halves), programmed_of(&self.halves));
+        let (peers, programmed) = (peers_of(&self.families), programmed_of(&self.families));
         let took = started.elapsed();
         if self.program_all_on_exit && programmed < peers {
             warn!(peers, programmed, ?took, "stopping, not every peer could be put into the kernel");

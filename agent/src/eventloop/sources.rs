@@ -7,12 +7,12 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use super::health::Health;
 use super::signals::{Order, Signals};
 use crate::lease::LeaseEvent;
-use crate::store;
+use crate::store::StoreEvent;
 
 /// What the tasks beside the loop tell it.
 pub struct Feeds {
     /// The store's reader.
-    pub store: mpsc::Receiver<store::Event>,
+    pub store: mpsc::Receiver<StoreEvent>,
     /// The keeper of our record.
     pub lease: mpsc::Receiver<LeaseEvent>,
 }
@@ -20,7 +20,7 @@ pub struct Feeds {
 /// What has happened.
 pub(super) enum News {
     Signal(Signal, Order),
-    Store(store::Event),
+    Store(StoreEvent),
     Lease(LeaseEvent),
     /// The nftables rules are in another state.
     Rules,

@@ -2,7 +2,7 @@
 
 use tracing::{info, warn};
 
-use super::{EventLoop, half};
+use super::{EventLoop, clock};
 use crate::handoff;
 
 /// With more in a minute, another program keeps changing the file.
@@ -11,13 +11,13 @@ pub(super) const LINES: u32 = 3;
 impl<D> EventLoop<D> {
     /// Puts `subnet.env` in place where it is not there as it should be.
     pub(super) fn write_env(&mut self) {
-        let mtu = self.halves.iter().map(|half| half.device.mtu).min().unwrap_or_default();
+        let mtu = self.families.iter().map(|family| family.device.mtu).min().unwrap_or_default();
         let written = self.site.subnet_env(&self.own.key, mtu).write(&self.site.subnet_file);
-        if let Some(times) = self.rewritten.count(half::now()) {
+        if let Some(times) = self.rewritten.count(clock::now()) {
             warn!(times, "another program keeps changing subnet.env; the daemon writes it again each time");
         }
         if let Ok(true) = written
-            && self.rewritten.admit(half::now())
+            && self.rewritten.admit(clock::now())
         {
             info!(file = %self.site.subnet_file.display(), mtu, "subnet.env written");
         }

@@ -11,7 +11,7 @@ use crate::overlay::iface::{self, Interface};
 use crate::overlay::plane::Plane;
 use crate::overlay::record::Record;
 use crate::overlay::repeats::Repeats;
-use crate::site::{self, End, Unfit};
+use crate::site::{self, TunnelEnd, Unfit};
 
 /// How long another address has to stay the better choice before it becomes ours: a DHCP client takes an address away
 /// and puts it back, and in between some other one is the first.
@@ -33,7 +33,7 @@ pub(super) struct Underlay {
     /// When a better place for the tunnel's end is taken, if it still is one then.
     pub(super) move_at: Option<Instant>,
     /// The ends as devices and record have them, one a family; none before the first look.
-    ends: Vec<End>,
+    ends: Vec<TunnelEnd>,
     /// Why an end stays where no interface fits, as it was found last.
     unfit: Option<String>,
     lines: Repeats,
@@ -70,7 +70,7 @@ impl Underlay {
 
 /// The ends over the interfaces that there are now.
 struct Found {
-    ends: Vec<End>,
+    ends: Vec<TunnelEnd>,
     /// How long they have to stay so before they become ours.
     wait: Duration,
 }
@@ -78,11 +78,11 @@ struct Found {
 impl<D: Dataplane> EventLoop<D> {
     /// Looks at the interfaces if they may have changed; returns whether anything was done.
     pub(super) fn follow_underlay(&mut self, now: Instant) -> bool {
-        let changed = self.halves.iter_mut().fold(false, |changed, half| half.take_underlay_changed() | changed);
+        let changed = self.families.iter_mut().fold(false, |changed, family| family.take_underlay_changed() | changed);
         let underlay = &mut self.underlay;
         underlay.changed |= changed;
         let is_due = underlay.looking || underlay.changed || underlay.move_at.is_some_and(|at| at <= now);
-        let Some(first) = self.halves.first_mut().filter(|_| is_due) else { return false };
+        let Some(first) = self.families.first_mut().filter(|_| is_due) else { return false };
         if !underlay.looking {
             // What changes from now on is for the next look.
             (underlay.changed, underlay.looking) = (false, true);
@@ -106,12 +106,14 @@ impl<D: Dataplane> EventLoop<D> {
     /// Moves to where the interfaces lead, or stays and says why.
     fn judge(&mut self, interfaces: &[Interface], now: Instant) {
         // Our address is checked again for duplicates whenever its link comes up, and is ours until that fails.
-        let interfaces = iface::settled(interfaces, |ip| self.halves.iter().any(|half| half.device.local == ip));
+        let interfaces = iface::settled(interfaces, |ip| self.families.iter().any(|family| family.device.local == ip));
         let (found, unfit) = self.ends(&interfaces);
         // It may come back; until then what is programmed is the best guess.
         self.underlay.note_unfit(unfit.as_ref(), now);
         self.underlay.move_at = match &found {
-            Some(Found { ends, wait }) if self.halves.iter().zip(ends).any(|(half, end)| moves(&half.device, end)) => {
+            Some(Found { ends, wait })
+                if self.families.iter().zip(ends).any(|(family, end)| moves(&family.device, end)) =>
+            {
                 let move_at = self.underlay.move_at.map_or(now + *wait, |at| at.min(now + *wait));
                 Some(move_at).filter(|at| *at > now)
             }
@@ -141,15 +143,15 @@ impl<D: Dataplane> EventLoop<D> {
                 }
             }
         }
-        if ends.len() != self.halves.len() {
+        if ends.len() != self.families.len() {
             return (None, unfit);
         }
-        for (half, end) in self.halves.iter().zip(&mut ends) {
-            end.chosen.keep(half.device.local);
+        for (family, end) in self.families.iter().zip(&mut ends) {
+            end.chosen.keep(family.device.local);
             let is_as_good = self.site.wish.names_none()
-                && end.chosen.interface.name != half.device.underlay_name
-                && end.chosen.is_no_better_than(&half.device.underlay_name, half.device.local, interfaces);
-            if moves(&half.device, end) && !is_as_good {
+                && end.chosen.interface.name != family.device.underlay_name
+                && end.chosen.is_no_better_than(&family.device.underlay_name, family.device.local, interfaces);
+            if moves(&family.device, end) && !is_as_good {
                 wait = STAYS;
             }
         }
@@ -159,8 +161,8 @@ impl<D: Dataplane> EventLoop<D> {
     /// Why the packets of a device can't leave this host, if they can't.
     fn hindrance(&self, interfaces: &[Interface]) -> Option<String> {
         let because = self.underlay.unfit.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
-        self.halves.iter().find_map(|half| {
-            let Device { underlay_name: name, local, .. } = &half.device;
+        self.families.iter().find_map(|family| {
+            let Device { underlay_name: name, local, .. } = &family.device;
             match interfaces.iter().find(|interface| interface.name == *name) {
                 None => Some(format!("{name} is gone{because}")),
                 Some(Interface { down: Some(down), .. }) => Some(format!("{name} {down}")),
@@ -170,18 +172,18 @@ impl<D: Dataplane> EventLoop<D> {
         })
     }
 
-    fn move_to(&mut self, ends: &[End], now: Instant) -> Result<(), Unfit> {
-        for (half, end) in self.halves.iter_mut().zip(ends) {
-            let device = self.site.device(end, &self.own.key, half.device.mac)?;
-            if device != half.device {
+    fn move_to(&mut self, ends: &[TunnelEnd], now: Instant) -> Result<(), Unfit> {
+        for (family, end) in self.families.iter_mut().zip(ends) {
+            let device = self.site.device(end, &self.own.key, family.device.mac)?;
+            if device != family.device {
                 if self.underlay.lines.admit(now) {
                     info!(device = %device.name, underlay = %device.underlay_name, local = %device.local, mtu = device.mtu, why = %end.chosen.why, "the underlay changed");
                 }
-                half.follow(device, now);
+                family.follow(device, now);
             }
         }
         self.underlay.ends = ends.to_vec();
-        let mut macs = self.halves.iter().map(|half| half.device.mac);
+        let mut macs = self.families.iter().map(|family| family.device.mac);
         let addressed = self.site.record(ends, |_| macs.next().unwrap_or(MacAddr([0; 6])));
         let Record { node, instance, extra, .. } = self.own.record.clone();
         let record = Record { node, instance, extra, ..addressed };
@@ -190,7 +192,7 @@ impl<D: Dataplane> EventLoop<D> {
                 info!(record = %String::from_utf8_lossy(&record.to_json()), "our record follows");
             }
             let own = ends.iter().map(|end| site::own(&self.own.key, &record, end)).collect::<Result<_, _>>()?;
-            let mut planes: Vec<&mut Plane> = self.halves.iter_mut().map(|half| &mut half.plane).collect();
+            let mut planes: Vec<&mut Plane> = self.families.iter_mut().map(|family| &mut family.plane).collect();
             let deltas = self.records.move_to(&mut planes, own);
             self.told.deltas(&deltas, now);
             self.own.keeper.publish(record.clone());
@@ -206,6 +208,6 @@ impl<D: Dataplane> EventLoop<D> {
 }
 
 /// Whether an end is not where the device is.
-fn moves(device: &Device, end: &End) -> bool {
+fn moves(device: &Device, end: &TunnelEnd) -> bool {
     (device.local, device.underlay_name.as_str()) != (end.chosen.local, end.chosen.interface.name.as_str())
 }

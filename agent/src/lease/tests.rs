@@ -9,7 +9,7 @@ use super::*;
 use crate::overlay::record::VtepData;
 use crate::overlay::{MacAddr, NetworkConfig};
 use crate::store::fake::{FakeStore, Op};
-use crate::store::{Change, Event};
+use crate::store::{Change, StoreEvent};
 
 mod clones;
 mod contested;
@@ -57,12 +57,14 @@ struct Node {
 async fn keep(store: &FakeStore, held: Held) -> Node {
     let (handle, events) = Keeper::spawn(store.clone(), config(9), held.clone(), TTL, MARGIN);
     let (mut follow, told) = (store.follow(), handle.clone());
-    while follow.recv().await.is_some_and(|event| !matches!(event, Event::Listed { .. } | Event::Down { .. })) {}
+    while follow.recv().await.is_some_and(|event| !matches!(event, StoreEvent::Listed { .. } | StoreEvent::Down { .. }))
+    {
+    }
     tokio::spawn(async move {
         while let Some(event) = follow.recv().await {
             match event {
-                Event::Changes(changes) => changes.into_iter().for_each(|change| told.seen(change)),
-                Event::Listed { .. } => told.check(),
+                StoreEvent::Changes(changes) => changes.into_iter().for_each(|change| told.seen(change)),
+                StoreEvent::Listed { .. } => told.check(),
                 _ => {}
             }
         }

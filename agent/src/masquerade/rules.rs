@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 
-use super::{Side, Wanted};
+use super::{Side, WantedRules};
 
 /// The mark by which kube-proxy knows packets that it masquerades itself.
 pub(super) const KUBE_PROXY_MARK: u32 = 0x4000;
@@ -125,7 +125,7 @@ pub(super) fn table_name(vni: u32) -> String {
 }
 
 /// The tables of all families.
-pub(super) fn tables(wanted: &Wanted) -> Vec<Table> {
+pub(super) fn tables(wanted: &WantedRules) -> Vec<Table> {
     let table = |family: Family| {
         let v6 = family == Family::Ip6;
         let side = wanted.sides.iter().find(|side| side.network.is_ipv6() == v6 && family != Family::Arp);
@@ -207,14 +207,14 @@ fn multicast(network: IpNetwork) -> IpNetwork {
 mod tests {
     use super::*;
 
-    fn wanted(sides: &[(&str, &str)]) -> Wanted {
+    fn wanted(sides: &[(&str, &str)]) -> WantedRules {
         let side = |(network, subnet): &(&str, &str)| Side {
             network: network.parse().unwrap(),
             subnet: subnet.parse().unwrap(),
             device: if network.contains(':') { "flannel-v6.1" } else { "flannel.1" }.to_owned(),
         };
         let sides = sides.iter().map(side).collect();
-        Wanted { vni: 1, sides, masquerade: true, fully_random: true, forward: true }
+        WantedRules { vni: 1, sides, masquerade: true, fully_random: true, forward: true }
     }
 
     #[test]

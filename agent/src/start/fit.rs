@@ -9,7 +9,7 @@ use super::host::Host;
 use super::interfaces;
 use crate::overlay::iface::Interface;
 use crate::reader::REMIND;
-use crate::site::{End, Site, Unfit};
+use crate::site::{Site, TunnelEnd, Unfit};
 
 /// How often the interfaces are looked at while an address is waited for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -19,7 +19,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// What no other config and no other address would mend.
-pub(super) async fn ends(site: &Site, host: &mut Host) -> Result<Option<(Vec<Interface>, Vec<End>)>> {
+pub(super) async fn ends(site: &Site, host: &mut Host) -> Result<Option<(Vec<Interface>, Vec<TunnelEnd>)>> {
     let Host { flags, kernel, passing, reader, publisher, .. } = host;
     let prefix = &flags.etcd.etcd_prefix;
     let mut has_waited = false;

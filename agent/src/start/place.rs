@@ -11,12 +11,12 @@ use crate::overlay::plane::{PeerMode, Plane, Setup};
 use crate::overlay::record::Family;
 use crate::overlay::records::Records;
 use crate::reader::Intake;
-use crate::site::{self, End, Site};
+use crate::site::{self, Site, TunnelEnd};
 
 /// A usable network config, with the ends of the tunnel on this host.
 pub(super) struct Place {
     pub(super) site: Site,
-    pub(super) ends: Vec<End>,
+    pub(super) ends: Vec<TunnelEnd>,
 }
 
 impl Place {
@@ -48,7 +48,7 @@ impl Place {
         let place = Self { site, ends };
         place.unhindered(host).await?;
         place.warn_of_swallowed(host, &interfaces);
-        for End { chosen, .. } in &place.ends {
+        for TunnelEnd { chosen, .. } in &place.ends {
             let interface = &chosen.interface;
             info!(interface = %interface.name, local = %chosen.local, public = %chosen.public, mtu = interface.mtu, why = %chosen.why, "the tunnel goes over this interface");
         }
@@ -78,7 +78,7 @@ impl Place {
     /// Where the records of this network go.
     pub(super) fn intake(&self, host: &Host) -> Intake {
         let (mode, idle) = (host.flags.peer_mode.into(), host.flags.peer_idle_timeout);
-        let plane = |end: &End| {
+        let plane = |end: &TunnelEnd| {
             let mut plane = Plane::new(Setup { net: end.net, subnet: site::no_subnet(end.family), mode, idle });
             if self.site.config.backend.direct_routing {
                 plane.route_directly();
@@ -88,7 +88,7 @@ impl Place {
             }
             plane
         };
-        let own = self.ends.iter().map(End::without_subnet).collect();
+        let own = self.ends.iter().map(TunnelEnd::without_subnet).collect();
         Intake::new(self.ends.iter().map(plane).collect(), Records::new(self.site.config.backend.vni, own))
     }
 }

@@ -16,12 +16,12 @@ use crate::overlay::plane::Plane;
 use crate::overlay::record::Family;
 use crate::overlay::records::{Raw, Records};
 use crate::reader::{Intake, REMIND};
-use crate::site::{self, End, Site};
+use crate::site::{self, Site, TunnelEnd};
 
 /// A node of the network: its subnet is leased, and the planes know every record.
 pub(super) struct Leased {
     pub(super) site: Site,
-    pub(super) ends: Vec<End>,
+    pub(super) ends: Vec<TunnelEnd>,
     pub(super) held: Held,
     /// In the order of the ends.
     pub(super) planes: Vec<Plane>,
@@ -92,7 +92,7 @@ impl Place {
 /// The MACs that our record shall name: that of the device that is there, else that of our last record, else random.
 fn macs(
     site: &Site,
-    ends: &[End],
+    ends: &[TunnelEnd],
     known: &Known,
     kernel: &mut Kernel,
 ) -> Result<BTreeMap<Family, MacAddr>, dataplane::Error> {

@@ -10,13 +10,13 @@ use super::host::Host;
 use super::subnet::Leased;
 use crate::dataplane::kernel::Kernel;
 use crate::dataplane::{Dataplane, Device};
-use crate::eventloop::{EventLoop, Feeds, Half, Own, Parts};
+use crate::eventloop::{EventLoop, FamilyPlane, Feeds, OwnRecord, Parts};
 use crate::lease::{self, Held, Keeper};
-use crate::masquerade::{self, Side, Wanted as WantedRules};
+use crate::masquerade::{self, Side, WantedRules};
 use crate::overlay::MacAddr;
 use crate::overlay::plane::Plane;
 use crate::passing::Passing;
-use crate::site::{self, End, Site};
+use crate::site::{self, Site, TunnelEnd};
 use crate::store::Store;
 
 impl Leased {
@@ -30,7 +30,7 @@ impl Leased {
         if let Some(lock) = lock {
             lock.keep_until_exit();
         }
-        let halves = halves(&site, &ends, &held, planes, kernel, &passing).await?;
+        let families = families(&site, &ends, &held, planes, kernel, &passing).await?;
         let rules = WantedRules {
             vni: site.config.backend.vni,
             sides: ends.iter().map(|end| side(&site, &held, end)).collect::<Result<_>>()?,
@@ -43,15 +43,15 @@ impl Leased {
         let margin = Duration::from_secs(60 * flags.subnet_lease_renew_margin);
         let (key, record, lease_id) = (held.key, held.record.clone(), held.lease);
         let (keeper, lease) = Keeper::spawn(store.clone(), site.config.clone(), held, lease::TTL, margin);
-        let own = Own::new(key, record, keeper, lease_id);
+        let own = OwnRecord::new(key, record, keeper, lease_id);
         let program_all_on_exit = flags.program_all_on_exit;
         let read_again = Box::new(move || store.follow());
-        let parts = Parts { site, halves, records, own, program_all_on_exit, read_again, rules, publisher };
+        let parts = Parts { site, families, records, own, program_all_on_exit, read_again, rules, publisher };
         Ok((EventLoop::new(parts), Feeds { store: reader.into_events(), lease }))
     }
 }
 
-fn side(site: &Site, held: &Held, end: &End) -> Result<Side> {
+fn side(site: &Site, held: &Held, end: &TunnelEnd) -> Result<Side> {
     let (network, device) = (end.net.network, site.device_name(end.family));
     Ok(Side { network, subnet: site::own_subnet(&held.key, end)?, device })
 }
@@ -68,42 +68,42 @@ async fn keep_rules(
 }
 
 /// Makes each end's device, and hangs the plane on it. A failure takes back the devices that were created on the way.
-async fn halves(
+async fn families(
     site: &Site,
-    ends: &[End],
+    ends: &[TunnelEnd],
     held: &Held,
     planes: Vec<Plane>,
     kernel: Kernel,
     passing: &Passing,
-) -> Result<Vec<Half<Kernel>>> {
+) -> Result<Vec<FamilyPlane<Kernel>>> {
     let mut first = Some(kernel);
-    let mut halves: Vec<Half<Kernel>> = Vec::new();
+    let mut families: Vec<FamilyPlane<Kernel>> = Vec::new();
     for (end, plane) in ends.iter().zip(planes) {
         let kernel = match first.take() {
             Some(kernel) => kernel,
             None => passing.wait("open the netlink sockets", async || Kernel::open()).await?,
         };
-        match half(site, end, held, plane, kernel, passing).await {
-            Ok(half) => halves.push(half),
+        match family(site, end, held, plane, kernel, passing).await {
+            Ok(family) => families.push(family),
             Err(error) => {
-                for half in &mut halves {
-                    take_back(&mut half.dataplane, &half.device).await;
+                for family in &mut families {
+                    take_back(&mut family.dataplane, &family.device).await;
                 }
                 return Err(error);
             }
         }
     }
-    Ok(halves)
+    Ok(families)
 }
 
-async fn half(
+async fn family(
     site: &Site,
-    end: &End,
+    end: &TunnelEnd,
     held: &Held,
     plane: Plane,
     mut kernel: Kernel,
     passing: &Passing,
-) -> Result<Half<Kernel>> {
+) -> Result<FamilyPlane<Kernel>> {
     let device = site.device(end, &held.key, held.record.mac(end.family).unwrap_or(MacAddr([0; 6])))?;
     let what = format!("make the device {}", device.name);
     let made = match passing.wait(&what, async || kernel.make(&device).await).await {
@@ -114,7 +114,7 @@ async fn half(
         }
     };
     info!(device = %device.name, mac = %device.mac, mtu = device.mtu, address = %device.address, how = %made, "the device is up");
-    Ok(Half::new(plane, kernel, device, Instant::now()))
+    Ok(FamilyPlane::new(plane, kernel, device, Instant::now()))
 }
 
 /// Deletes a device that this start has created.

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use self::connection::Connection;
 use self::failure::{Access, Failure, Kind};
 use self::follow::Follower;
-use super::{Error, Event, LeaseId, RawRecord, Store, Written};
+use super::{Error, LeaseId, RawRecord, Store, StoreEvent, Written};
 
 mod connection;
 mod failure;
@@ -258,7 +258,7 @@ impl Store for EtcdStore {
         Ok(answer.kvs().iter().filter_map(created).collect())
     }
 
-    fn follow(&self) -> mpsc::Receiver<Event> {
+    fn follow(&self) -> mpsc::Receiver<StoreEvent> {
         let (events, receiver) = mpsc::channel(UNREAD);
         // Weak: when the follower ends, its listener must hear of it.
         if self.connection.has_files() {
@@ -349,7 +349,7 @@ impl Store for EtcdStore {
 }
 
 /// Takes up changed TLS files while somebody follows.
-async fn look_at_files(connection: Arc<Connection>, events: mpsc::WeakSender<Event>) {
+async fn look_at_files(connection: Arc<Connection>, events: mpsc::WeakSender<StoreEvent>) {
     while events.upgrade().is_some_and(|events| !events.is_closed()) {
         connection.look_at_files().await;
         tokio::time::sleep(LOOK_AT_FILES).await;

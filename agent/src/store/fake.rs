@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{Change, Error, Event, LeaseId, RawRecord, Store, Written};
+use super::{Change, Error, LeaseId, RawRecord, Store, StoreEvent, Written};
 
 /// How many events a follower may leave unread: more than any test makes.
 const UNREAD: usize = 1 << 16;
@@ -47,9 +47,9 @@ struct Model {
     created: BTreeMap<String, i64>,
     leases: BTreeMap<i64, Lease>,
     last_lease: i64,
-    followers: Vec<mpsc::Sender<Event>>,
+    followers: Vec<mpsc::Sender<StoreEvent>>,
     /// What followers have not been told because the store is down.
-    missed: Vec<Event>,
+    missed: Vec<StoreEvent>,
     down: bool,
     compacted: bool,
     refuse: BTreeMap<Op, u32>,
@@ -100,7 +100,7 @@ impl FakeStore {
     pub fn down(&self) {
         let mut model = self.model();
         model.down = true;
-        model.tell(&Event::Down { reason: "the fake store is down".to_owned() });
+        model.tell(&StoreEvent::Down { reason: "the fake store is down".to_owned() });
     }
 
     /// The store answers again. Followers are told what they missed, or read all again after a [`Self::compact`].
@@ -113,7 +113,7 @@ impl FakeStore {
         } else {
             missed.iter().for_each(|event| model.tell(event));
         }
-        model.tell(&Event::Up);
+        model.tell(&StoreEvent::Up);
     }
 
     /// Whoever follows is told nothing any more: its channel is closed.
@@ -146,7 +146,7 @@ impl FakeStore {
         let mut model = self.model();
         model.revision += 1;
         model.config = value.map(<[u8]>::to_vec);
-        let event = Event::Config(model.config.clone());
+        let event = StoreEvent::Config(model.config.clone());
         model.publish(event);
     }
 
@@ -231,7 +231,7 @@ fn take(faults: &mut BTreeMap<Op, u32>, op: Op) -> bool {
 
 impl Model {
     /// Tells every follower, now or, while the store is down, when it is up again.
-    fn publish(&mut self, event: Event) {
+    fn publish(&mut self, event: StoreEvent) {
         if self.down {
             self.missed.push(event);
         } else {
@@ -239,7 +239,7 @@ impl Model {
         }
     }
 
-    fn tell(&mut self, event: &Event) {
+    fn tell(&mut self, event: &StoreEvent) {
         self.followers.retain(|follower| follower.try_send(event.clone()).is_ok());
     }
 
@@ -249,11 +249,11 @@ impl Model {
         }
     }
 
-    fn listing(&self) -> Vec<Event> {
+    fn listing(&self) -> Vec<StoreEvent> {
         let records: Vec<RawRecord> = self.records.values().cloned().collect();
-        let mut events = vec![Event::Listing, Event::Config(self.config.clone())];
-        events.extend(records.chunks(PAGE).map(|page| Event::Page(page.to_vec())));
-        events.push(Event::Listed { revision: self.revision });
+        let mut events = vec![StoreEvent::Listing, StoreEvent::Config(self.config.clone())];
+        events.extend(records.chunks(PAGE).map(|page| StoreEvent::Page(page.to_vec())));
+        events.push(StoreEvent::Listed { revision: self.revision });
         events
     }
 
@@ -264,7 +264,7 @@ impl Model {
         let record = RawRecord { key: key.to_owned(), value: value.to_vec(), created, revision, lease };
         self.records.insert(key.to_owned(), record.clone());
         self.created.insert(key.to_owned(), created);
-        self.publish(Event::Changes(vec![Change::Put(record)]));
+        self.publish(StoreEvent::Changes(vec![Change::Put(record)]));
         self.revision
     }
 
@@ -275,7 +275,7 @@ impl Model {
         let changes: Vec<_> = gone.map(|key| Change::Deleted { key: key.clone(), revision }).collect();
         if !changes.is_empty() {
             self.revision = revision;
-            self.publish(Event::Changes(changes));
+            self.publish(StoreEvent::Changes(changes));
         }
     }
 
@@ -338,11 +338,11 @@ impl Store for FakeStore {
         self.request(Op::Keys, find).await
     }
 
-    fn follow(&self) -> mpsc::Receiver<Event> {
+    fn follow(&self) -> mpsc::Receiver<StoreEvent> {
         let (follower, events) = mpsc::channel(UNREAD);
         let mut model = self.model();
         if model.down {
-            let _ = follower.try_send(Event::Down { reason: "the fake store is down".to_owned() });
+            let _ = follower.try_send(StoreEvent::Down { reason: "the fake store is down".to_owned() });
             model.compacted = true;
         } else {
             for event in model.listing() {

@@ -57,7 +57,7 @@ pub enum Change {
 /// A complete read is `Listing`, the `Config` of the same revision, any number of `Page`s, `Listed`; what it does not
 /// name is gone. It comes first, and again after whatever makes a resume impossible (a compaction, a restored etcd).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
+pub enum StoreEvent {
     /// A complete read begins.
     Listing,
     /// A part of the complete read.
@@ -114,7 +114,7 @@ pub trait Store: Clone + Send + Sync + 'static {
     fn created_since(&self, revision: i64) -> impl Future<Output = Result<Vec<(String, i64)>, Error>> + Send;
 
     /// Follows the records and the config's key for as long as the receiver lives. Never ends by itself.
-    fn follow(&self) -> mpsc::Receiver<Event>;
+    fn follow(&self) -> mpsc::Receiver<StoreEvent>;
 
     /// A new lease that ends `ttl` after its last renewal.
     fn grant(&self, ttl: Duration) -> impl Future<Output = Result<LeaseId, Error>> + Send;

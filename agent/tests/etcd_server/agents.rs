@@ -12,7 +12,7 @@ use twill_agent::overlay::NetworkConfig;
 use twill_agent::overlay::alloc::Wanted;
 use twill_agent::overlay::record::{Record, VtepData};
 use twill_agent::store::etcd::{EtcdOptions, EtcdStore};
-use twill_agent::store::{Change, Event, RawRecord, Store};
+use twill_agent::store::{Change, RawRecord, Store, StoreEvent};
 
 use super::mirror::Mirror;
 
@@ -143,9 +143,9 @@ async fn live(plan: Plan, number: usize, table: Arc<Mutex<BTreeMap<String, RawRe
         tokio::select! {
             event = mirror.next() => {
                 match event {
-                    Event::Listing => checker.count("complete reads beyond the first"),
-                    Event::Down { .. } => checker.count("outages"),
-                    Event::Up => checker.count("ends of outages"),
+                    StoreEvent::Listing => checker.count("complete reads beyond the first"),
+                    StoreEvent::Down { .. } => checker.count("outages"),
+                    StoreEvent::Up => checker.count("ends of outages"),
                     _ => {}
                 }
                 let before = mirror.table.get(&key).cloned();

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use twill_agent::store::{Change, Event, RawRecord};
+use twill_agent::store::{Change, RawRecord, StoreEvent};
 
 /// A table kept by a follower's events.
 pub(crate) struct Mirror {
-    events: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<StoreEvent>,
     pub(crate) table: BTreeMap<String, RawRecord>,
     /// Complete reads begun.
     pub(crate) listings: usize,
@@ -27,7 +27,7 @@ pub(crate) enum Outage {
 
 impl Mirror {
     /// After the first complete read.
-    pub(crate) async fn new(events: mpsc::Receiver<Event>) -> Self {
+    pub(crate) async fn new(events: mpsc::Receiver<StoreEvent>) -> Self {
         let (table, outages) = (BTreeMap::new(), Vec::new());
         let mut mirror = Self { events, table, listings: 0, outages, listed: false, revision: 0 };
         while !mirror.listed {
@@ -57,13 +57,13 @@ impl Mirror {
     }
 
     /// The next event, not yet taken in.
-    pub(crate) async fn next(&mut self) -> Event {
+    pub(crate) async fn next(&mut self) -> StoreEvent {
         self.events.recv().await.unwrap()
     }
 
     /// Takes in an event; whether it completed a read.
-    pub(crate) fn take_and_tell(&mut self, event: Event) -> bool {
-        let listed = matches!(event, Event::Listed { .. });
+    pub(crate) fn take_and_tell(&mut self, event: StoreEvent) -> bool {
+        let listed = matches!(event, StoreEvent::Listed { .. });
         self.take(event);
         listed
     }
@@ -82,21 +82,21 @@ impl Mirror {
         !matches!(self.outages.last(), Some(Outage::Down(_)))
     }
 
-    pub(crate) fn take(&mut self, event: Event) {
+    pub(crate) fn take(&mut self, event: StoreEvent) {
         match event {
-            Event::Listing => {
+            StoreEvent::Listing => {
                 (self.listings, self.listed) = (self.listings + 1, false);
                 self.table.clear();
             }
-            Event::Page(page) => self.table.extend(page.into_iter().map(|record| (record.key.clone(), record))),
-            Event::Listed { revision } => (self.listed, self.revision) = (true, revision),
-            Event::Changes(changes) => changes.into_iter().for_each(|change| self.change(change)),
-            Event::Config(_) => {}
-            Event::Down { reason } => {
+            StoreEvent::Page(page) => self.table.extend(page.into_iter().map(|record| (record.key.clone(), record))),
+            StoreEvent::Listed { revision } => (self.listed, self.revision) = (true, revision),
+            StoreEvent::Changes(changes) => changes.into_iter().for_each(|change| self.change(change)),
+            StoreEvent::Config(_) => {}
+            StoreEvent::Down { reason } => {
                 assert!(self.is_up(), "down twice: {reason} after {:?}", self.outages);
                 self.outages.push(Outage::Down(reason));
             }
-            Event::Up => {
+            StoreEvent::Up => {
                 assert!(!self.is_up(), "up without having been down");
                 self.outages.push(Outage::Up);
             }

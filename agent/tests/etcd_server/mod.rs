@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::sync::mpsc;
-use twill_agent::store::Event;
+use twill_agent::store::StoreEvent;
 use twill_agent::store::etcd::{EtcdOptions, EtcdStore};
 
 pub(crate) mod agents;
@@ -240,12 +240,15 @@ impl Drop for Etcd {
 }
 
 /// The next event, or the end of the test.
-pub(crate) async fn next(events: &mut mpsc::Receiver<Event>) -> Event {
+pub(crate) async fn next(events: &mut mpsc::Receiver<StoreEvent>) -> StoreEvent {
     tokio::time::timeout(LIMIT, events.recv()).await.expect("no event").expect("the follower ended")
 }
 
 /// Events up to and including the first one that `is_last` accepts.
-pub(crate) async fn until(events: &mut mpsc::Receiver<Event>, is_last: impl Fn(&Event) -> bool) -> Vec<Event> {
+pub(crate) async fn until(
+    events: &mut mpsc::Receiver<StoreEvent>,
+    is_last: impl Fn(&StoreEvent) -> bool,
+) -> Vec<StoreEvent> {
     let mut seen = Vec::new();
     loop {
         seen.push(next(events).await);

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use twill_agent::dataplane::fake::FakeKernel;
-use twill_agent::dataplane::{Dataplane, Device, Error, Event, Made, Refused};
-use twill_agent::eventloop::{Ended, EventLoop, Feeds, Half, Own, Parts, Signals};
+use twill_agent::dataplane::{Dataplane, Device, Error, KernelEvent, Made, Refused};
+use twill_agent::eventloop::{Ended, EventLoop, FamilyPlane, Feeds, OwnRecord, Parts, Signals};
 use twill_agent::lease::{self, Keeper};
 use twill_agent::overlay::alloc::Wanted;
 use twill_agent::overlay::iface::{Interface, Wish};
@@ -44,7 +44,7 @@ impl Shared {
         self.kernel.lock().unwrap()
     }
 
-    fn tell(&self, event: Event) {
+    fn tell(&self, event: KernelEvent) {
         self.kernel().events.push_back(event);
         self.told.notify_one();
     }
@@ -97,7 +97,7 @@ impl Dataplane for Shared {
         self.kernel().observe()
     }
 
-    fn next_event(&mut self) -> Result<Option<Event>, Error> {
+    fn next_event(&mut self) -> Result<Option<KernelEvent>, Error> {
         self.kernel().next_event()
     }
 
@@ -159,7 +159,7 @@ impl Node {
         dataplane.make(&device).await.unwrap();
         let subnet = site::own_subnet(&held.key, &ends[0]).unwrap();
         let setup = Setup { net: ends[0].net, subnet, mode, idle: Duration::from_secs(600) };
-        let half = Half::new(Plane::new(setup), dataplane, device, tokio::time::Instant::now().into_std());
+        let family = FamilyPlane::new(Plane::new(setup), dataplane, device, tokio::time::Instant::now().into_std());
         let of_peers = Records::new(1, vec![site::own(&held.key, &held.record, &ends[0]).unwrap()]);
         let key = held.key.to_string();
         let margin = Duration::from_secs(3600);
@@ -171,9 +171,9 @@ impl Node {
         let again = store.clone();
         let turn = EventLoop::new(Parts {
             site,
-            halves: vec![half],
+            families: vec![family],
             records: of_peers,
-            own: Own::new(own_key, own_record, keeper, lease_id),
+            own: OwnRecord::new(own_key, own_record, keeper, lease_id),
             program_all_on_exit: true,
             read_again: Box::new(move || again.follow()),
             rules,
@@ -267,7 +267,7 @@ async fn a_device_that_cannot_be_made_is_tried_until_it_can() {
             kernel.neighbours.clear();
             kernel.routes.clear();
         }
-        node.kernel.tell(Event::Device);
+        node.kernel.tell(KernelEvent::Device);
         node.until("all again", |node| node.kernel.peers() == 2 && node.kernel.kernel().device.is_some()).await;
         assert_eq!(*node.kernel.unmakeable.lock().unwrap(), 0);
     })
@@ -288,11 +288,11 @@ async fn a_failed_operation_is_tried_again() {
 async fn a_miss_is_answered_and_an_overrun_loses_none() {
     Node::run(PeerMode::OnDemand, Shared::default(), &[1, 2, 3], async |node| {
         node.until("the base route", |node| node.kernel.kernel().routes.len() == 1).await;
-        node.kernel.tell(Event::Miss(Miss::Address("10.5.1.7".parse().unwrap())));
+        node.kernel.tell(KernelEvent::Miss(Miss::Address("10.5.1.7".parse().unwrap())));
         node.until("the peer", |node| node.kernel.peers() == 1).await;
         let waiting: IpAddr = "10.5.2.7".parse().unwrap();
         node.kernel.kernel().neighbours.insert(waiting, (None, NeighState::Incomplete, 0));
-        node.kernel.tell(Event::Overrun);
+        node.kernel.tell(KernelEvent::Overrun);
         node.until("the other", |node| node.kernel.peers() == 2).await;
         node.until("its guest is gone", |node| !node.kernel.kernel().neighbours.contains_key(&waiting)).await;
     })
@@ -308,12 +308,12 @@ async fn a_flood_of_misses_is_answered_whole() {
         {
             let mut kernel = node.kernel.kernel();
             let address = |n: usize| IpAddr::from([10, 5, (n % 3 + 1) as u8, (n / 3 % 250 + 1) as u8]);
-            kernel.events.extend((0..MISSES).map(|n| Event::Miss(Miss::Address(address(n)))));
+            kernel.events.extend((0..MISSES).map(|n| KernelEvent::Miss(Miss::Address(address(n)))));
         }
         node.kernel.told.notify_one();
         let (key, value) = peer(4);
         node.store.put(&key, &value, 1);
-        node.kernel.tell(Event::Miss(Miss::Address("10.5.4.7".parse().unwrap())));
+        node.kernel.tell(KernelEvent::Miss(Miss::Address("10.5.4.7".parse().unwrap())));
         node.until("all peers", |node| node.kernel.peers() == 4 && node.kernel.kernel().events.is_empty()).await;
         node.until("only gateways", |node| node.kernel.kernel().neighbours.len() == 4).await;
     })

@@ -82,7 +82,7 @@ async fn who_deletes_the_device_again_and_again_is_counted_once_a_minute() {
         node.until("ready", is_ready).await;
         for _ in 0..30 {
             node.kernel.kernel().device = None;
-            node.kernel.tell(Event::Device);
+            node.kernel.tell(KernelEvent::Device);
             node.until("made again", |node| node.kernel.kernel().device.is_some()).await;
         }
         assert_eq!(log.with("the daemon restored it").len(), 10);

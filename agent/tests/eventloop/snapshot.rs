@@ -18,10 +18,10 @@ async fn what_the_daemon_did_is_in_the_snapshot() {
         assert_eq!(start.lease.as_ref().map(|lease| lease.subnet.as_str()), Some(node.key.as_str()));
         assert!(start.lease.and_then(|lease| lease.ends).is_some() && family.is_in_step);
 
-        let ask = |address: &str| node.kernel.tell(Event::Miss(Miss::Address(address.parse().unwrap())));
+        let ask = |address: &str| node.kernel.tell(KernelEvent::Miss(Miss::Address(address.parse().unwrap())));
         ["10.5.1.7", "10.5.99.7", "10.5.99.8", "10.9.0.1"].into_iter().for_each(ask);
-        node.kernel.tell(Event::Miss(Miss::Mac(MacAddr([2, 0, 0, 0, 0, 2]))));
-        node.kernel.tell(Event::Overrun);
+        node.kernel.tell(KernelEvent::Miss(Miss::Mac(MacAddr([2, 0, 0, 0, 0, 2]))));
+        node.kernel.tell(KernelEvent::Overrun);
         node.until("two peers in the kernel", |_| now().programmed() == 2).await;
         let counted = [("l3", "answered"), ("l3", "refused"), ("l3", "refused_before"), ("l3", "unknown")];
         assert_eq!(counted.map(|(kind, result)| misses(&now(), kind, result)), [1; 4]);
@@ -31,7 +31,7 @@ async fn what_the_daemon_did_is_in_the_snapshot() {
         assert!(family.counts.batches > 0 && family.counts.operations >= 7 && family.counts.failures == 0);
 
         node.kernel.kernel().routes.clear();
-        node.kernel.tell(Event::Device);
+        node.kernel.tell(KernelEvent::Device);
         node.until("both peers mended", |_| now().families[0].counts.peers_mended == 2).await;
         node.until("both peers again", |_| now().programmed() == 2).await;
 

@@ -9,7 +9,7 @@ async fn device_record_and_subnet_env_follow_the_underlay() {
     Node::run(PeerMode::All, Shared::default(), &[1], async |node| {
         node.until("the peer", |node| node.kernel.peers() == 1).await;
         node.kernel.kernel().interfaces = vec![eth0("10.99.0.77/16", 9000)];
-        node.kernel.tell(Event::Underlay);
+        node.kernel.tell(KernelEvent::Underlay);
         node.until("the MTU", |node| node.kernel.kernel().device.as_ref().is_some_and(|d| d.mtu == 8950)).await;
         let local: IpAddr = "10.99.0.77".parse().unwrap();
         assert_eq!(node.kernel.kernel().device.as_ref().map(|d| d.local), Some(local));
@@ -21,7 +21,7 @@ async fn device_record_and_subnet_env_follow_the_underlay() {
         let env = std::fs::read_to_string(&node.subnet_file).unwrap();
         assert!(env.contains("FLANNEL_MTU=8950"), "{env}");
         node.kernel.kernel().interfaces.clear();
-        node.kernel.tell(Event::Underlay);
+        node.kernel.tell(KernelEvent::Underlay);
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(node.kernel.kernel().device.as_ref().map(|d| d.local), Some(local), "what was chosen stays");
     })
@@ -47,7 +47,7 @@ fn both([first, second]: [bool; 2]) -> Vec<Interface> {
 impl Node {
     fn show(&self, interfaces: Vec<Interface>) {
         self.kernel.kernel().interfaces = interfaces;
-        self.kernel.tell(Event::Underlay);
+        self.kernel.tell(KernelEvent::Underlay);
     }
 
     fn device(&self) -> Device {

@@ -159,7 +159,7 @@ async fn an_agent_with_our_public_ip_is_called_what_it_is() {
     // One that answers each write with one of its own.
     let fighting = tokio::spawn(async move {
         while let Some(event) = follow.recv().await {
-            let Event::Changes(changes) = event else { continue };
+            let StoreEvent::Changes(changes) = event else { continue };
             let is_ours = |change: &Change| matches!(change, Change::Put(raw) if raw.value != flannel.as_bytes());
             if changes.iter().any(is_ours) {
                 other.put(&key, flannel.as_bytes(), lease.0);

@@ -19,7 +19,7 @@ use super::connection::{CALL, Connection};
 use super::failure::{Access, Failure, Kind, failure, needs};
 use super::history::History;
 use crate::store::backoff::Backoff;
-use crate::store::{Change, Error, Event, RawRecord};
+use crate::store::{Change, Error, RawRecord, StoreEvent};
 
 /// Keys in a page. The client refuses answers over 4 MiB, and a record has some 150 bytes.
 const PAGE: i64 = 1_000;
@@ -38,7 +38,7 @@ const STANDS: Duration = Duration::from_secs(30);
 pub(super) struct Follower {
     connection: Arc<Connection>,
     keys: Arc<Keys>,
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<StoreEvent>,
     backoff: Backoff,
     /// The reason that was told while the store fails, and when it was looked at last.
     told: Option<(String, Instant)>,
@@ -63,7 +63,7 @@ struct Cursor {
 const RESTORED: &str = "etcd is not the one we knew: restored from a backup?";
 
 /// Why a watch ended.
-enum End {
+enum WatchEnd {
     Unheard,
     /// What we know can't be continued.
     StartOver(&'static str),
@@ -72,7 +72,7 @@ enum End {
     Broken(Failure),
 }
 
-impl From<Unheard> for End {
+impl From<Unheard> for WatchEnd {
     fn from(_: Unheard) -> Self {
         Self::Unheard
     }
@@ -86,7 +86,7 @@ struct Watches {
 }
 
 impl Follower {
-    pub(super) fn new(connection: Arc<Connection>, keys: Arc<Keys>, events: mpsc::Sender<Event>) -> Self {
+    pub(super) fn new(connection: Arc<Connection>, keys: Arc<Keys>, events: mpsc::Sender<StoreEvent>) -> Self {
         Self { connection, keys, events, backoff: Backoff::default(), told: None }
     }
 
@@ -110,16 +110,16 @@ impl Follower {
                 },
             };
             match self.watch(&mut at, resumes).await {
-                End::Unheard => return Unheard,
-                End::StartOver(reason) => {
+                WatchEnd::Unheard => return Unheard,
+                WatchEnd::StartOver(reason) => {
                     tracing::info!(reason, "reading all records again");
                     sleep(self.backoff.failed()).await;
                 }
-                End::Compacted => {
+                WatchEnd::Compacted => {
                     cursor = Some(at);
                     sleep(self.backoff.failed()).await;
                 }
-                End::Broken(failure) => {
+                WatchEnd::Broken(failure) => {
                     cursor = Some(at);
                     if self.failed(failure).await.is_err() {
                         return Unheard;
@@ -139,14 +139,14 @@ impl Follower {
                     Err(failure) => limit = self.page_failed(failure, limit).await?,
                 }
             };
-            self.tell(Event::Listing).await?;
-            self.tell(Event::Config(at.text.clone())).await?;
+            self.tell(StoreEvent::Listing).await?;
+            self.tell(StoreEvent::Config(at.text.clone())).await?;
             let revision = at.records - 1;
             loop {
                 let last = page.kvs().last().map(|kv| [kv.key(), &[0]].concat());
                 let records: Vec<RawRecord> = page.take_kvs().iter().filter_map(|kv| self.keys.record(kv)).collect();
                 if !records.is_empty() {
-                    self.tell(Event::Page(records)).await?;
+                    self.tell(StoreEvent::Page(records)).await?;
                 }
                 let Some(from) = last.filter(|_| page.more()) else { break };
                 page = loop {
@@ -160,7 +160,7 @@ impl Follower {
                     }
                 };
             }
-            self.tell(Event::Listed { revision }).await?;
+            self.tell(StoreEvent::Listed { revision }).await?;
             return Ok(at);
         }
     }
@@ -213,7 +213,7 @@ impl Follower {
     }
 
     /// Watches until something ends it, and keeps `at` where it has to be resumed.
-    async fn watch(&mut self, at: &mut Cursor, resumes: bool) -> End {
+    async fn watch(&mut self, at: &mut Cursor, resumes: bool) -> WatchEnd {
         // etcd answers to a watch from a compacted revision that it is created, and takes it back in a second answer:
         // asked before, it tells before anybody is told that all is well.
         if resumes && let Err(end) = self.probe(at).await {
@@ -221,7 +221,7 @@ impl Follower {
         }
         let connected = match self.connection.connected(reading(&self.keys)).await {
             Ok(connected) => connected,
-            Err(failure) => return End::Broken(failure),
+            Err(failure) => return WatchEnd::Broken(failure),
         };
         let deadline = Instant::now() + CALL;
         let end = match timeout(CALL, self.open(connected.client, at)).await {
@@ -233,13 +233,13 @@ impl Follower {
                 }
                 end
             }
-            Ok(Err(error)) => End::Broken(failure(reading(&self.keys), &error)),
-            Err(_) => End::Broken(broken(reading(&self.keys), "no answer to a watch")),
+            Ok(Err(error)) => WatchEnd::Broken(failure(reading(&self.keys), &error)),
+            Err(_) => WatchEnd::Broken(broken(reading(&self.keys), "no answer to a watch")),
         };
         match end {
-            End::Broken(failure) => {
+            WatchEnd::Broken(failure) => {
                 self.connection.failed(connected.generation, failure.kind).await;
-                End::Broken(failure.at(connected.endpoint))
+                WatchEnd::Broken(failure.at(connected.endpoint))
             }
             end => end,
         }
@@ -247,22 +247,22 @@ impl Follower {
 
     /// Whether etcd still has what we heard last: neither compacted nor, in a restored etcd, still to come. Reads the config
     /// on the way, which so needs no history.
-    async fn probe(&mut self, at: &mut Cursor) -> Result<(), End> {
+    async fn probe(&mut self, at: &mut Cursor) -> Result<(), WatchEnd> {
         let (access, config) = (reading_config(&self.keys), self.keys.config.as_str());
         let heard = GetOptions::new().with_count_only().with_revision(at.records - 1);
         let answer = match self.read(access, [TxnOp::get(config, None), TxnOp::get(config, Some(heard))]).await {
             Ok(answer) => answer,
             Err(failure) if failure.kind == Kind::Compacted => {
-                return Err(End::StartOver("etcd has compacted what we missed"));
+                return Err(WatchEnd::StartOver("etcd has compacted what we missed"));
             }
-            Err(failure) => return Err(End::Broken(failure)),
+            Err(failure) => return Err(WatchEnd::Broken(failure)),
         };
         let (Some(header), Some(config)) = (answer.header(), gets(&answer).next()) else {
-            return Err(End::Broken(broken(access, "an answer without its parts")));
+            return Err(WatchEnd::Broken(broken(access, "an answer without its parts")));
         };
         let history = History::of(header);
         if !at.history.goes_on(history) {
-            return Err(End::StartOver(RESTORED));
+            return Err(WatchEnd::StartOver(RESTORED));
         }
         at.config = header.revision() + 1;
         at.history = history;
@@ -278,39 +278,39 @@ impl Follower {
         Ok(stream)
     }
 
-    async fn hear(&mut self, mut stream: WatchStream, at: &mut Cursor, deadline: Instant) -> End {
+    async fn hear(&mut self, mut stream: WatchStream, at: &mut Cursor, deadline: Instant) -> WatchEnd {
         let mut watches = Watches::default();
         loop {
             let opening = watches.config.is_none();
             let message = if opening {
                 match timeout_at(deadline, stream.message()).await {
                     Ok(message) => message,
-                    Err(_) => return End::Broken(broken(reading(&self.keys), "no answer to a watch")),
+                    Err(_) => return WatchEnd::Broken(broken(reading(&self.keys), "no answer to a watch")),
                 }
             } else {
                 stream.message().await
             };
             let answer = match message {
                 Ok(Some(answer)) => answer,
-                Ok(None) => return End::Broken(broken(reading(&self.keys), "etcd ended the watch")),
-                Err(error) => return End::Broken(failure(reading(&self.keys), &error)),
+                Ok(None) => return WatchEnd::Broken(broken(reading(&self.keys), "etcd ended the watch")),
+                Err(error) => return WatchEnd::Broken(failure(reading(&self.keys), &error)),
             };
             if let Err(end) = self.take(&answer, at, &mut watches).await {
                 return end;
             }
             if opening && watches.config.is_some() && self.works().await.is_err() {
-                return End::Unheard;
+                return WatchEnd::Unheard;
             }
         }
     }
 
     /// One answer of a watch.
-    async fn take(&mut self, answer: &WatchResponse, at: &mut Cursor, watches: &mut Watches) -> Result<(), End> {
+    async fn take(&mut self, answer: &WatchResponse, at: &mut Cursor, watches: &mut Watches) -> Result<(), WatchEnd> {
         if answer.canceled() {
             if answer.compact_revision() > 0 {
-                return Err(End::Compacted);
+                return Err(WatchEnd::Compacted);
             }
-            return Err(End::Broken(self.cancelled(answer.cancel_reason())));
+            return Err(WatchEnd::Broken(self.cancelled(answer.cancel_reason())));
         }
         let (revision, history) = match answer.header() {
             Some(header) => (header.revision(), History::of(header)),
@@ -324,7 +324,7 @@ impl Follower {
             };
             // A start in the future is no error to etcd: it would be silence until then.
             if revision + 1 < from || !at.history.is_cluster(history.cluster) {
-                return Err(End::StartOver(RESTORED));
+                return Err(WatchEnd::StartOver(RESTORED));
             }
             *watch = Some(answer.watch_id());
         } else if answer.events().is_empty() {
@@ -357,7 +357,7 @@ impl Follower {
             }
         }
         if !changes.is_empty() {
-            self.tell(Event::Changes(changes)).await?;
+            self.tell(StoreEvent::Changes(changes)).await?;
             // After a break, hearing the last revision twice does no harm; hearing half of it would.
             at.records = if size < MAYBE_SPLIT { last + 1 } else { last };
         }
@@ -368,7 +368,7 @@ impl Follower {
     async fn tell_config(&self, text: Option<Vec<u8>>, at: &mut Cursor) -> Result<(), Unheard> {
         if at.text != text {
             at.text.clone_from(&text);
-            self.tell(Event::Config(text)).await?;
+            self.tell(StoreEvent::Config(text)).await?;
         }
         Ok(())
     }
@@ -387,7 +387,7 @@ impl Follower {
             let error = if failure.kind == Kind::Denied { self.denied(failure.error).await } else { failure.error };
             let told = self.told.replace((error.reason.clone(), Instant::now()));
             if told.is_none_or(|(told, _)| is_another(&told, &error.reason)) {
-                self.tell(Event::Down { reason: error.to_string() }).await?;
+                self.tell(StoreEvent::Down { reason: error.to_string() }).await?;
             }
         }
         sleep(self.backoff.failed()).await;
@@ -420,12 +420,12 @@ impl Follower {
 
     async fn works(&mut self) -> Result<(), Unheard> {
         if self.told.take().is_some() {
-            self.tell(Event::Up).await?;
+            self.tell(StoreEvent::Up).await?;
         }
         Ok(())
     }
 
-    async fn tell(&self, event: Event) -> Result<(), Unheard> {
+    async fn tell(&self, event: StoreEvent) -> Result<(), Unheard> {
         self.events.send(event).await.map_err(|_| Unheard)
     }
 }

@@ -4,7 +4,7 @@ use super::*;
 
 const TTL: Duration = Duration::from_secs(60);
 
-fn drain(events: &mut mpsc::Receiver<Event>) -> Vec<Event> {
+fn drain(events: &mut mpsc::Receiver<StoreEvent>) -> Vec<StoreEvent> {
     std::iter::from_fn(|| events.try_recv().ok()).collect()
 }
 
@@ -52,21 +52,25 @@ async fn followers_hear_everything_once() {
     store.put("a", b"1", 0);
     let mut events = store.follow();
     let a = store.records()["a"].clone();
-    let listing = [Event::Listing, Event::Config(None), Event::Page(vec![a]), Event::Listed { revision: 2 }];
+    let listing =
+        [StoreEvent::Listing, StoreEvent::Config(None), StoreEvent::Page(vec![a]), StoreEvent::Listed { revision: 2 }];
     assert_eq!(drain(&mut events), listing);
 
     store.down();
     store.remove("a");
-    assert!(matches!(drain(&mut events)[..], [Event::Down { .. }]));
+    assert!(matches!(drain(&mut events)[..], [StoreEvent::Down { .. }]));
     store.up();
-    let deleted = Event::Changes(vec![Change::Deleted { key: "a".to_owned(), revision: 3 }]);
-    assert_eq!(drain(&mut events), [deleted, Event::Up]);
+    let deleted = StoreEvent::Changes(vec![Change::Deleted { key: "a".to_owned(), revision: 3 }]);
+    assert_eq!(drain(&mut events), [deleted, StoreEvent::Up]);
 
     store.down();
     store.compact();
     store.up();
-    let [Event::Down { .. }, ref rest @ ..] = drain(&mut events)[..] else { panic!() };
-    assert_eq!(rest, [Event::Listing, Event::Config(None), Event::Listed { revision: 3 }, Event::Up]);
+    let [StoreEvent::Down { .. }, ref rest @ ..] = drain(&mut events)[..] else { panic!() };
+    assert_eq!(
+        rest,
+        [StoreEvent::Listing, StoreEvent::Config(None), StoreEvent::Listed { revision: 3 }, StoreEvent::Up]
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, trace, warn};
 
+use super::clock;
 use super::sockets::Sockets;
-use crate::dataplane::{Dataplane, Device, Error, Event};
+use crate::dataplane::{Dataplane, Device, Error, KernelEvent};
 use crate::overlay::iface::Interface;
 use crate::overlay::plane::miss::Answer;
 use crate::overlay::plane::{Chunk, Plane};
@@ -47,13 +48,8 @@ pub(super) enum Heard {
     More,
 }
 
-/// tokio's clock, which a test can move.
-pub(super) fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
-}
-
 /// One family's plane with its side of the kernel.
-pub struct Half<D> {
+pub struct FamilyPlane<D> {
     /// What is wanted.
     pub plane: Plane,
     /// Where it is put.
@@ -98,7 +94,7 @@ pub struct Half<D> {
     overruns: u64,
 }
 
-impl<D: Dataplane> Half<D> {
+impl<D: Dataplane> FamilyPlane<D> {
     /// A plane whose device has been made; its first comparison is due at once.
     pub fn new(plane: Plane, dataplane: D, device: Device, now: Instant) -> Self {
         Self {
@@ -160,7 +156,7 @@ impl<D: Dataplane> Half<D> {
         let after_pause = std::mem::take(&mut self.quiet);
         for heard in 0..EVENTS {
             match self.dataplane.next_event() {
-                Ok(Some(Event::Miss(miss))) => {
+                Ok(Some(KernelEvent::Miss(miss))) => {
                     let answer = self.plane.miss(miss, now);
                     trace!(%miss, %answer, "the kernel asks");
                     if after_pause && heard == 0 {
@@ -171,17 +167,17 @@ impl<D: Dataplane> Half<D> {
                         self.answer(now);
                     }
                 }
-                Ok(Some(Event::Row(seen))) => self.plane.saw(&seen),
-                Ok(Some(Event::Nothing)) => {}
-                Ok(Some(Event::Device)) => self.check(now),
-                Ok(Some(Event::Rules)) => self.diversions.is_due = true,
-                Ok(Some(Event::Underlay)) => {
+                Ok(Some(KernelEvent::Row(seen))) => self.plane.saw(&seen),
+                Ok(Some(KernelEvent::Nothing)) => {}
+                Ok(Some(KernelEvent::Device)) => self.check(now),
+                Ok(Some(KernelEvent::Rules)) => self.diversions.is_due = true,
+                Ok(Some(KernelEvent::Underlay)) => {
                     self.underlay_changed = true;
                     self.plane.redecide(None);
                     // A link that went down has taken routes with it without a word, perhaps one that was named or a peer's.
                     self.again |= self.contested.is_any() || self.plane.routes_directly();
                 }
-                Ok(Some(Event::Overrun)) => {
+                Ok(Some(KernelEvent::Overrun)) => {
                     debug!(device = %self.device.name, "kernel events were lost, comparing everything");
                     self.underlay_changed = true;
                     self.again = true;
@@ -260,9 +256,9 @@ impl<D: Dataplane> Half<D> {
 
     /// Does all that is due at once, until `deadline`.
     pub(super) fn finish(&mut self, deadline: Instant) {
-        while self.made && self.plane.is_due() && now() < deadline {
+        while self.made && self.plane.is_due() && clock::now() < deadline {
             let chunk = self.plane.next_chunk(CHUNK);
-            self.apply(chunk, now());
+            self.apply(chunk, clock::now());
         }
     }
 
@@ -336,7 +332,7 @@ impl<D: Dataplane> Half<D> {
         self.overruns
     }
 
-    /// When [`Half::work`] has something to do without being told anything.
+    /// When [`FamilyPlane::work`] has something to do without being told anything.
     pub(super) fn next_wake(&self) -> Instant {
         let others = [self.plane.next_wake(), self.diversions.next_look()];
         others.into_iter().flatten().fold(self.check_at, Instant::min)

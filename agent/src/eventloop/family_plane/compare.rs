@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
 
-use super::{CHUNK, Half, now};
+use super::{CHUNK, FamilyPlane};
 use crate::dataplane::{Dataplane, Made};
+use crate::eventloop::clock;
 use crate::overlay::plane::PeerMode;
 use crate::overlay::plane::comparison::Findings;
 
@@ -16,14 +17,14 @@ const CHECK_LEAST: Duration = Duration::from_secs(1);
 /// The pause before a check that could not be made is tried again.
 const CHECK_AGAIN: Duration = Duration::from_secs(1);
 
-impl<D: Dataplane> Half<D> {
+impl<D: Dataplane> FamilyPlane<D> {
     /// DirectRouting: finds out for some peers whether their hosts are on a link of ours.
     pub(super) fn decide(&mut self) {
         for _ in 0..CHUNK {
             let Some((subnet, host)) = self.plane.undecided() else { return };
             match self.dataplane.is_direct(host) {
                 Ok(direct) => self.plane.decide(subnet, host, direct),
-                Err(source) if source.is_of_socket() => return self.socket_failed(&source, now()),
+                Err(source) if source.is_of_socket() => return self.socket_failed(&source, clock::now()),
                 // A tunnel works in either case.
                 Err(source) => debug!(%subnet, %host, error = %source, "cannot look up the route to a peer's host"),
             }

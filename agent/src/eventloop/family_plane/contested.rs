@@ -2,7 +2,7 @@
 
 use tracing::debug;
 
-use super::Half;
+use super::FamilyPlane;
 use crate::dataplane::Dataplane;
 use crate::overlay::plane::contradiction::Contested;
 use crate::overlay::words::GoesBefore;
@@ -31,7 +31,7 @@ impl Named {
     }
 }
 
-impl<D: Dataplane> Half<D> {
+impl<D: Dataplane> FamilyPlane<D> {
     /// Works out which routes of other programs go before ours, where that may have changed. Returns those that are news.
     pub(in crate::eventloop) fn look_for_contested(&mut self) -> Vec<String> {
         if !self.plane.take_contested_changed() {

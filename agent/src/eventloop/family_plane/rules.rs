@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use ipnetwork::IpNetwork;
 use tracing::debug;
 
-use super::Half;
+use super::FamilyPlane;
 use crate::dataplane::{Dataplane, Error};
 use crate::overlay::rules::{DeadEnd, Does, Rule, Way, before_main, ends_at};
 
@@ -73,7 +73,7 @@ impl Diversions {
     }
 }
 
-impl<D: Dataplane> Half<D> {
+impl<D: Dataplane> FamilyPlane<D> {
     /// What keeps this node from being ready, in words: routes and policy rules of other programs.
     pub(in crate::eventloop) fn blocking(&self) -> impl Iterator<Item = String> {
         self.contested.blocking.iter().cloned().chain(self.diversions.words())
@@ -194,7 +194,7 @@ mod tests {
     use crate::overlay::{MacAddr, NetworkConfig};
 
     /// A node with this many peers, the first of them 10.4.1.0/24, and a rule that asks table 100.
-    fn half(peers: u16) -> Half<FakeKernel> {
+    fn family(peers: u16) -> FamilyPlane<FakeKernel> {
         let config = NetworkConfig::parse(br#"{"Network":"10.4.0.0/15"}"#).unwrap();
         let subnet = "10.5.250.0/24".parse().unwrap();
         let setup = Setup { net: config.ipv4.unwrap(), subnet, mode: PeerMode::OnDemand, idle: LOOK_EVERY };
@@ -222,9 +222,9 @@ mod tests {
             l2miss: true,
             address: subnet,
         };
-        let mut half = Half::new(plane, kernel, device, Instant::now());
-        half.diversions.is_due = true;
-        half
+        let mut family = FamilyPlane::new(plane, kernel, device, Instant::now());
+        family.diversions.is_due = true;
+        family
     }
 
     fn rule(priority: u32) -> Rule {
@@ -234,16 +234,16 @@ mod tests {
     }
 
     /// What is found where the packets to peers of these numbers go this way.
-    fn found(half: &mut Half<FakeKernel>, numbers: impl Iterator<Item = u16>, way: Way) -> Option<String> {
-        half.dataplane.ways =
+    fn found(family: &mut FamilyPlane<FakeKernel>, numbers: impl Iterator<Item = u16>, way: Way) -> Option<String> {
+        family.dataplane.ways =
             numbers.map(u16::to_be_bytes).map(|[high, low]| ([10, 4 + high, low, 0].into(), way)).collect();
-        half.diversions = Diversions { is_due: true, ..Diversions::default() };
-        half.look_for_diversion(Instant::now())
+        family.diversions = Diversions { is_due: true, ..Diversions::default() };
+        family.look_for_diversion(Instant::now())
     }
 
     #[test]
     fn the_line_says_how_many_peers_a_rule_takes_the_packets_of() {
-        let mut half = half(300);
+        let mut family = family(300);
         let way = Way::Table(100, None);
         let words = |of: &str| {
             format!(
@@ -257,29 +257,29 @@ mod tests {
             (1..301, "peer 10.4.1.0/24 and at least 255 more peers"),
         ] {
             let expected = words(of);
-            assert_eq!(found(&mut half, numbers, way), Some(expected));
+            assert_eq!(found(&mut family, numbers, way), Some(expected));
         }
-        assert_eq!(found(&mut half, 0..0, way), None);
-        let mut half = self::half(5);
-        assert_eq!(found(&mut half, 1..3, way), Some(words("peer 10.4.1.0/24 and 1 more peer")));
-        assert_eq!(found(&mut half, 2..6, way), Some(words("peer 10.4.2.0/24 and 3 more peers")));
+        assert_eq!(found(&mut family, 0..0, way), None);
+        let mut family = self::family(5);
+        assert_eq!(found(&mut family, 1..3, way), Some(words("peer 10.4.1.0/24 and 1 more peer")));
+        assert_eq!(found(&mut family, 2..6, way), Some(words("peer 10.4.2.0/24 and 3 more peers")));
     }
 
     #[test]
     fn a_table_that_refuses_packets_makes_its_rule_the_one_that_takes_them() {
-        let mut half = half(5);
-        assert_eq!(found(&mut half, 1..6, Way::Refused), None, "nothing says that it is the rule's table");
+        let mut family = family(5);
+        assert_eq!(found(&mut family, 1..6, Way::Refused), None, "nothing says that it is the rule's table");
         let end = |to: &str, is_throw| DeadEnd { to: to.parse().unwrap(), metric: 0, is_throw };
-        half.dataplane.dead_ends.insert(100, vec![end("0.0.0.0/0", false)]);
-        let line = found(&mut half, 1..6, Way::Refused).unwrap();
+        family.dataplane.dead_ends.insert(100, vec![end("0.0.0.0/0", false)]);
+        let line = found(&mut family, 1..6, Way::Refused).unwrap();
         assert!(
             line.starts_with("peer 10.4.1.0/24 and 4 more peers: the policy rule `100: from all lookup 100`"),
             "{line}"
         );
-        half.dataplane.dead_ends.insert(100, vec![end("0.0.0.0/0", false), end("10.4.0.0/15", true)]);
-        assert_eq!(found(&mut half, 1..6, Way::Refused), None);
-        half.dataplane.dead_ends.insert(100, vec![end("10.4.3.0/24", false)]);
-        let line = found(&mut half, 1..6, Way::Refused).unwrap();
+        family.dataplane.dead_ends.insert(100, vec![end("0.0.0.0/0", false), end("10.4.0.0/15", true)]);
+        assert_eq!(found(&mut family, 1..6, Way::Refused), None);
+        family.dataplane.dead_ends.insert(100, vec![end("10.4.3.0/24", false)]);
+        let line = found(&mut family, 1..6, Way::Refused).unwrap();
         assert!(line.starts_with("peer 10.4.3.0/24: the policy rule"), "{line}");
     }
 }
