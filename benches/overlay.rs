@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use ipnetwork::IpNetwork;
+use twill_agent::overlay::backend::Backend;
 use twill_agent::overlay::kernel::{
     Miss, NeighState, Notification, Observed, PROTOCOL, Route, Row, SeenFdb, SeenNeigh,
 };
@@ -28,7 +29,7 @@ fn subnet(number: u32) -> IpNetwork {
 
 fn vtep(number: u32) -> Vtep {
     let [_, b, c, d] = number.to_be_bytes();
-    Vtep { mac: MacAddr([2, 0, 0, b, c, d]), remote: Ipv4Addr::new(10, b, c, d).into() }
+    Vtep { mac: Some(MacAddr([2, 0, 0, b, c, d])), remote: Ipv4Addr::new(10, b, c, d).into() }
 }
 
 /// What a record says that was created at the first revision.
@@ -45,7 +46,13 @@ fn pod(number: u32) -> Miss {
 fn plane(mode: PeerMode, peers: u32) -> Plane {
     let config = NetworkConfig::parse(CONFIG).expect("a good config");
     let net = *config.families().next().expect("IPv4");
-    let mut plane = Plane::new(Setup { net, subnet: subnet(0), mode, idle: Duration::from_secs(600) });
+    let mut plane = Plane::new(Setup {
+        net,
+        subnet: subnet(0),
+        ways: Backend::default().ways(),
+        mode,
+        idle: Duration::from_secs(600),
+    });
     for number in 1..=peers {
         plane.put(subnet(number), Source(0), claim(vtep(number), number.into()));
     }
@@ -57,8 +64,8 @@ fn dump(plane: &Plane) -> Observed {
     let mut observed = Observed::default();
     for (subnet, peer) in plane.peers().iter() {
         let idle = Duration::ZERO;
-        observed.fdb.push(SeenFdb { row: peer.vtep.fdb(), idle, ages: false });
-        let (address, mac) = (subnet.network(), Some(peer.vtep.mac));
+        observed.fdb.extend(peer.vtep.fdb().map(|row| SeenFdb { row, idle, ages: false }));
+        let (address, mac) = (subnet.network(), peer.vtep.mac);
         observed.neighbours.push(SeenNeigh { address, mac, state: NeighState::Permanent, protocol: PROTOCOL });
         observed.routes.push(Route::peer(*subnet, plane.setup().net.index(subnet)).into());
     }

@@ -240,9 +240,9 @@ fn judge(
     }
     let standing = Standing::new(raw.created, raw.revision, raw.lease != 0, record.node.as_deref());
     let mut sides = Vec::new();
-    for net in config.into_iter().flat_map(NetworkConfig::families) {
+    for (config, net) in config.into_iter().flat_map(|config| config.families().map(move |net| (config, net))) {
         let family = Family::of(&net.network);
-        let PeerRecord { subnet, mac, remote, .. } = fits(&record, &key, net, config.map_or(0, |c| c.backend.vni))?;
+        let PeerRecord { subnet, mac, remote } = fits(&record, &key, net, &config.backend)?;
         let source = Source::of(&raw.key);
         peers.entry(family).or_default().put(subnet, source, Claim { vtep: Vtep { mac, remote }, standing });
         sides.push((family, (subnet, source)));

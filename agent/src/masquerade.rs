@@ -1,7 +1,8 @@
 //! Masquerade, forwarding and what keeps the tunnel's frames from changing this host: one nftables table of our own per
 //! family, kept as it should be.
 //!
-//! Owns the tables `ip twill.<VNI>`, `ip6 twill.<VNI>` and `arp twill.<VNI>`: by that name a restarted daemon knows its own. They stay when
+//! Owns the tables `ip twill.<VNI>`, `ip6 twill.<VNI>` and `arp twill.<VNI>` (of a backend without a VNI: `twill.<backend>`): by
+//! that name a restarted daemon knows its own. They stay when
 //! the daemon stops, as the routes do. A change is one transaction that replaces the whole table, so no packet meets half
 //! of it; the kernel's notifications and a timer tell when somebody else has been at it.
 //!
@@ -52,15 +53,15 @@ pub struct Side {
     pub network: IpNetwork,
     /// Our own subnet.
     pub subnet: IpNetwork,
-    /// The VXLAN device: what comes through it may reach pods and change nothing of this host.
-    pub device: String,
+    /// The VXLAN device, if there is one: what comes through it may reach pods and change nothing of this host.
+    pub device: Option<String>,
 }
 
 /// What the flags and the config ask for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WantedRules {
-    /// The VNI, which is part of the tables' name.
-    pub vni: u32,
+    /// Behind `twill.` it is the tables' name: the VNI of a VXLAN network, else the backend's name.
+    pub mark: String,
     /// The families.
     pub sides: Vec<Side>,
     /// `--ip-masq`.
@@ -226,7 +227,7 @@ impl<'a> Masquerade<'a> {
     fn open(wanted: &WantedRules, known: &'a mut Known) -> Result<Self, Error> {
         let nft = Nft::open()?;
         Ok(Self {
-            notices: Notices::open(rules::table_name(wanted.vni), nft.port)?,
+            notices: Notices::open(rules::table_name(&wanted.mark), nft.port)?,
             nft,
             known,
             sides: wanted.sides.clone(),

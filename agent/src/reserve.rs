@@ -216,7 +216,7 @@ async fn unless_used(store: &impl Store, raw: &RawRecord, lease: LeaseId) {
 
 /// What a reservation says; `None` where it depends on a holder.
 fn reservation(config: &NetworkConfig, whom: &Whom) -> Result<Option<Record>, Refusal> {
-    let bare = |ip| Record { backend_type: String::new(), ..Record::vxlan(ip) };
+    let bare = Record::of;
     let unspecified = Ipv4Addr::UNSPECIFIED;
     Ok(match whom {
         Whom::Holder => None,

@@ -7,17 +7,13 @@ use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
 
-use crate::dataplane::Device;
+use crate::dataplane::{Device, Vxlan};
 use crate::handoff::SubnetEnv;
 use crate::overlay::config::{FamilyConfig, NetworkConfig};
 use crate::overlay::iface::{self, Barred, ChooseError, Chosen, Interface, Wish};
-use crate::overlay::record::{Family, Own, Record, VtepData};
+use crate::overlay::record::{Family, Own, Record};
 use crate::overlay::{MacAddr, SubnetKey};
 
-/// What VXLAN adds to a packet over IPv4, in bytes: outer Ethernet, IP, UDP and VXLAN headers.
-const OVERHEAD_V4: u32 = 50;
-/// The same over IPv6.
-const OVERHEAD_V6: u32 = 70;
 /// The smallest MTU that a device may have with an IPv4 address (`IPV4_MIN_MTU`, include/net/ip.h).
 const LEAST_V4: u32 = 68;
 /// The same with an IPv6 address (`IPV6_MIN_MTU`, include/uapi/linux/ipv6.h).
@@ -191,7 +187,7 @@ impl Site {
 
     /// Whether it is a device of this network's own.
     fn is_own(&self, interface: &Interface) -> bool {
-        [Family::V4, Family::V6].iter().any(|family| interface.name == self.device_name(*family))
+        [Family::V4, Family::V6].iter().any(|family| self.device_name(*family).as_ref() == Some(&interface.name))
     }
 
     /// Whether a node may lease the subnet of an address.
@@ -211,58 +207,65 @@ impl Site {
         self.on_demand && !on_link && self.config.families().any(|family| family.network.contains(address))
     }
 
-    /// What our record says over these ends. `mac` gives each family's.
-    pub fn record(&self, ends: &[TunnelEnd], mut mac: impl FnMut(Family) -> MacAddr) -> Record {
-        let mut record = Record::vxlan(Ipv4Addr::UNSPECIFIED);
+    /// What our record says over these ends. `mac` gives that of each family's device, where it has one.
+    pub fn record(&self, ends: &[TunnelEnd], mut mac: impl FnMut(Family) -> Option<MacAddr>) -> Record {
+        let backend_type = self.config.backend.record_type().to_owned();
+        let mut record = Record { backend_type, ..Record::of(Ipv4Addr::UNSPECIFIED) };
         for end in ends {
             match end.chosen.public {
                 IpAddr::V4(ip) => record.public_ip = ip,
                 IpAddr::V6(ip) => record.public_ipv6 = Some(ip),
             }
-            let vtep = Some(VtepData { vni: Some(self.config.backend.vni), mac: mac(end.family) });
+            let data = self.config.backend.data(mac(end.family));
             match end.family {
-                Family::V4 => record.ipv4 = vtep,
-                Family::V6 => record.ipv6 = vtep,
+                Family::V4 => record.ipv4 = data,
+                Family::V6 => record.ipv6 = data,
             }
         }
         record
     }
 
-    /// The name of a family's device, as flannel gives it.
-    pub fn device_name(&self, family: Family) -> String {
-        let vni = self.config.backend.vni;
-        match family {
-            Family::V4 => format!("flannel.{vni}"),
-            Family::V6 => format!("flannel-v6.{vni}"),
-        }
+    /// The name of a family's device, where the backend has devices.
+    pub fn device_name(&self, family: Family) -> Option<String> {
+        self.config.backend.device(family).map(|device| device.name)
+    }
+
+    /// What this daemon keeps alone in its network namespace: the device of IPv4, which has the VNI of the other one, or all that
+    /// its backend does.
+    pub fn mark(&self) -> String {
+        self.device_name(Family::V4).unwrap_or_else(|| self.config.backend.mark())
     }
 
     /// The device of an end, for the subnet of this key.
-    pub fn device(&self, end: &TunnelEnd, key: &SubnetKey, mac: MacAddr) -> Result<Device, Unfit> {
+    pub fn device(&self, end: &TunnelEnd, key: &SubnetKey, mac: Option<MacAddr>) -> Result<Device, Unfit> {
         let backend = &self.config.backend;
         let subnet = own_subnet(key, end)?;
-        let (overhead, least) = match end.family {
-            Family::V4 => (OVERHEAD_V4, LEAST_V4),
-            Family::V6 => (OVERHEAD_V6, LEAST_V6),
+        let overhead = backend.overhead(end.family);
+        let least = match end.family {
+            Family::V4 => LEAST_V4,
+            Family::V6 => LEAST_V6,
         };
         let interface = &end.chosen.interface;
         // More than the interface takes is capped by the kernel, and subnet.env would say what no packet may have.
-        let outer = backend.mtu.map_or(interface.mtu, |mtu| mtu.min(interface.mtu));
+        let outer = backend.mtu().map_or(interface.mtu, |mtu| mtu.min(interface.mtu));
         let too_small =
             || Unfit::Mtu { interface: interface.name.clone(), mtu: outer, overhead, least, family: end.family };
+        let tunnel = backend.device(end.family);
         Ok(Device {
-            name: self.device_name(end.family),
-            vni: backend.vni,
-            port: backend.port,
+            name: tunnel.as_ref().map_or_else(|| backend.mark(), |tunnel| tunnel.name.clone()),
+            vxlan: tunnel.map(|tunnel| Vxlan {
+                vni: tunnel.vni,
+                port: tunnel.port,
+                mac: mac.unwrap_or(MacAddr([0; 6])),
+                learning: tunnel.learning,
+                gbp: tunnel.gbp,
+                // With all peers programmed a lost row is put back at its notification.
+                l2miss: self.on_demand,
+            }),
             local: end.chosen.local,
             underlay: interface.index,
             underlay_name: interface.name.clone(),
-            mac,
             mtu: outer.checked_sub(overhead).filter(|mtu| *mtu >= least).ok_or_else(too_small)?,
-            learning: backend.learning,
-            gbp: backend.gbp,
-            // With all peers programmed a lost row is put back at its notification.
-            l2miss: self.on_demand,
             address: IpNetwork::from(subnet.network()),
         })
     }

@@ -6,10 +6,15 @@ use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
 use twill_agent::dataplane::kernel::Kernel;
-use twill_agent::dataplane::{Dataplane, Device, KernelEvent, Made};
+use twill_agent::dataplane::{Dataplane, Device, KernelEvent, Made, Vxlan};
 use twill_agent::overlay::MacAddr;
-use twill_agent::overlay::config::Backend;
+use twill_agent::overlay::backend::Backend;
+use twill_agent::overlay::family::Family;
 use twill_agent::overlay::kernel::{Fdb, Neigh, Notification, Observed, Op, Route, Row, SeenRoute, Via};
+
+/// The device of a network that is as the config's defaults have it.
+const VXLAN: Vxlan =
+    Vxlan { vni: 1, port: 8472, mac: MacAddr([2, 0, 0, 0, 0, 1]), learning: false, gbp: false, l2miss: true };
 
 /// Runs a test in a network namespace of its own that has an interface `eth0` with 10.99.0.1/16.
 fn in_namespace<F: AsyncFnOnce(Kernel, Device) + Send + 'static>(test: F) {
@@ -27,16 +32,11 @@ fn in_namespace<F: AsyncFnOnce(Kernel, Device) + Send + 'static>(test: F) {
             let eth0 = interfaces.iter().find(|interface| interface.name == "eth0").unwrap();
             let device = Device {
                 name: "flannel.1".into(),
-                vni: 1,
-                port: 8472,
+                vxlan: Some(VXLAN),
                 local: "10.99.0.1".parse().unwrap(),
                 underlay: eth0.index,
                 underlay_name: "eth0".into(),
-                mac: MacAddr([2, 0, 0, 0, 0, 1]),
                 mtu: 1450,
-                learning: false,
-                gbp: false,
-                l2miss: true,
                 address: "10.5.1.0/32".parse().unwrap(),
             };
             test(kernel, device).await;
@@ -177,7 +177,7 @@ fn a_device_that_the_kernel_cannot_make_as_wanted_is_made_once() {
 #[test]
 fn the_device_that_has_our_vni_is_named() {
     in_namespace(async |mut kernel, device| {
-        let (vni, port) = (device.vni, device.port);
+        let Vxlan { vni, port, .. } = VXLAN;
         ip(&format!("link add other type vxlan id {vni} local {} dstport {port} dev eth0", device.local));
         let other = Device { name: "flannel.9".into(), ..device };
         let error = kernel.make(&other).await.unwrap_err().to_string();
@@ -280,8 +280,8 @@ fn the_ipv6_device_keeps_ipv6_and_has_no_address_but_ours() {
 #[test]
 fn a_device_in_external_mode_on_our_port_is_an_obstacle_and_a_start_that_fails_takes_its_device_back() {
     in_namespace(async |mut kernel, device| {
-        let backend = Backend::default();
-        assert!(kernel.obstacle("flannel.1", &backend, device.local).unwrap().is_none());
+        let wanted = Backend::default().device(Family::V4).unwrap();
+        assert!(kernel.obstacle(&wanted, device.local).unwrap().is_none());
         let holder = std::net::UdpSocket::bind("0.0.0.0:8472").unwrap();
         let error = kernel.make(&device).await.unwrap_err().to_string();
         let words = "cannot set up flannel.1: UDP port 8472 is held by a UDP socket on 0.0.0.0:8472 (pid ";
@@ -297,7 +297,7 @@ fn a_device_in_external_mode_on_our_port_is_an_obstacle_and_a_start_that_fails_t
         drop(holder);
         ip("link add vx0 type vxlan external dstport 8472");
         ip("link set vx0 up");
-        let obstacle = kernel.obstacle("flannel.1", &backend, device.local).unwrap().unwrap().to_string();
+        let obstacle = kernel.obstacle(&wanted, device.local).unwrap().unwrap().to_string();
         assert!(obstacle.contains("is held by vx0, a VXLAN device in external mode"), "{obstacle}");
         let error = kernel.make(&device).await.unwrap_err().to_string();
         assert_eq!(error, obstacle);

@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use twill_agent::overlay::backend::Ways;
 use twill_agent::overlay::kernel::{Fdb, Miss, Neigh, Notification, Observed, Op, Route, Row, SeenFdb, Via};
 use twill_agent::overlay::peers::{Claim, Source, Standing, Vtep};
 use twill_agent::overlay::plane::{PeerMode, Plane, Setup};
@@ -18,17 +19,17 @@ fn plane() -> Plane {
     let setup = Setup {
         net: config.ipv4.unwrap(),
         subnet: "10.5.1.0/24".parse().unwrap(),
+        ways: Ways { tunnel: true, host: true },
         mode: PeerMode::OnDemand,
         idle: Duration::from_secs(600),
     };
     let mut plane = Plane::new(setup);
-    plane.route_directly();
     work(&mut plane);
     plane
 }
 
 fn joined(plane: &mut Plane, direct: bool) -> Vec<Op> {
-    let vtep = Vtep { mac: mac(), remote: HOST.parse().unwrap() };
+    let vtep = Vtep { mac: Some(mac()), remote: HOST.parse().unwrap() };
     let standing = Standing::new(1, 1, true, None);
     plane.put(PEER.parse().unwrap(), Source(0), Claim { vtep, standing });
     decide(plane, direct)

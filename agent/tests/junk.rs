@@ -91,10 +91,10 @@ impl World {
             .collect();
         let plane = |(net, own): (_, &Own)| {
             let (mode, idle) = (PeerMode::All, std::time::Duration::from_secs(600));
-            Plane::new(Setup { net, subnet: own.subnet, mode, idle })
+            Plane::new(Setup { net, subnet: own.subnet, ways: config.backend.ways(), mode, idle })
         };
         let planes = config.families().copied().zip(&own).map(plane).collect();
-        let mut world = Self { planes, records: Records::new(1, own) };
+        let mut world = Self { planes, records: Records::new(config.backend, own) };
         for n in 2..5 {
             let value = VALUE.replace("77", &format!("0{n}")).replace("::0", "::").replace(".0.0", ".0.");
             world.put(&format!("10.5.{n}.0-24&fc00:0:0:{n}::-64"), value.as_bytes());

@@ -82,7 +82,7 @@ async fn down(events: &mut mpsc::Receiver<StoreEvent>) {
 
 fn record(node: u8) -> Record {
     let vtep = VtepData { vni: Some(1), mac: "c6:d2:32:6f:8f:44".parse().unwrap() };
-    Record { ipv4: Some(vtep), ..Record::vxlan(Ipv4Addr::new(192, 168, 64, node)) }
+    Record { ipv4: Some(vtep.into()), ..Record::vxlan(Ipv4Addr::new(192, 168, 64, node)) }
 }
 
 async fn acquire(

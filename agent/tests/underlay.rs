@@ -9,13 +9,17 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, unshare};
 use tokio::time::timeout;
 use twill_agent::dataplane::kernel::Kernel;
-use twill_agent::dataplane::{Dataplane, Device, KernelEvent};
+use twill_agent::dataplane::{Dataplane, Device, KernelEvent, Vxlan};
 use twill_agent::overlay::MacAddr;
 use twill_agent::overlay::iface::{DefaultHop, Interface, Wish, choose};
 use twill_agent::overlay::kernel::Notification;
 
 /// Nothing waits so long unless the test fails.
 const NEVER: Duration = Duration::from_secs(20);
+
+/// The device of a network that is as the config's defaults have it.
+const VXLAN: Vxlan =
+    Vxlan { vni: 1, port: 8472, mac: MacAddr([2, 0, 0, 0, 0, 1]), learning: false, gbp: false, l2miss: true };
 
 /// Runs a test in a network namespace of its own that has `eth0` with 10.1.0.5/24 and fd01::5/64, and `eth1` with
 /// 10.2.0.5/24 and fd02::5/64.
@@ -67,16 +71,11 @@ async fn make(kernel: &mut Kernel) {
     let underlay = find(&kernel.interfaces().unwrap(), "eth0").index;
     let device = Device {
         name: "flannel.1".into(),
-        vni: 1,
-        port: 8472,
+        vxlan: Some(VXLAN),
         local: "10.1.0.5".parse().unwrap(),
         underlay,
         underlay_name: "eth0".into(),
-        mac: MacAddr([2, 0, 0, 0, 0, 1]),
         mtu: 1450,
-        learning: false,
-        gbp: false,
-        l2miss: true,
         address: "10.5.1.0/32".parse().unwrap(),
     };
     kernel.make(&device).await.unwrap();

@@ -72,22 +72,21 @@ pub(super) fn seen_neigh(seen: &neigh::Seen) -> SeenNeigh {
     SeenNeigh { address: seen.address, mac: seen.mac.map(MacAddr), state, protocol: seen.protocol }
 }
 
-/// A route of the main table as the overlay sees it.
-pub(super) fn seen_route(ifindex: u32, seen: &route::Route) -> Option<SeenRoute> {
+/// A route of the main table as the overlay sees it; our device, if there is one, has this index.
+pub(super) fn seen_route(ifindex: Option<u32>, seen: &route::Route) -> Option<SeenRoute> {
+    let is_on_device = ifindex.is_some() && seen.ifindex == ifindex;
     let via = match (seen.kind, seen.gateway) {
         (route::Kind::Unreachable, _) => Via::Unreachable,
         (route::Kind::Blackhole, _) => Via::Blackhole,
         (route::Kind::Prohibit, _) => Via::Prohibit,
         (route::Kind::Throw, _) => Via::Throw,
-        (route::Kind::Unicast, Some(gateway)) if seen.ifindex == Some(ifindex) => Via::Gateway(gateway),
-        (route::Kind::Unicast, None) if seen.ifindex == Some(ifindex) => {
-            Via::Link { source: seen.source.unwrap_or(unspecified(seen)) }
-        }
+        (route::Kind::Unicast, Some(gateway)) if is_on_device => Via::Gateway(gateway),
+        (route::Kind::Unicast, None) if is_on_device => Via::Link { source: seen.source.unwrap_or(unspecified(seen)) },
         (route::Kind::Unicast, Some(host)) => Via::Direct(host),
         _ => Via::Elsewhere,
     };
     let route = Route { destination: seen.destination, via, metric: seen.metric, protocol: seen.protocol };
-    let others = seen.ifindex.filter(|other| *other != ifindex);
+    let others = seen.ifindex.filter(|_| !is_on_device);
     (seen.table == route::TABLE_MAIN).then_some(SeenRoute { route, ifindex: others })
 }
 

@@ -9,9 +9,9 @@ use tracing::{debug, info, warn};
 use super::convert::is_link_local;
 use super::kernel::Kernel;
 use super::link::{self, LinkRequest};
-use super::{Device, Error, Made, holder, shield};
-use crate::overlay::Shown;
-use crate::overlay::config::Backend;
+use super::{Device, Error, Made, Vxlan, holder, shield};
+use crate::overlay::backend::TunnelDevice;
+use crate::overlay::{MacAddr, Shown};
 
 /// Questions to user space per unresolved address, a second apart; nobody else is asked.
 const APP_PROBES: u32 = 3;
@@ -19,7 +19,11 @@ const APP_PROBES: u32 = 3;
 impl Kernel {
     /// Makes the device what is wanted, and listens to it.
     pub(super) async fn make_now(&mut self, device: &Device) -> Result<Made, Error> {
-        let spec = spec(device);
+        let Some(spec) = spec(device) else {
+            self.listen(None, device)?;
+            self.dump = None;
+            return Ok(Made::AsWanted);
+        };
         let (mut made, link) = self.link(&spec).await?;
         let tolerated: Vec<Difference> =
             spec.differences(&link).into_iter().filter(|difference| *difference != Difference::Down).collect();
@@ -29,7 +33,7 @@ impl Kernel {
             }
         }
         // Misses are heard from before the device can have any: its parameters come after, and it is up last.
-        self.listen(link.index, device, spec.clone(), tolerated)?;
+        self.listen(Some((link.index, spec.clone(), tolerated)), device)?;
         self.shield(&link, device)?;
         let furnished = self.furnish(link.index, device)?;
         if !link.up {
@@ -43,16 +47,16 @@ impl Kernel {
         Ok(made)
     }
 
-    /// What keeps a device of this name from being made now, if another device does. To be asked before a subnet is
+    /// What keeps this device from being made now, if another device does. To be asked before a subnet is
     /// leased: a node that cannot serve one should not announce it.
-    pub fn obstacle(&mut self, name: &str, backend: &Backend, local: IpAddr) -> Result<Option<Error>, Error> {
+    pub fn obstacle(&mut self, wanted: &TunnelDevice, local: IpAddr) -> Result<Option<Error>, Error> {
         self.refresh()?;
-        let (vni, port, gbp, learning) = (backend.vni, backend.port, backend.gbp, backend.learning);
+        let TunnelDevice { name, vni, port, gbp, learning } = wanted.clone();
         let (underlay, mac, mtu, l2miss) = (0, [0; 6], 0, true);
-        let spec = VxlanSpec { name: name.to_owned(), vni, port, local, underlay, mac, mtu, learning, gbp, l2miss };
+        let spec = VxlanSpec { name, vni, port, local, underlay, mac, mtu, learning, gbp, l2miss };
         let links = self.looker.links().map_err(Error::from);
         let links = self.noted(links)?;
-        let there = links.iter().find(|link| link.name == name);
+        let there = links.iter().find(|link| link.name == spec.name);
         Ok(match there.map(|link| spec.differences(link)).unwrap_or_default().into_iter().next() {
             Some(Difference::NotVxlan { seen }) => Some(foreign(&spec, seen)),
             // What it has it can have, and what is to be changed on it is seen when it is.
@@ -236,19 +240,11 @@ fn is_tolerable(difference: &Difference) -> bool {
     matches!(difference, Difference::L2Miss { .. })
 }
 
-fn spec(device: &Device) -> VxlanSpec {
-    VxlanSpec {
-        name: device.name.clone(),
-        vni: device.vni,
-        port: device.port,
-        local: device.local,
-        underlay: device.underlay,
-        mac: device.mac.0,
-        mtu: device.mtu,
-        learning: device.learning,
-        gbp: device.gbp,
-        l2miss: device.l2miss,
-    }
+/// The link that is to be there, if one is.
+fn spec(device: &Device) -> Option<VxlanSpec> {
+    let Vxlan { vni, port, mac: MacAddr(mac), learning, gbp, l2miss } = device.vxlan.clone()?;
+    let Device { name, local, underlay, mtu, .. } = device.clone();
+    Some(VxlanSpec { name, vni, port, local, underlay, mac, mtu, learning, gbp, l2miss })
 }
 
 #[cfg(test)]

@@ -13,14 +13,15 @@ pub(super) struct Dump(Queries);
 impl Dump {
     /// Begins to read all that a comparison looks at. All of the main table: a stranger's route on any device may go before ours,
     /// and ours are not all on our device.
-    pub(super) fn start(dumper: &mut Dumper, ifindex: u32, family: Family) -> Result<Self, Error> {
-        let queries = [Query::Fdb { ifindex }, Query::Neigh { ifindex, family }, Query::MainTable { family }];
+    pub(super) fn start(dumper: &mut Dumper, ifindex: Option<u32>, family: Family) -> Result<Self, Error> {
+        let on_device = ifindex.map(|ifindex| [Query::Fdb { ifindex }, Query::Neigh { ifindex, family }]);
+        let queries = on_device.into_iter().flatten().chain([Query::MainTable { family }]);
         Ok(Self(Queries::start(dumper, queries)?))
     }
 
     /// Reads one datagram: what it shows, and whether it was the last one of the last query. A row may come twice, which does no
     /// harm; a row that was missed would.
-    pub(super) fn step(&mut self, dumper: &mut Dumper, ifindex: u32) -> Result<(Observed, bool), Error> {
+    pub(super) fn step(&mut self, dumper: &mut Dumper, ifindex: Option<u32>) -> Result<(Observed, bool), Error> {
         let mut observed = Observed::default();
         let progress = self.0.step(dumper, &mut |row| match row {
             Dumped::Fdb(seen) => observed.fdb.push(convert::seen_fdb(&seen)),

@@ -7,19 +7,17 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 
-use ipnetwork::IpNetwork;
-use netlink_ext::addr::Seen as SeenAddress;
-use netlink_ext::change::{Change, ChangeScope, ChangeSocket};
-use netlink_ext::link::{Difference, Link, VxlanSpec};
+use netlink_ext::change::{ChangeScope, ChangeSocket};
+use netlink_ext::link::{Difference, VxlanSpec};
 use netlink_ext::{BatchSocket, Dumper, Family, Miss as KernelMiss, MissSocket, Request, pending_misses, route};
 use tracing::debug;
 
-use super::convert::is_link_local;
 use super::dump::Dump;
+use super::live::{Live, LiveLink};
 use super::{Dataplane, Device, Error, KernelEvent, Made, Refused, convert, underlay};
 use crate::overlay::MacAddr;
 use crate::overlay::iface::Interface;
-use crate::overlay::kernel::{Miss, Notification, Observed, Op, Row};
+use crate::overlay::kernel::{Miss, Observed, Op};
 use crate::overlay::rules::{DeadEnd, Rule, Way};
 
 /// Room for some 10,000 misses: the kernel doubles it and charges some 830 bytes for each.
@@ -60,18 +58,6 @@ pub struct Kernel {
     pub(super) holders: super::holder::Holders,
 }
 
-/// The device as it was made, and what listens to it.
-struct Live {
-    ifindex: u32,
-    family: Family,
-    spec: VxlanSpec,
-    address: IpNetwork,
-    underlay_name: String,
-    tolerated: Vec<Difference>,
-    misses: MissSocket,
-    changes: ChangeSocket,
-}
-
 impl Kernel {
     /// Opens the sockets, in the network namespace of this thread. To be called within a tokio runtime.
     pub fn open() -> Result<Self, Error> {
@@ -106,12 +92,13 @@ impl Kernel {
 
     /// The index of the device as it was last made.
     pub(super) fn ifindex(&self) -> Option<u32> {
-        self.live.as_ref().map(|live| live.ifindex)
+        self.live.as_ref().and_then(Live::ifindex)
     }
 
     /// How the device may stay although it is not as wanted.
     pub(super) fn tolerated(&self) -> Vec<Difference> {
-        self.live.as_ref().map_or_else(Vec::new, |live| live.tolerated.clone())
+        let link = self.live.as_ref().and_then(|live| live.link.as_ref());
+        link.map_or_else(Vec::new, |link| link.tolerated.clone())
     }
 
     /// Opens the sockets for requests anew if one has failed.
@@ -133,25 +120,32 @@ impl Kernel {
         result
     }
 
-    /// Opens what listens to the device, where nothing does yet.
+    /// Opens what listens to the kernel and to the device, where there is one, unless that is open.
     pub(super) fn listen(
         &mut self,
-        ifindex: u32,
+        link: Option<(u32, VxlanSpec, Vec<Difference>)>,
         device: &Device,
-        spec: VxlanSpec,
-        tolerated: Vec<Difference>,
     ) -> Result<(), Error> {
-        let (family, address) = (Family::from(device.address.ip()), device.address);
-        if let Some(live) = self.live.as_mut().filter(|live| live.ifindex == ifindex && !self.deaf) {
-            (live.spec, live.address, live.tolerated) = (spec, address, tolerated);
-            live.underlay_name.clone_from(&device.underlay_name);
+        let ifindex = link.as_ref().map(|(ifindex, ..)| *ifindex);
+        if let Some(live) = self.live.as_mut().filter(|live| live.ifindex() == ifindex && !self.deaf) {
+            live.device.clone_from(device);
+            if let (Some(there), Some((_, spec, tolerated))) = (&mut live.link, link) {
+                (there.spec, there.tolerated) = (spec, tolerated);
+            }
             return Ok(());
         }
-        let misses = MissSocket::open(ifindex, MISS_BUFFER)?;
-        let scope = ChangeScope { ifindex, ignore_ports: vec![self.batch.port()], receive_buffer: CHANGE_BUFFER };
+        let link = match link {
+            Some((ifindex, spec, tolerated)) => {
+                Some(LiveLink { ifindex, spec, tolerated, misses: MissSocket::open(ifindex, MISS_BUFFER)? })
+            }
+            None => None,
+        };
+        let (ignore_ports, receive_buffer) = (vec![self.batch.port()], CHANGE_BUFFER);
+        // No device has the index 0.
+        let scope = ChangeScope { ifindex: ifindex.unwrap_or(0), ignore_ports, receive_buffer };
         let changes = ChangeSocket::open(&scope)?;
-        let underlay_name = device.underlay_name.clone();
-        self.live = Some(Live { ifindex, family, spec, address, underlay_name, tolerated, misses, changes });
+        let family = Family::from(device.address.ip());
+        self.live = Some(Live { link, device: device.clone(), family, changes });
         // What waited then is found again by the comparison that follows.
         self.waiting.clear();
         self.deaf = false;
@@ -162,7 +156,7 @@ impl Kernel {
 impl Kernel {
     fn observe_now(&mut self) -> Result<(Observed, bool), Error> {
         let Some(live) = &self.live else { return Ok((Observed::default(), true)) };
-        let (ifindex, family) = (live.ifindex, live.family);
+        let (ifindex, family) = (live.ifindex(), live.family);
         let dump = match &mut self.dump {
             Some(dump) => dump,
             none => none.insert(Dump::start(&mut self.dumper, ifindex, family)?),
@@ -191,12 +185,14 @@ impl Kernel {
 
     fn next_event_now(&mut self) -> Result<Option<KernelEvent>, Error> {
         let Some(live) = self.live.as_mut().filter(|_| !self.deaf) else { return Ok(None) };
-        if let Some(miss) = live.misses.try_next()? {
+        if let Some(link) = &mut live.link
+            && let Some(miss) = link.misses.try_next()?
+        {
             return Ok(Some(match miss {
                 KernelMiss::L3 { address, .. } => KernelEvent::Miss(Miss::Address(address)),
                 KernelMiss::L2 { mac, .. } => KernelEvent::Miss(Miss::Mac(MacAddr(mac))),
                 KernelMiss::Overrun => {
-                    self.waiting.extend(pending_misses(&mut self.looker, live.ifindex)?);
+                    self.waiting.extend(pending_misses(&mut self.looker, link.ifindex)?);
                     KernelEvent::Overrun
                 }
             }));
@@ -250,13 +246,16 @@ impl Dataplane for Kernel {
 
     fn way_to(&mut self, address: IpAddr) -> Result<Way, Error> {
         self.refresh()?;
-        let Some((ifindex, own)) = self.live.as_ref().map(|live| (live.ifindex, live.address.ip())) else {
-            return Ok(Way::Ours);
-        };
+        let Some(live) = &self.live else { return Ok(Way::Ours) };
+        // The kernel answers for an address that this host has.
+        let own = if live.link.is_some() { live.device.address.ip() } else { live.device.local };
+        let ifindex = live.ifindex();
         let route = self.looker.route_to(address, Some(own)).map_err(Error::from);
         Ok(match self.noted(route)? {
             None => Way::Refused,
-            Some(route) if route.table == route::TABLE_MAIN || route.ifindex == Some(ifindex) => Way::Ours,
+            Some(route) if route.table == route::TABLE_MAIN || ifindex.is_some() && route.ifindex == ifindex => {
+                Way::Ours
+            }
             Some(route) => Way::Table(route.table, route.gateway),
         })
     }
@@ -287,7 +286,7 @@ impl Dataplane for Kernel {
     }
 
     fn apply(&mut self, ops: &[Op]) -> Result<Vec<Refused>, Error> {
-        let ifindex = self.live.as_ref().map_or(0, |live| live.ifindex);
+        let ifindex = self.ifindex().unwrap_or(0);
         self.requests.clear();
         self.requests.extend(ops.iter().map(|op| convert::request(ifindex, op)));
         let sent = self.batch.send(&self.requests).map_err(Error::from);
@@ -313,66 +312,13 @@ impl Dataplane for Kernel {
 
     async fn readable(&self) {
         match self.live.as_ref().filter(|_| !self.deaf) {
-            Some(live) => tokio::select! {
+            Some(Live { link: Some(link), changes, .. }) => tokio::select! {
                 biased;
-                _ = live.misses.readable() => {}
-                _ = live.changes.readable() => {}
+                _ = link.misses.readable() => {}
+                _ = changes.readable() => {}
             },
+            Some(live) => drop(live.changes.readable().await),
             None => std::future::pending().await,
         }
-    }
-}
-
-impl Live {
-    /// What a change means for us, if anything.
-    fn event(&self, change: Change, watched: &underlay::Watched) -> Option<KernelEvent> {
-        let concerns = watched.concerns(&change, self.spec.underlay, self.spec.local);
-        match change {
-            Change::Link(link) if link.index == self.ifindex => {
-                let differs = self.spec.differences(&link).iter().any(|d| !self.tolerated.contains(d));
-                (differs || link.name != self.spec.name).then_some(KernelEvent::Device)
-            }
-            Change::LinkGone { ifindex, .. } if ifindex == self.ifindex => Some(KernelEvent::Device),
-            Change::Address { address: SeenAddress { address, .. }, gone } if address.ifindex == self.ifindex => {
-                (gone == (address.address == self.address) && !is_link_local(address.address))
-                    .then_some(KernelEvent::Device)
-            }
-            _ if concerns => Some(KernelEvent::Underlay),
-            // By name as well: an underlay that was made again has another index.
-            Change::Link(Link { ref name, .. }) | Change::LinkGone { ref name, .. } if *name == self.underlay_name => {
-                Some(KernelEvent::Underlay)
-            }
-            Change::Link(Link { index: ifindex, up: false, .. }) | Change::LinkGone { ifindex, .. } => {
-                Some(KernelEvent::Row(Notification::DeviceDown(ifindex)))
-            }
-            Change::Link(_) => None,
-            Change::Rule { family } => (family == self.family).then_some(KernelEvent::Rules),
-            Change::Address { .. } | Change::Nexthop { .. } => None,
-            Change::Route { route, gone } => self.route_event(&route, gone),
-            Change::Neigh { entry, gone: true } => {
-                Some(KernelEvent::Row(Notification::Gone(Row::Neigh(entry.address))))
-            }
-            Change::Neigh { entry, gone: false } => {
-                Some(KernelEvent::Row(Notification::Neigh(convert::seen_neigh(&entry))))
-            }
-            Change::Fdb { row, gone } => {
-                let seen = convert::seen_fdb(&row);
-                Some(KernelEvent::Row(if gone {
-                    Notification::Gone(Row::Fdb(seen.row))
-                } else {
-                    Notification::Fdb(seen)
-                }))
-            }
-            Change::Overrun => Some(KernelEvent::Overrun),
-        }
-    }
-
-    fn route_event(&self, route: &route::Route, gone: bool) -> Option<KernelEvent> {
-        let seen = convert::seen_route(self.ifindex, route)?;
-        Some(KernelEvent::Row(if gone {
-            Notification::Gone(Row::Route(seen.route))
-        } else {
-            Notification::Route(seen)
-        }))
     }
 }

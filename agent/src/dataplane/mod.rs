@@ -22,31 +22,42 @@ pub mod fake;
 pub(crate) mod holder;
 pub mod kernel;
 mod link;
+mod live;
 mod queries;
 mod shield;
 mod underlay;
 
 pub use netlink_ext::is_passing;
 
-/// The VXLAN device that is wanted, with its address.
+/// The device of one family that is wanted; or, with a backend that has no device, what stands for it: the routes to peers lead
+/// through links of this host then.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
-    /// Its name, as in `flannel.1`.
+    /// Its name, as in `flannel.1`; without a device that of the backend.
     pub name: String,
-    /// The VXLAN network identifier.
-    pub vni: u32,
-    /// The UDP port, 8472 unless the config says otherwise.
-    pub port: u16,
+    /// What is wanted of a VXLAN device, where there is to be one.
+    pub vxlan: Option<Vxlan>,
     /// The underlay address that its packets come from.
     pub local: IpAddr,
     /// The interface index of the underlay.
     pub underlay: u32,
     /// The name of the underlay.
     pub underlay_name: String,
-    /// Its MAC, as in our record.
-    pub mac: MacAddr,
     /// Its MTU in bytes.
     pub mtu: u32,
+    /// Its address: the subnet's first one, as /32 or /128. Without a device it is nobody's.
+    pub address: IpNetwork,
+}
+
+/// What is wanted of a VXLAN device alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vxlan {
+    /// The VXLAN network identifier.
+    pub vni: u32,
+    /// The UDP port, 8472 unless the config says otherwise.
+    pub port: u16,
+    /// The device's MAC, as in our record.
+    pub mac: MacAddr,
     /// Whether the kernel learns rows from packets.
     pub learning: bool,
     /// Whether it carries group policy marks (VXLAN-GBP).
@@ -54,8 +65,13 @@ pub struct Device {
     /// Whether the kernel asks for the VTEP of an unknown MAC. Without it the device is flannel's to the flag, so that a
     /// flannel that follows keeps it.
     pub l2miss: bool,
-    /// Its address: the subnet's first one, as /32 or /128.
-    pub address: IpNetwork,
+}
+
+impl Device {
+    /// The MAC of the device, where there is one.
+    pub fn mac(&self) -> Option<MacAddr> {
+        self.vxlan.as_ref().map(|vxlan| vxlan.mac)
+    }
 }
 
 /// What making a device came to.

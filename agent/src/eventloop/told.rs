@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
+use tracing::field::display;
 use tracing::{debug, info, warn};
 
 use super::config::ConfigNow;
@@ -248,9 +249,13 @@ impl Told {
 fn say_delta(delta: &Delta) {
     match delta {
         Delta::Joined(subnet) => info!(%subnet, "peer joined"),
-        Delta::Changed { subnet, old } => info!(%subnet, old_mac = %old.mac, old_remote = %old.remote, "peer changed"),
+        Delta::Changed { subnet, old } => {
+            let old_mac = old.mac.map(display);
+            info!(%subnet, old_mac, old_remote = %old.remote, "peer changed");
+        }
         Delta::Left { subnet, displaced_by: Some(by), peer } => {
-            warn!(%subnet, mac = %peer.vtep.mac, %by, "peer dropped: the record of another subnet claims its MAC and takes precedence");
+            let mac = peer.vtep.mac.map(display);
+            warn!(%subnet, mac, %by, "peer dropped: the record of another subnet claims its MAC and takes precedence");
         }
         Delta::Left { subnet, .. } => info!(%subnet, "peer left"),
     }
@@ -279,7 +284,7 @@ mod tests {
     }
 
     fn changed(subnet: IpNetwork) -> Delta {
-        let old = Vtep { mac: "02:00:00:00:00:c8".parse().unwrap(), remote: "10.99.0.7".parse().unwrap() };
+        let old = Vtep { mac: "02:00:00:00:00:c8".parse().ok(), remote: "10.99.0.7".parse().unwrap() };
         Delta::Changed { subnet, old }
     }
 

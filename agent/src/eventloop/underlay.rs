@@ -6,7 +6,6 @@ use tracing::{info, warn};
 
 use super::EventLoop;
 use crate::dataplane::{Dataplane, Device};
-use crate::overlay::MacAddr;
 use crate::overlay::iface::{self, Interface};
 use crate::overlay::plane::Plane;
 use crate::overlay::record::Record;
@@ -174,7 +173,7 @@ impl<D: Dataplane> EventLoop<D> {
 
     fn move_to(&mut self, ends: &[TunnelEnd], now: Instant) -> Result<(), Unfit> {
         for (family, end) in self.families.iter_mut().zip(ends) {
-            let device = self.site.device(end, &self.own.key, family.device.mac)?;
+            let device = self.site.device(end, &self.own.key, family.device.mac())?;
             if device != family.device {
                 if self.underlay.lines.admit(now) {
                     info!(device = %device.name, underlay = %device.underlay_name, local = %device.local, mtu = device.mtu, why = %end.chosen.why, "the underlay changed");
@@ -183,8 +182,8 @@ impl<D: Dataplane> EventLoop<D> {
             }
         }
         self.underlay.ends = ends.to_vec();
-        let mut macs = self.families.iter().map(|family| family.device.mac);
-        let addressed = self.site.record(ends, |_| macs.next().unwrap_or(MacAddr([0; 6])));
+        let mut macs = self.families.iter().map(|family| family.device.mac());
+        let addressed = self.site.record(ends, |_| macs.next().flatten());
         let Record { node, instance, extra, .. } = self.own.record.clone();
         let record = Record { node, instance, extra, ..addressed };
         if record != self.own.record {

@@ -249,7 +249,7 @@ mod tests {
         let long = format!(r#"{{"BackendType":"{}"}}"#, "x\\n\\u001b[2J".repeat(100_000));
         for text in [long.as_str(), "\n\u{1b}[2J", "\u{202e}"] {
             let record = Record::parse(text.as_bytes()).unwrap_or(Record::vxlan([1, 2, 3, 4].into()));
-            let bad = BadRecord::OtherBackend(record.backend_type);
+            let bad = BadRecord::OtherBackend(record.backend_type, "vxlan");
             for found in [Found::void(&bad, text.as_bytes()), Found::unreadable(text.as_bytes()).under(text)] {
                 let line = found.to_string();
                 assert!(line.len() < 1_000 && !line.contains(char::is_control) && !line.contains('\u{202e}'), "{line}");

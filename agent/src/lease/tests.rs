@@ -27,7 +27,7 @@ fn config(subnets: u8) -> NetworkConfig {
 }
 
 fn record(node: u8) -> Record {
-    let ipv4 = Some(VtepData { vni: Some(1), mac: MacAddr([2, 0, 0, 0, 0, node]) });
+    let ipv4 = Some(VtepData { vni: Some(1), mac: MacAddr([2, 0, 0, 0, 0, node]) }.into());
     Record { ipv4, node: Some(format!("node-{node}")), ..Record::vxlan(Ipv4Addr::new(10, 99, 0, node)) }
 }
 

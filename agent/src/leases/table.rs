@@ -41,7 +41,7 @@ fn subnets(raw: &RawRecord, key: &SubnetKey, left: &Left, bad: Option<&BadRecord
     let left = time_left(raw, left, bad.is_none());
     let sides = [Family::V4, Family::V6].into_iter().filter_map(|family| {
         let side = key.side(family)?.to_string();
-        let mac = record.as_ref().and_then(|record| record.peer(key, family)).map(|peer| peer.mac.to_string());
+        let mac = record.as_ref().and_then(|record| record.mac(family)).map(|mac| mac.to_string());
         let address = record.as_ref().and_then(|record| address(record, family));
         let none = || NONE.to_owned();
         Some([

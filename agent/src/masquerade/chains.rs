@@ -348,7 +348,7 @@ mod tests {
     #[test]
     fn drops_of_our_packets_are_named_up_to_the_rule_that_accepts_them() {
         let (network, subnet) = ("10.5.0.0/16".parse().unwrap(), "10.5.1.0/24".parse().unwrap());
-        let side = Side { network, subnet, device: "flannel.1".to_owned() };
+        let side = Side { network, subnet, device: Some("flannel.1".to_owned()) };
         let against = |rules: Vec<Rule>| forward(rules).against(std::slice::from_ref(&side)).join("; ");
         let part = || of("10.5.7.0/24", Act::Drop);
         assert_eq!(against(vec![part()]), "ip filter FORWARD (a rule drops 10.5.7.0/24)");

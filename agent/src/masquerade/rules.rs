@@ -120,16 +120,17 @@ impl fmt::Display for Table {
 }
 
 /// The name of our tables, in each family.
-pub(super) fn table_name(vni: u32) -> String {
-    format!("twill.{vni}")
+pub(super) fn table_name(mark: &str) -> String {
+    format!("twill.{mark}")
 }
 
 /// The tables of all families.
 pub(super) fn tables(wanted: &WantedRules) -> Vec<Table> {
+    let devices = wanted.sides.iter().filter_map(|side| side.device.as_ref());
     let table = |family: Family| {
         let v6 = family == Family::Ip6;
         let side = wanted.sides.iter().find(|side| side.network.is_ipv6() == v6 && family != Family::Arp);
-        let guard: Vec<Rule> = wanted.sides.iter().flat_map(|side| guard(family, device(&side.device))).collect();
+        let guard: Vec<Rule> = devices.clone().flat_map(|name| guard(family, device(name))).collect();
         let mut chains = vec![Chain { name: "input", hook: Hook::Input, rules: guard }];
         if let Some(side) = side {
             if wanted.masquerade {
@@ -140,7 +141,7 @@ pub(super) fn tables(wanted: &WantedRules) -> Vec<Table> {
                 chains.push(Chain { name: "forward", hook: Hook::Forward, rules: forward(side) });
             }
         }
-        Table { family, name: table_name(wanted.vni), chains }
+        Table { family, name: table_name(&wanted.mark), chains }
     };
     vec![table(Family::Ip), table(Family::Ip6), table(Family::Arp)]
 }
@@ -211,10 +212,10 @@ mod tests {
         let side = |(network, subnet): &(&str, &str)| Side {
             network: network.parse().unwrap(),
             subnet: subnet.parse().unwrap(),
-            device: if network.contains(':') { "flannel-v6.1" } else { "flannel.1" }.to_owned(),
+            device: Some(if network.contains(':') { "flannel-v6.1" } else { "flannel.1" }.to_owned()),
         };
         let sides = sides.iter().map(side).collect();
-        WantedRules { vni: 1, sides, masquerade: true, fully_random: true, forward: true }
+        WantedRules { mark: "1".to_owned(), sides, masquerade: true, fully_random: true, forward: true }
     }
 
     #[test]

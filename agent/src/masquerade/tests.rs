@@ -14,8 +14,15 @@ fn new_sockets_find_the_tables_that_the_old_ones_wrote() {
     let in_a_namespace = || {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
         let net = |net: &str| net.parse().unwrap();
-        let side = Side { network: net("10.5.0.0/16"), subnet: net("10.5.1.0/24"), device: "flannel.1".to_owned() };
-        let wanted = WantedRules { vni: 1, sides: vec![side], masquerade: true, fully_random: true, forward: true };
+        let side =
+            Side { network: net("10.5.0.0/16"), subnet: net("10.5.1.0/24"), device: Some("flannel.1".to_owned()) };
+        let wanted = WantedRules {
+            mark: "1".to_owned(),
+            sides: vec![side],
+            masquerade: true,
+            fully_random: true,
+            forward: true,
+        };
         let mut known = Known::of(&wanted);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _within = runtime.enter();

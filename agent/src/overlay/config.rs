@@ -10,12 +10,8 @@ use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 mod parse;
 
-pub use parse::ConfigError;
-
-/// The destination port where the config names none: the Linux kernel's own default, which flannel leaves in place.
-pub const DEFAULT_PORT: u16 = 8472;
-/// The VNI where the config names none.
-pub const DEFAULT_VNI: u32 = 1;
+pub use super::backend::{Backend, DEFAULT_PORT, DEFAULT_VNI};
+pub use super::settings::ConfigError;
 
 /// What the nodes of a network agree on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,29 +35,6 @@ pub struct FamilyConfig {
     pub subnet_min: IpAddr,
     /// The last subnet that allocation may give out.
     pub subnet_max: IpAddr,
-}
-
-/// The `Backend` object of the config; its `Type` is `vxlan`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Backend {
-    /// The VXLAN network identifier, from 1 on, as high as the device's name has room for.
-    pub vni: u32,
-    /// The UDP destination port.
-    pub port: u16,
-    /// The external interface's MTU, in bytes, to count from instead of the real one.
-    pub mtu: Option<u32>,
-    /// Group-based policy on the device.
-    pub gbp: bool,
-    /// Source address learning on the device.
-    pub learning: bool,
-    /// No tunnel to peers on the same link.
-    pub direct_routing: bool,
-}
-
-impl Default for Backend {
-    fn default() -> Self {
-        Self { vni: DEFAULT_VNI, port: DEFAULT_PORT, mtu: None, gbp: false, learning: false, direct_routing: false }
-    }
 }
 
 impl NetworkConfig {

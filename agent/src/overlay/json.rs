@@ -4,20 +4,38 @@
 //! (<https://pkg.go.dev/encoding/json#Unmarshal>). What the names mean is not known here.
 
 use std::fmt;
+use std::marker::PhantomData;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 /// The members of an object, in the order of the text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Object(Vec<(String, Value)>);
+pub(crate) struct Object<V = Value>(Vec<(String, V)>);
 
-impl Object {
+impl<'de, V: Deserialize<'de>> Object<V> {
     /// Reads a text that must be one object. The error says where the text goes wrong.
-    pub(crate) fn parse(text: &[u8]) -> Result<Self, String> {
+    pub(crate) fn parse(text: &'de [u8]) -> Result<Self, String> {
         serde_json::from_slice(text).map_err(|error| error.to_string())
     }
+}
 
+impl Object<&RawValue> {
+    /// The text of the value that Go would leave in the field of this name.
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
+        self.last(name, |value| value.get() == "null").map(|value| value.get())
+    }
+}
+
+impl<V> Object<V> {
+    fn last(&self, name: &str, is_null: impl Fn(&V) -> bool) -> Option<&V> {
+        let mut members = self.0.iter().rev();
+        members.find(|(other, value)| other.eq_ignore_ascii_case(name) && !is_null(value)).map(|(_, value)| value)
+    }
+}
+
+impl Object {
     /// The object inside another one; `None` where the value is something else.
     pub(crate) fn nested(value: &Value) -> Option<Self> {
         let members = value.as_object()?;
@@ -26,7 +44,7 @@ impl Object {
 
     /// The value that Go would leave in the field of this name.
     pub(crate) fn get(&self, name: &str) -> Option<&Value> {
-        self.0.iter().rev().find(|(other, value)| other.eq_ignore_ascii_case(name) && !value.is_null()).map(|(_, v)| v)
+        self.last(name, Value::is_null)
     }
 
     /// The members that none of these names asks for.
@@ -36,17 +54,17 @@ impl Object {
     }
 }
 
-impl<'de> Deserialize<'de> for Object {
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Object<V> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Members;
-        impl<'de> Visitor<'de> for Members {
-            type Value = Object;
+        struct Members<V>(PhantomData<V>);
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for Members<V> {
+            type Value = Object<V>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a JSON object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object<V>, A::Error> {
                 let mut members = Vec::with_capacity(6);
                 while let Some(member) = map.next_entry()? {
                     members.push(member);
@@ -54,7 +72,7 @@ impl<'de> Deserialize<'de> for Object {
                 Ok(Object(members))
             }
         }
-        deserializer.deserialize_map(Members)
+        deserializer.deserialize_map(Members(PhantomData))
     }
 }
 
@@ -64,7 +82,7 @@ mod tests {
 
     #[test]
     fn names_match_as_in_go() {
-        let object = Object::parse(br#"{"vni": 1, "VNI": 2, "Vni": null, "Other": 3}"#).unwrap();
+        let object: Object = Object::parse(br#"{"vni": 1, "VNI": 2, "Vni": null, "Other": 3}"#).unwrap();
         assert_eq!(object.get("VNI"), Some(&Value::from(2)));
         assert_eq!(object.get("MTU"), None);
         assert_eq!(object.into_others(&["VNI"]), vec![("Other".to_owned(), Value::from(3))]);
@@ -73,7 +91,7 @@ mod tests {
     #[test]
     fn only_an_object_will_do() {
         for bad in ["", "[]", "null", "{", "{} x", "\"a\"", "\u{feff}{}"] {
-            assert!(Object::parse(bad.as_bytes()).is_err(), "{bad:?}");
+            assert!(Object::<Value>::parse(bad.as_bytes()).is_err(), "{bad:?}");
         }
     }
 }

@@ -4,8 +4,10 @@
 //! bytes are arguments. `tests/suite/layers.rs` holds that.
 
 pub mod alloc;
+pub mod backend;
 pub mod config;
 pub mod counts;
+pub mod family;
 pub mod iface;
 mod json;
 pub mod kernel;
@@ -18,6 +20,7 @@ pub mod record;
 pub mod records;
 pub mod repeats;
 pub mod rules;
+mod settings;
 pub mod shown;
 mod sighting;
 pub mod words;

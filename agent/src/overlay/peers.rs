@@ -150,8 +150,8 @@ impl Peers {
     pub fn shadow_of(&self, place: Place) -> Option<BadRecord> {
         let mac = self.claim_aside(place)?.vtep.mac;
         let (subnet, _) = place;
-        match self.of_mac(mac) {
-            Some(other) if other != subnet => Some(BadRecord::MacOfAnother { mac, other }),
+        match mac.and_then(|mac| Some((mac, self.of_mac(mac)?))) {
+            Some((mac, other)) if other != subnet => Some(BadRecord::MacOfAnother { mac, other }),
             _ => {
                 let other = self.by_subnet.get(&subnet)?.vtep.remote;
                 Some(BadRecord::SubnetOfAnother { subnet, other })
@@ -200,8 +200,8 @@ impl Peers {
                 (peer.standing, peer.source) = (standing, source);
                 if old != vtep {
                     deltas.push(Delta::Changed { subnet, old });
-                    if self.by_mac.get(&old.mac) == Some(&subnet) {
-                        self.by_mac.remove(&old.mac);
+                    if old.mac.is_some_and(|mac| self.by_mac.get(&mac) == Some(&subnet)) {
+                        self.forget_mac(old.mac);
                     }
                 }
             }
@@ -212,7 +212,9 @@ impl Peers {
                 deltas.push(Delta::Joined(subnet));
             }
         }
-        self.by_mac.insert(vtep.mac, subnet);
+        if let Some(mac) = vtep.mac {
+            self.by_mac.insert(mac, subnet);
+        }
     }
 
     /// Takes out the record of a key, if it counts.
@@ -220,9 +222,15 @@ impl Peers {
         if self.by_subnet.get(&subnet).is_some_and(|peer| peer.source == source)
             && let Some(peer) = self.by_subnet.remove(&subnet)
         {
-            self.by_mac.remove(&peer.vtep.mac);
+            self.forget_mac(peer.vtep.mac);
             self.tally.leaves(peer.presence);
             deltas.push(Delta::Left { subnet, peer, displaced_by });
+        }
+    }
+
+    fn forget_mac(&mut self, mac: Option<MacAddr>) {
+        if let Some(mac) = mac {
+            self.by_mac.remove(&mac);
         }
     }
 

@@ -7,12 +7,12 @@
 //! Twill adds two members after flannel's: `"NodeID"`, the machine's own id, which tells two nodes with one public IP
 //! apart, and `"Instance"`, which tells cloned machines apart. Flannel ignores members that it doesn't know.
 
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnetwork::IpNetwork;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use super::backend::{Backend, Data, Unreadable};
 use super::json::Object;
 use super::mac::MacAddr;
 use super::shown::{Shown, shown};
@@ -20,40 +20,14 @@ use super::shown::{Shown, shown};
 mod check;
 mod key;
 
+pub use super::backend::VtepData;
+pub use super::family::Family;
 pub use check::{BadRecord, Own, PeerRecord, check, fits, is_complete, is_host, overlap};
 pub use key::{KeyError, SubnetKey};
-
-/// The `BackendType` of the records that Twill writes and follows.
-pub const VXLAN: &str = "vxlan";
 
 /// The members of a record that have a meaning, in flannel's order and ours after them.
 const MEMBERS: [&str; 7] =
     ["PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "NodeID", "Instance"];
-
-/// Which side of a dual-stack record is meant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Family {
-    /// IPv4 inside the overlay.
-    V4,
-    /// IPv6 inside the overlay.
-    V6,
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        })
-    }
-}
-
-impl Family {
-    /// The family of a network.
-    pub fn of(network: &IpNetwork) -> Self {
-        if network.is_ipv4() { Self::V4 } else { Self::V6 }
-    }
-}
 
 /// How to reach a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,12 +36,12 @@ pub struct Record {
     pub public_ip: Ipv4Addr,
     /// Where the node receives tunnelled IPv6.
     pub public_ipv6: Option<Ipv6Addr>,
-    /// flannel's name of the backend, [`VXLAN`] for us. The VTEPs of other backends are not read.
+    /// flannel's name of the backend.
     pub backend_type: String,
-    /// The VTEP of the IPv4 device.
-    pub ipv4: Option<VtepData>,
-    /// The VTEP of the IPv6 device.
-    pub ipv6: Option<VtepData>,
+    /// What the backend says of the IPv4 side.
+    pub ipv4: Option<Data>,
+    /// What the backend says of the IPv6 side.
+    pub ipv6: Option<Data>,
     /// The id of the machine, which flannel doesn't write.
     pub node: Option<String>,
     /// Which instance of the machine wrote the record. Neither flannel nor an older Twill writes it.
@@ -89,15 +63,6 @@ pub struct Instance {
     pub since: i64,
 }
 
-/// What a record says about a node's VXLAN device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct VtepData {
-    /// The VNI; flannel 0.5 to 0.11 didn't write it.
-    pub vni: Option<u32>,
-    /// The device's MAC.
-    pub mac: MacAddr,
-}
-
 /// Why a record's value can't be read. What is kept of the value is fit to be shown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
@@ -117,12 +82,12 @@ pub enum RecordError {
 }
 
 impl Record {
-    /// A VXLAN record with nothing in it but the public IP; the rest is for the caller to fill in.
-    pub fn vxlan(public_ip: Ipv4Addr) -> Self {
+    /// A record that says where its node is and no more; the rest is for the caller to fill in.
+    pub fn of(public_ip: Ipv4Addr) -> Self {
         Self {
             public_ip,
             public_ipv6: None,
-            backend_type: VXLAN.to_owned(),
+            backend_type: String::new(),
             ipv4: None,
             ipv6: None,
             node: None,
@@ -132,6 +97,11 @@ impl Record {
         }
     }
 
+    /// The same of the backend VXLAN.
+    pub fn vxlan(public_ip: Ipv4Addr) -> Self {
+        Self { backend_type: Backend::default().record_type().to_owned(), ..Self::of(public_ip) }
+    }
+
     /// Reads a value as flannel does: names in any case, `null` and absent alike.
     ///
     /// # Errors
@@ -139,9 +109,8 @@ impl Record {
     pub fn parse(bytes: &[u8]) -> Result<Self, RecordError> {
         let object = Object::parse(bytes).map_err(|error| RecordError::NotJson(shown(&error)))?;
         let backend_type = text(&object, "BackendType", "a string")?.unwrap_or_default().to_owned();
-        let is_vxlan = backend_type == VXLAN;
-        let vtep = |name| if is_vxlan { object.get(name).map(|value| vtep(name, value)).transpose() } else { Ok(None) };
-        let (ipv4, ipv6) = (vtep("BackendData")?, vtep("BackendV6Data")?);
+        let [ipv4, ipv6] = [MEMBERS[3], MEMBERS[4]].map(|name| data(&object, bytes, &backend_type, name));
+        let (ipv4, ipv6) = (ipv4?, ipv6?);
         let public_ip = address(&object, "PublicIP", "an IPv4 address", |text| text.parse().ok())?;
         let public_ipv6 = address(&object, "PublicIPv6", "an IPv6 address", from_go)?;
         // Another program's member of that name is no reason to lose the peer.
@@ -171,13 +140,9 @@ impl Record {
         if !self.backend_type.is_empty() {
             push(&mut out, MEMBERS[2], &Value::from(self.backend_type.as_str()));
         }
-        for (name, vtep) in [(MEMBERS[3], &self.ipv4), (MEMBERS[4], &self.ipv6)] {
-            match vtep {
-                Some(VtepData { vni: Some(vni), mac }) => {
-                    out += &format!(r#","{name}":{{"VNI":{vni},"VtepMAC":"{mac}"}}"#)
-                }
-                Some(VtepData { vni: None, mac }) => out += &format!(r#","{name}":{{"VtepMAC":"{mac}"}}"#),
-                None => {}
+        for (name, data) in [(MEMBERS[3], &self.ipv4), (MEMBERS[4], &self.ipv6)] {
+            if let Some(data) = data {
+                out += &format!(r#","{name}":{data}"#);
             }
         }
         if let Some(node) = &self.node {
@@ -195,20 +160,24 @@ impl Record {
 
     /// One family's side of this record, under its key. `None` where the key or the record has no such side.
     pub fn peer(&self, key: &SubnetKey, family: Family) -> Option<PeerRecord> {
-        let (vtep, remote) = match family {
-            Family::V4 => (self.ipv4?, IpAddr::V4(self.public_ip)),
-            Family::V6 => (self.ipv6?, IpAddr::V6(self.public_ipv6?)),
+        let remote = match family {
+            Family::V4 => IpAddr::V4(self.public_ip),
+            Family::V6 => IpAddr::V6(self.public_ipv6?),
         };
-        Some(PeerRecord { subnet: key.side(family)?, remote, mac: vtep.mac, vni: vtep.vni })
+        Some(PeerRecord { subnet: key.side(family)?, remote, mac: self.mac(family) })
+    }
+
+    /// What it says of the backend for a family.
+    pub fn data(&self, family: Family) -> Option<&Data> {
+        match family {
+            Family::V4 => self.ipv4.as_ref(),
+            Family::V6 => self.ipv6.as_ref(),
+        }
     }
 
     /// The MAC that it names for a family.
     pub fn mac(&self, family: Family) -> Option<MacAddr> {
-        let side = match family {
-            Family::V4 => self.ipv4,
-            Family::V6 => self.ipv6,
-        };
-        side.map(|side| side.mac)
+        self.data(family).and_then(Data::mac)
     }
 
     /// Whether it says where its node is. A reservation for a node id doesn't until that node fills it in.
@@ -229,7 +198,7 @@ impl Record {
 
     /// The MACs of its devices.
     pub fn macs(&self) -> [Option<MacAddr>; 2] {
-        [self.ipv4, self.ipv6].map(|vtep| vtep.map(|vtep| vtep.mac))
+        [Family::V4, Family::V6].map(|family| self.mac(family))
     }
 
     /// Who wrote this record, for people and fit to be shown: the public IP and, where known, the node id.
@@ -262,22 +231,18 @@ fn push(out: &mut String, name: &str, value: &Value) {
     out.push_str(&member[1..member.len() - 1]);
 }
 
-fn vtep(name: &str, value: &Value) -> Result<VtepData, RecordError> {
-    let wrong = |member: &str, value: &Value, expected| RecordError::Member {
-        member: format!("{name}{member}"),
+/// The data of a backend, from the member of this name.
+fn data(object: &Object, bytes: &[u8], backend_type: &str, name: &str) -> Result<Option<Data>, RecordError> {
+    let Some(value) = object.get(name) else { return Ok(None) };
+    // The text is looked for where nothing reads the value: a second look at the whole record.
+    let raw = || {
+        let raw = Object::<&RawValue>::parse(bytes).ok();
+        raw.as_ref().and_then(|raw| raw.text(name)).map_or_else(|| value.to_string().into(), Box::from)
+    };
+    Data::read(backend_type, value, raw).map(Some).map_err(|Unreadable { part, value, expected }| RecordError::Member {
+        member: format!("{name}{part}"),
         value: shown(&value.to_string()),
         expected,
-    };
-    let object = Object::nested(value).ok_or_else(|| wrong("", value, "an object with a VtepMAC"))?;
-    let mac = object.get("VtepMAC").unwrap_or(&Value::Null);
-    let as_mac = |value: &Value| value.as_str()?.parse().ok();
-    let vni = |value: &Value| {
-        let vni = value.as_u64().and_then(|vni| u32::try_from(vni).ok());
-        vni.ok_or_else(|| wrong(".VNI", value, "a VNI"))
-    };
-    Ok(VtepData {
-        vni: object.get("VNI").map(vni).transpose()?,
-        mac: as_mac(mac).ok_or_else(|| wrong(".VtepMAC", mac, "a MAC address"))?,
     })
 }
 

@@ -8,6 +8,7 @@ use std::ops::Deref;
 
 use ignored::Ignored;
 
+use super::backend::Backend;
 use super::peers::{Claim, Delta, Place, Source, Standing, Vtep};
 use super::plane::Plane;
 use super::record::{BadRecord, Family, Own, PeerRecord, Record, SubnetKey, check, fits};
@@ -24,7 +25,7 @@ const FEW: usize = 64;
 /// The records that are no peers, and what is needed to judge one.
 #[derive(Debug)]
 pub struct Records {
-    vni: u32,
+    backend: Backend,
     /// Ourselves, for each plane.
     own: Vec<Own>,
     /// The key of our record and how it stands, once we have one.
@@ -63,9 +64,9 @@ pub struct Taken {
 }
 
 impl Records {
-    /// For a network of this VNI; `own` says who we are in each plane, in the order in which the planes are given.
-    pub fn new(vni: u32, own: Vec<Own>) -> Self {
-        Self { vni, own, held: None, earlier: BTreeMap::new(), bad: Ignored::default(), claimant: String::new() }
+    /// For a network of this backend; `own` says who we are in each plane, in the order in which the planes are given.
+    pub fn new(backend: Backend, own: Vec<Own>) -> Self {
+        Self { backend, own, held: None, earlier: BTreeMap::new(), bad: Ignored::default(), claimant: String::new() }
     }
 
     /// We hold the record of this key, last written at this revision, and this is who we are.
@@ -109,10 +110,8 @@ impl Records {
         self.held = Some((key.to_owned(), standing));
         let mut deltas = Vec::new();
         for (plane, own) in planes.iter_mut().zip(&self.own) {
-            if let Some(mac) = own.mac {
-                let claim = Claim { vtep: Vtep { mac, remote: own.public_ip }, standing };
-                deltas.extend(plane.hold(own.subnet, Source::of(key), claim));
-            }
+            let claim = Claim { vtep: Vtep { mac: own.mac, remote: own.public_ip }, standing };
+            deltas.extend(plane.hold(own.subnet, Source::of(key), claim));
         }
         deltas
     }
@@ -125,7 +124,7 @@ impl Records {
                 let claim = plane.peers().claim_aside(place);
                 let objection = claim.zip(self.own.get(number)).and_then(|(claim, own)| {
                     let Vtep { mac, remote } = claim.vtep;
-                    own.objection(&PeerRecord { subnet: place.0, remote, mac, vni: None }, || remote.to_string())
+                    own.objection(&PeerRecord { subnet: place.0, remote, mac }, || remote.to_string())
                 });
                 // A record that was named on arrival keeps that reason, which names its node.
                 if let Some(bad) = objection.or_else(|| plane.peers().shadow_of(place)).filter(|_| !self.bad.has(&key))
@@ -143,7 +142,7 @@ impl Records {
             let place = peers.displaced_by()?;
             let vtep = peers.claim_aside(place)?.vtep;
             let claimed = match own.mac {
-                Some(mac) if mac == vtep.mac => format!("VTEP's MAC {mac}"),
+                Some(mac) if vtep.mac == Some(mac) => format!("VTEP's MAC {mac}"),
                 _ => format!("subnet {}", own.subnet),
             };
             Some(format!(
@@ -207,8 +206,8 @@ impl Records {
         let (Some(plane), Some(own)) = (planes.get_mut(number), self.own.get(number)) else { return };
         let (net, source) = (plane.setup().net, Source::of(raw.key));
         let side = subnets.side(Family::of(&net.network));
-        let objection = check(record, subnets, &net, self.vni, own).err();
-        match fits(record, subnets, &net, self.vni) {
+        let objection = check(record, subnets, &net, &self.backend, own).err();
+        match fits(record, subnets, &net, &self.backend) {
             Ok(peer) => {
                 let standing = Standing::new(raw.created, raw.revision, raw.is_leased, record.node.as_deref());
                 let claim = Claim { vtep: Vtep { mac: peer.mac, remote: peer.remote }, standing };

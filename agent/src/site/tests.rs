@@ -118,7 +118,9 @@ fn an_mtu_with_which_the_kernel_gives_no_address_is_refused() {
     let devices = |mtu| {
         let site = site(dual, true);
         let ends = site.ends(&[host(mtu, &["192.168.1.5/24", "fd99::5/64"])]).unwrap();
-        ends.iter().map(|end| site.device(end, &key, MacAddr([2; 6])).map_err(|e| e.to_string())).collect::<Vec<_>>()
+        ends.iter()
+            .map(|end| site.device(end, &key, Some(MacAddr([2; 6]))).map_err(|e| e.to_string()))
+            .collect::<Vec<_>>()
     };
     assert!(devices(1350).iter().all(Result::is_ok));
     let small = devices(1349);

@@ -8,7 +8,6 @@ use super::host::Host;
 use crate::lock::Lock;
 use crate::overlay::iface::Interface;
 use crate::overlay::plane::{PeerMode, Plane, Setup};
-use crate::overlay::record::Family;
 use crate::overlay::records::Records;
 use crate::reader::Intake;
 use crate::site::{self, Site, TunnelEnd};
@@ -40,7 +39,7 @@ impl Place {
             on_demand: PeerMode::from(host.flags.peer_mode) == PeerMode::OnDemand,
         };
         // One lock for both families' devices: they have one VNI.
-        let (device, timeout) = (site.device_name(Family::V4), host.flags.takeover_timeout);
+        let (device, timeout) = (site.mark(), host.flags.takeover_timeout);
         let publisher = host.publisher.clone();
         Lock::hold(&mut host.lock, &device, timeout, |what: &str| publisher.waits_for(what)).await?;
         // The waits may have been long.
@@ -58,11 +57,10 @@ impl Place {
     /// Fails where something stands in the way of a device of ours, before a subnet is leased for it.
     async fn unhindered(&self, host: &mut Host) -> Result<()> {
         for end in &self.ends {
-            let (name, backend, local) =
-                (self.site.device_name(end.family), &self.site.config.backend, end.chosen.local);
-            let obstacle = async || host.kernel.obstacle(&name, backend, local);
+            let Some(device) = self.site.config.backend.device(end.family) else { continue };
+            let obstacle = async || host.kernel.obstacle(&device, end.chosen.local);
             if let Some(error) = host.passing.wait("look for what has the device's name or port", obstacle).await? {
-                return Err(error).context(format!("make the device {name}"));
+                return Err(error).context(format!("make the device {}", device.name));
             }
         }
         Ok(())
@@ -79,16 +77,14 @@ impl Place {
     pub(super) fn intake(&self, host: &Host) -> Intake {
         let (mode, idle) = (host.flags.peer_mode.into(), host.flags.peer_idle_timeout);
         let plane = |end: &TunnelEnd| {
-            let mut plane = Plane::new(Setup { net: end.net, subnet: site::no_subnet(end.family), mode, idle });
-            if self.site.config.backend.direct_routing {
-                plane.route_directly();
-            }
+            let (net, subnet) = (end.net, site::no_subnet(end.family));
+            let mut plane = Plane::new(Setup { net, subnet, ways: self.site.config.backend.ways(), mode, idle });
             if host.flags.ip_blackhole_route {
                 plane.drop_own();
             }
             plane
         };
         let own = self.ends.iter().map(TunnelEnd::without_subnet).collect();
-        Intake::new(self.ends.iter().map(plane).collect(), Records::new(self.site.config.backend.vni, own))
+        Intake::new(self.ends.iter().map(plane).collect(), Records::new(self.site.config.backend, own))
     }
 }

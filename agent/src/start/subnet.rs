@@ -53,7 +53,7 @@ impl Place {
         let Self { site, ends } = self;
         let Host { store, reader, publisher, passing, identity, kernel, .. } = host;
         // Who we are; the MACs come when the records are known.
-        let ours = identity.put(site.record(ends, |_| MacAddr([0; 6])));
+        let ours = identity.put(site.record(ends, |_| None));
         let previous = identity.previous;
         let wanted = Wanted { previous, ..Wanted::of(&site.config, &ours) };
         intake.previous = previous.map(|key| key.to_string());
@@ -63,7 +63,7 @@ impl Place {
             let known = (Census::new(&intake.known, &intake.planes), intake.revision + 1);
             lease::tell_of_previous(&wanted, known.0, &progress);
             let macs = passing.wait("read the devices' MACs", async || macs(site, ends, &intake.known, kernel)).await?;
-            let record = identity.put(site.record(ends, |family| macs[&family]));
+            let record = identity.put(site.record(ends, |family| macs.get(&family).copied()));
             match lease::acquire_telling(store, &wanted, known, &record, lease::TTL, &progress).await {
                 Ok(held) => {
                     reader.pending(intake, &wanted).await?;
@@ -99,7 +99,8 @@ fn macs(
     let last = known.own().next();
     let mut macs = BTreeMap::new();
     for end in ends {
-        let there = kernel.mac_of(&site.device_name(end.family))?;
+        let Some(device) = site.device_name(end.family) else { continue };
+        let there = kernel.mac_of(&device)?;
         let recorded = last.and_then(|last| last.mac(end.family)).filter(|mac| mac.is_unicast());
         macs.insert(end.family, there.or(recorded).unwrap_or_else(|| MacAddr::local(rand::random())));
     }

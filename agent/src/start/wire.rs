@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::sync::watch;
+use tracing::field::display;
 use tracing::{info, warn};
 
 use super::host::Host;
@@ -13,7 +14,6 @@ use crate::dataplane::{Dataplane, Device};
 use crate::eventloop::{EventLoop, FamilyPlane, Feeds, OwnRecord, Parts};
 use crate::lease::{self, Held, Keeper};
 use crate::masquerade::{self, Side, WantedRules};
-use crate::overlay::MacAddr;
 use crate::overlay::plane::Plane;
 use crate::passing::Passing;
 use crate::site::{self, Site, TunnelEnd};
@@ -32,7 +32,7 @@ impl Leased {
         }
         let families = families(&site, &ends, &held, planes, kernel, &passing).await?;
         let rules = WantedRules {
-            vni: site.config.backend.vni,
+            mark: site.config.backend.mark(),
             sides: ends.iter().map(|end| side(&site, &held, end)).collect::<Result<_>>()?,
             masquerade: flags.ip_masq,
             fully_random: !flags.ip_masq_fully_random_disable,
@@ -104,7 +104,7 @@ async fn family(
     mut kernel: Kernel,
     passing: &Passing,
 ) -> Result<FamilyPlane<Kernel>> {
-    let device = site.device(end, &held.key, held.record.mac(end.family).unwrap_or(MacAddr([0; 6])))?;
+    let device = site.device(end, &held.key, held.record.mac(end.family))?;
     let what = format!("make the device {}", device.name);
     let made = match passing.wait(&what, async || kernel.make(&device).await).await {
         Ok(made) => made,
@@ -113,7 +113,8 @@ async fn family(
             return Err(error).context(what);
         }
     };
-    info!(device = %device.name, mac = %device.mac, mtu = device.mtu, address = %device.address, how = %made, "the device is up");
+    let mac = device.mac().map(display);
+    info!(device = %device.name, mac, mtu = device.mtu, address = %device.address, how = %made, "the device is up");
     Ok(FamilyPlane::new(plane, kernel, device, Instant::now()))
 }
 

@@ -101,7 +101,7 @@ impl Agent {
 pub(crate) fn record(number: usize) -> Record {
     let vtep = VtepData { vni: Some(1), mac: format!("02:00:00:00:00:{number:02x}").parse().unwrap() };
     let ip = Ipv4Addr::new(10, 99, 0, u8::try_from(number).unwrap());
-    Record { ipv4: Some(vtep), node: Some(format!("node-{number}")), ..Record::vxlan(ip) }
+    Record { ipv4: Some(vtep.into()), node: Some(format!("node-{number}")), ..Record::vxlan(ip) }
 }
 
 /// Reads all and gets a subnet.

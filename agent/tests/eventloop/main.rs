@@ -123,7 +123,8 @@ fn eth0(address: &str, mtu: u32) -> Interface {
 
 fn peer(index: u8) -> (String, Vec<u8>) {
     let mut record = Record::vxlan(format!("10.99.1.{index}").parse().unwrap());
-    record.ipv4 = Some(twill_agent::overlay::record::VtepData { vni: Some(1), mac: MacAddr([2, 0, 0, 0, 0, index]) });
+    let vtep = twill_agent::overlay::record::VtepData { vni: Some(1), mac: MacAddr([2, 0, 0, 0, 0, index]) };
+    record.ipv4 = Some(vtep.into());
     (format!("10.5.{index}.0-24"), record.to_json())
 }
 
@@ -150,17 +151,18 @@ impl Node {
             on_demand: false,
         };
         let ends = site.ends(&kernel.kernel().interfaces).unwrap();
-        let record = site.record(&ends, |_| MacAddr([2, 0, 0, 0, 0, 0xaa]));
+        let record = site.record(&ends, |_| Some(MacAddr([2, 0, 0, 0, 0, 0xaa])));
         let wanted = Wanted::of(&site.config, &record);
         let known = lease::Known::of(&wanted, store.records().values());
         let held = lease::acquire(&store, &wanted, &known, &record, lease::TTL).await.unwrap();
         let mut dataplane = kernel.clone();
-        let device = site.device(&ends[0], &held.key, MacAddr([2, 0, 0, 0, 0, 0xaa])).unwrap();
+        let device = site.device(&ends[0], &held.key, Some(MacAddr([2, 0, 0, 0, 0, 0xaa]))).unwrap();
         dataplane.make(&device).await.unwrap();
         let subnet = site::own_subnet(&held.key, &ends[0]).unwrap();
-        let setup = Setup { net: ends[0].net, subnet, mode, idle: Duration::from_secs(600) };
+        let setup =
+            Setup { net: ends[0].net, subnet, ways: site.config.backend.ways(), mode, idle: Duration::from_secs(600) };
         let family = FamilyPlane::new(Plane::new(setup), dataplane, device, tokio::time::Instant::now().into_std());
-        let of_peers = Records::new(1, vec![site::own(&held.key, &held.record, &ends[0]).unwrap()]);
+        let of_peers = Records::new(site.config.backend, vec![site::own(&held.key, &held.record, &ends[0]).unwrap()]);
         let key = held.key.to_string();
         let margin = Duration::from_secs(3600);
         let (own_key, own_record, lease_id) = (held.key, held.record.clone(), held.lease);

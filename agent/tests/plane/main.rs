@@ -10,6 +10,7 @@ use ipnetwork::IpNetwork;
 use twill_agent::dataplane::Dataplane;
 use twill_agent::dataplane::fake::FakeKernel;
 use twill_agent::overlay::MacAddr;
+use twill_agent::overlay::backend::Backend;
 use twill_agent::overlay::config::FamilyConfig;
 use twill_agent::overlay::kernel::{
     Fdb, Miss, NeighState, Notification, Observed, Op, PROTOCOL, Route, Row, SeenNeigh, Via,
@@ -53,7 +54,7 @@ fn pod(index: u8, host: u8) -> IpAddr {
 }
 
 fn vtep(mac: u8, remote: u8) -> Vtep {
-    Vtep { mac: MacAddr([2, 0, 0, 0, 0, mac]), remote: format!("10.99.0.{remote}").parse().unwrap() }
+    Vtep { mac: Some(MacAddr([2, 0, 0, 0, 0, mac])), remote: format!("10.99.0.{remote}").parse().unwrap() }
 }
 
 fn claim(vtep: Vtep, revision: i64) -> Claim {
@@ -68,7 +69,7 @@ impl World {
             subnet_min: "10.5.1.0".parse().unwrap(),
             subnet_max: "10.5.255.0".parse().unwrap(),
         };
-        let plane = Plane::new(Setup { net, subnet: subnet(1), mode, idle: IDLE });
+        let plane = Plane::new(Setup { net, subnet: subnet(1), ways: Backend::default().ways(), mode, idle: IDLE });
         Self {
             plane,
             kernel: FakeKernel::default(),
@@ -193,11 +194,11 @@ impl World {
     /// The peers whose rows are all in the kernel.
     fn programmed(&self) -> Vec<IpNetwork> {
         let complete = |(s, peer): (&IpNetwork, &twill_agent::overlay::peers::Peer)| {
-            let fdb = self.kernel.fdb.get(&peer.vtep.mac).is_some_and(|(remote, _)| *remote == peer.vtep.remote);
+            let fdb =
+                self.kernel.fdb.get(&peer.vtep.mac.unwrap()).is_some_and(|(remote, _)| *remote == peer.vtep.remote);
             let neigh = self.kernel.neighbours.get(&s.network());
             // Another program may have written the very same.
-            let neigh =
-                neigh.is_some_and(|(mac, state, _)| (*mac, *state) == (Some(peer.vtep.mac), NeighState::Permanent));
+            let neigh = neigh.is_some_and(|(mac, state, _)| (*mac, *state) == (peer.vtep.mac, NeighState::Permanent));
             let route =
                 self.kernel.routes.iter().any(|((d, _), (via, protocol))| {
                     d == s && *via == Via::Gateway(s.network()) && *protocol == PROTOCOL

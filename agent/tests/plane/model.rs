@@ -73,11 +73,11 @@ impl World {
                 self.plane.miss(Miss::Address(pod(peer, host)), self.now);
             }
             Step::MacMiss(mac) => {
-                self.plane.miss(Miss::Mac(vtep(mac, 0).mac), self.now);
+                self.plane.miss(Miss::Mac(vtep(mac, 0).mac.unwrap()), self.now);
             }
             Step::LoseFdb(mac) => {
-                if let Some((remote, _)) = self.kernel.fdb.remove(&vtep(mac, 0).mac) {
-                    self.plane.saw(&Notification::Gone(Row::Fdb(Fdb { mac: vtep(mac, 0).mac, remote })));
+                if let Some((remote, _)) = self.kernel.fdb.remove(&vtep(mac, 0).mac.unwrap()) {
+                    self.plane.saw(&Notification::Gone(Row::Fdb(Fdb { mac: vtep(mac, 0).mac.unwrap(), remote })));
                 }
             }
             Step::LoseNeigh(peer) => {
@@ -92,7 +92,7 @@ impl World {
                 }
             }
             Step::Idle(mac) => {
-                if let Some((_, idle)) = self.kernel.fdb.get_mut(&vtep(mac, 0).mac) {
+                if let Some((_, idle)) = self.kernel.fdb.get_mut(&vtep(mac, 0).mac.unwrap()) {
                     *idle = IDLE;
                 }
             }
@@ -106,7 +106,7 @@ impl World {
             }
             Step::StrangersNeigh(peer, host, mac, permanent) => {
                 let state = if permanent { NeighState::Permanent } else { NeighState::Other };
-                let (address, mac) = (pod(peer, host), Some(vtep(mac, 0).mac));
+                let (address, mac) = (pod(peer, host), Some(vtep(mac, 0).mac.unwrap()));
                 self.kernel.neighbours.insert(address, (mac, state, 0));
                 self.plane.saw(&Notification::Neigh(SeenNeigh { address, mac, state, protocol: 0 }));
             }
@@ -136,7 +136,7 @@ impl World {
     fn check_strangers(&self) {
         let peer_of = |address: IpAddr| {
             let subnet = self.plane.setup().net.subnet_of(address)?;
-            self.plane.peers().get(&subnet).map(|peer| (subnet, peer.vtep.mac))
+            self.plane.peers().get(&subnet).and_then(|peer| Some((subnet, peer.vtep.mac?)))
         };
         for ((destination, metric), (via, protocol)) in &self.kernel.routes {
             if let (4, Some((subnet, _))) = (*protocol, peer_of(destination.network())) {
@@ -163,7 +163,8 @@ impl World {
         assert!(wanted.iter().eq(&expected), "{wanted:?} {expected:?}");
         let known: BTreeMap<_, _> = self.plane.peers().iter().map(|(s, p)| (*s, p.vtep)).collect();
         assert_eq!(known, self.that_count(), "{:?}", self.records);
-        let macs: BTreeMap<_, _> = expected.iter().map(|s| (self.plane.peers().get(s).unwrap().vtep.mac, s)).collect();
+        let macs: BTreeMap<_, _> =
+            expected.iter().map(|s| (self.plane.peers().get(s).unwrap().vtep.mac.unwrap(), s)).collect();
         assert_eq!(self.kernel.fdb.keys().collect::<Vec<_>>(), macs.keys().collect::<Vec<_>>());
         // No neighbour that let a packet go is left. The gateway's may be another program's, and as it should be.
         let ours = self.kernel.neighbours.iter().filter(|(_, (_, _, protocol))| *protocol == PROTOCOL);

@@ -26,8 +26,8 @@ fn the_waiting_packet_is_answered_before_the_rest_of_the_peer() {
     world.plane.miss(Miss::Address(pod(2, 9)), world.now);
     let chunk = world.plane.urgent_chunk();
     let expected = [
-        Op::PutFdb(vtep(2, 2).fdb()),
-        Op::PutNeigh(twill_agent::overlay::kernel::Neigh { address: pod(2, 9), mac: vtep(2, 2).mac }),
+        Op::PutFdb(vtep(2, 2).fdb().unwrap()),
+        Op::PutNeigh(twill_agent::overlay::kernel::Neigh { address: pod(2, 9), mac: vtep(2, 2).mac.unwrap() }),
     ];
     assert_eq!(chunk.ops(), expected);
     let failed = world.apply(chunk.ops());
@@ -44,10 +44,10 @@ fn an_l2_miss_brings_the_fdb_row_back() {
     world.miss(pod(2, 9));
     world.kernel.fdb.clear();
     world.ordered = false;
-    assert_eq!(world.plane.miss(Miss::Mac(vtep(2, 2).mac), world.now), Answer::Peer(subnet(2)));
+    assert_eq!(world.plane.miss(Miss::Mac(vtep(2, 2).mac.unwrap()), world.now), Answer::Peer(subnet(2)));
     world.settle();
     world.assert_exactly(&[subnet(2)]);
-    assert_eq!(world.plane.miss(Miss::Mac(vtep(9, 9).mac), world.now), Answer::Unknown);
+    assert_eq!(world.plane.miss(Miss::Mac(vtep(9, 9).mac.unwrap()), world.now), Answer::Unknown);
 }
 
 #[test]
@@ -217,7 +217,7 @@ fn what_is_lost_while_a_dump_runs_is_not_taken_for_there() {
     world.settle();
     let dump = world.kernel.dump();
     world.ordered = false;
-    let row = Row::Fdb(vtep(2, 2).fdb());
+    let row = Row::Fdb(vtep(2, 2).fdb().unwrap());
     world.apply(&[Op::Delete(row)]);
     world.plane.saw(&Notification::Gone(row));
     world.plane.reconcile(&dump, false, world.now);
@@ -279,7 +279,7 @@ fn a_peer_that_leaves_unused_takes_the_neighbours_of_its_addresses_along() {
     let chunk = world.plane.urgent_chunk();
     assert!(world.apply(chunk.ops()).is_empty());
     world.plane.settle(chunk, &[], world.now);
-    world.kernel.fdb.get_mut(&vtep(2, 2).mac).unwrap().1 = IDLE;
+    world.kernel.fdb.get_mut(&vtep(2, 2).mac.unwrap()).unwrap().1 = IDLE;
     assert_eq!(world.resync(false).idle, 1);
     world.assert_exactly(&[]);
 }
@@ -291,7 +291,7 @@ fn idle_peers_are_taken_out_and_come_back_with_the_next_packet() {
     world.put(subnet(3), vtep(3, 3), 1, KEY);
     world.miss(pod(2, 9));
     world.miss(pod(3, 9));
-    world.kernel.fdb.get_mut(&vtep(2, 2).mac).unwrap().1 = IDLE;
+    world.kernel.fdb.get_mut(&vtep(2, 2).mac.unwrap()).unwrap().1 = IDLE;
     assert_eq!(world.resync(false).idle, 1);
     world.assert_exactly(&[subnet(3)]);
     world.miss(pod(2, 9));
@@ -326,11 +326,11 @@ fn rows_of_others_survive_and_flannels_own_shape_is_taken_over() {
     world.put(subnet(2), vtep(2, 2), 1, KEY);
     let foreign_route = ("10.5.7.0/24".parse().unwrap(), 5);
     world.kernel.routes.insert(foreign_route, (Via::Gateway("10.5.9.9".parse().unwrap()), 3));
-    world.kernel.neighbours.insert(pod(9, 9), (Some(vtep(77, 0).mac), NeighState::Permanent, 0));
+    world.kernel.neighbours.insert(pod(9, 9), (Some(vtep(77, 0).mac.unwrap()), NeighState::Permanent, 0));
     let old = Route { destination: subnet(6), via: Via::Gateway(pod(6, 0)), metric: 0, protocol: 3 };
     world.kernel.routes.insert((old.destination, 0), (old.via, 3));
-    world.kernel.neighbours.insert(pod(6, 0), (Some(vtep(6, 6).mac), NeighState::Permanent, 0));
-    world.kernel.fdb.insert(vtep(6, 6).mac, (vtep(6, 6).remote, Duration::ZERO));
+    world.kernel.neighbours.insert(pod(6, 0), (Some(vtep(6, 6).mac.unwrap()), NeighState::Permanent, 0));
+    world.kernel.fdb.insert(vtep(6, 6).mac.unwrap(), (vtep(6, 6).remote, Duration::ZERO));
     world.resync(true);
     world.assert_exactly(&[subnet(2)]);
     assert!(world.kernel.routes.contains_key(&foreign_route));
@@ -343,7 +343,7 @@ fn rows_that_somebody_takes_or_changes_come_back_at_the_notification() {
     let mut world = World::new(PeerMode::All);
     world.put(subnet(2), vtep(2, 2), 1, KEY);
     world.settle();
-    let rows = [Row::Fdb(vtep(2, 2).fdb()), Row::Neigh(pod(2, 0)), Row::Route(Route::peer(subnet(2), 2))];
+    let rows = [Row::Fdb(vtep(2, 2).fdb().unwrap()), Row::Neigh(pod(2, 0)), Row::Route(Route::peer(subnet(2), 2))];
     world.ordered = false;
     for row in rows {
         world.apply(&[Op::Delete(row)]);
@@ -352,7 +352,7 @@ fn rows_that_somebody_takes_or_changes_come_back_at_the_notification() {
         world.settle();
         world.assert_exactly(&[subnet(2)]);
     }
-    let wrong = Fdb { mac: vtep(2, 2).mac, remote: "10.99.9.9".parse().unwrap() };
+    let wrong = Fdb { mac: vtep(2, 2).mac.unwrap(), remote: "10.99.9.9".parse().unwrap() };
     world.apply(&[Op::PutFdb(wrong)]);
     world.plane.saw(&Notification::Fdb(twill_agent::overlay::kernel::SeenFdb {
         row: wrong,

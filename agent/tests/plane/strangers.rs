@@ -125,9 +125,9 @@ fn a_neighbour_with_a_wrong_mac_goes_and_the_right_one_stays() {
         for state in [NeighState::Permanent, NeighState::Other] {
             for notified in [true, false] {
                 let mut world = world(mode);
-                let wrong = vtep(66, 0).mac;
+                let wrong = vtep(66, 0).mac.unwrap();
                 for (address, mac) in
-                    [(pod(2, 5), wrong), (pod(3, 5), wrong), (pod(2, 6), vtep(2, 2).mac), (pod(77, 5), wrong)]
+                    [(pod(2, 5), wrong), (pod(3, 5), wrong), (pod(2, 6), vtep(2, 2).mac.unwrap()), (pod(77, 5), wrong)]
                 {
                     world.kernel.neighbours.insert(address, (Some(mac), state, 0));
                     if notified {
@@ -168,8 +168,8 @@ fn a_neighbour_with_a_wrong_mac_goes_and_the_right_one_stays() {
 #[test]
 fn an_fdb_row_that_ages_or_leads_elsewhere_is_put_right_and_what_the_kernel_learned_is_left() {
     let mut world = world(PeerMode::All);
-    let elsewhere = Fdb { mac: vtep(2, 2).mac, remote: "10.99.9.9".parse().unwrap() };
-    for (row, ages) in [(elsewhere, false), (elsewhere, true), (vtep(2, 2).fdb(), true)] {
+    let elsewhere = Fdb { mac: vtep(2, 2).mac.unwrap(), remote: "10.99.9.9".parse().unwrap() };
+    for (row, ages) in [(elsewhere, false), (elsewhere, true), (vtep(2, 2).fdb().unwrap(), true)] {
         world.kernel.fdb.insert(row.mac, (row.remote, Duration::ZERO));
         let before = world.kernel.applied;
         world.plane.saw(&Notification::Fdb(SeenFdb { row, idle: Duration::ZERO, ages }));
@@ -177,13 +177,13 @@ fn an_fdb_row_that_ages_or_leads_elsewhere_is_put_right_and_what_the_kernel_lear
         assert!(world.kernel.applied > before, "{row:?} {ages}");
         world.assert_exactly(&[subnet(2), subnet(3)]);
     }
-    let learned = SeenFdb { row: vtep(88, 88).fdb(), idle: Duration::ZERO, ages: true };
+    let learned = SeenFdb { row: vtep(88, 88).fdb().unwrap(), idle: Duration::ZERO, ages: true };
     world.plane.saw(&Notification::Fdb(learned));
     assert!(!world.plane.is_due(), "nobody's");
     world.plane.take_mended();
     // The kernel tells of our own writes too, and late.
     world.put(subnet(2), vtep(2, 4), 9, KEY);
-    world.plane.saw(&Notification::Fdb(SeenFdb { row: vtep(2, 2).fdb(), idle: Duration::ZERO, ages: false }));
+    world.plane.saw(&Notification::Fdb(SeenFdb { row: vtep(2, 2).fdb().unwrap(), idle: Duration::ZERO, ages: false }));
     assert!(!world.plane.has_mended(), "it was ours until now");
 }
 

@@ -197,12 +197,13 @@ mod tests {
     fn family(peers: u16) -> FamilyPlane<FakeKernel> {
         let config = NetworkConfig::parse(br#"{"Network":"10.4.0.0/15"}"#).unwrap();
         let subnet = "10.5.250.0/24".parse().unwrap();
-        let setup = Setup { net: config.ipv4.unwrap(), subnet, mode: PeerMode::OnDemand, idle: LOOK_EVERY };
+        let (net, ways, mode) = (config.ipv4.unwrap(), config.backend.ways(), PeerMode::OnDemand);
+        let setup = Setup { net, subnet, ways, mode, idle: LOOK_EVERY };
         let mut plane = Plane::new(setup);
         for number in 1..=peers {
             let [high, low] = number.to_be_bytes();
             let subnet = format!("10.{}.{low}.0/24", 4 + high).parse().unwrap();
-            let vtep = Vtep { mac: MacAddr([2, 0, 0, 0, high, low]), remote: IpAddr::from([10, 99, high, low]) };
+            let vtep = Vtep { mac: Some(MacAddr([2, 0, 0, 0, high, low])), remote: IpAddr::from([10, 99, high, low]) };
             plane.put(subnet, Source(0), Claim { vtep, standing: Standing::new(1, 1, true, None) });
         }
         let main = Rule { does: Does::Lookup(254), ..rule(32766) };
@@ -210,16 +211,11 @@ mod tests {
         kernel.rules = vec![rule(100), main];
         let device = Device {
             name: "flannel.1".to_owned(),
-            vni: 1,
-            port: 8472,
+            vxlan: None,
             local: IpAddr::from([10, 99, 0, 1]),
             underlay: 2,
             underlay_name: "eth0".to_owned(),
-            mac: MacAddr([2; 6]),
             mtu: 1450,
-            learning: false,
-            gbp: false,
-            l2miss: true,
             address: subnet,
         };
         let mut family = FamilyPlane::new(plane, kernel, device, Instant::now());

@@ -115,8 +115,8 @@ impl<S: Store> Keeper<S> {
     /// Whether the other nodes still find us by this record: no more than members that they do not read are another's.
     fn leads_here(&self, record: &Record) -> bool {
         let ours = &self.held.record;
-        (&record.backend_type, record.public_ip, record.public_ipv6, record.ipv4, record.ipv6)
-            == (&ours.backend_type, ours.public_ip, ours.public_ipv6, ours.ipv4, ours.ipv6)
+        (&record.backend_type, record.public_ip, record.public_ipv6, &record.ipv4, &record.ipv6)
+            == (&ours.backend_type, ours.public_ip, ours.public_ipv6, &ours.ipv4, &ours.ipv6)
     }
 
     /// Tells of a failure that begins, and of one whose reason has been another for a while.

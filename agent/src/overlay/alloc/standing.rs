@@ -49,7 +49,7 @@ pub enum Hold {
 
 /// Judges a record that hangs on this etcd lease (0: on none).
 pub fn hold(config: &NetworkConfig, key: &SubnetKey, record: &Record, lease: i64) -> Hold {
-    let check = |family| fits(record, key, family, config.backend.vni);
+    let check = |family| fits(record, key, family, &config.backend);
     match config.families().map(check).find_map(Result::err) {
         None => Hold::Followed,
         Some(BadRecord::Reserved(whom)) => match not_reservable(record) {

@@ -1,41 +1,13 @@
 //! From the config's JSON to [`NetworkConfig`], with errors that name key, value and what was expected.
 
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 
 use ipnetwork::IpNetwork;
-use serde_json::Value;
 
-use super::{Backend, DEFAULT_PORT, DEFAULT_VNI, FamilyConfig, NetworkConfig, address, number, width};
+use super::{FamilyConfig, NetworkConfig, address, number, width};
+use crate::overlay::backend::Backend;
 use crate::overlay::json::Object;
-
-/// Why a network config can't be used. Mending the config is the only remedy.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ConfigError {
-    /// The text is not an object.
-    #[error("the network config is not a JSON object: {0}")]
-    NotJson(String),
-    /// A key that has no default is absent.
-    #[error("{key} is missing: expected {expected}")]
-    Missing {
-        /// The key.
-        key: String,
-        /// What it should have been.
-        expected: String,
-    },
-    /// The value of a key won't do.
-    #[error("{key}: {value} {problem}: expected {expected}")]
-    Bad {
-        /// The key.
-        key: String,
-        /// Its value, as JSON writes it, strings without their quotes.
-        value: String,
-        /// What is wrong with it, as in `does not fit Network 10.5.0.0/16`.
-        problem: String,
-        /// What it should have been.
-        expected: String,
-    },
-}
+use crate::overlay::settings::{ConfigError, bad, flag, integer, shown};
 
 /// The names and limits of one address family.
 struct Names {
@@ -73,15 +45,6 @@ const IPV6: Names = Names {
     example: "an IPv6 network, as in \"fc00::/48\"",
 };
 
-/// The highest VNI: `flannel.9999999` and `flannel-v6.9999` have as many characters as a device name may (`IFNAMSIZ`,
-/// include/uapi/linux/if.h).
-const HIGHEST_VNI_V4: u32 = 9_999_999;
-const HIGHEST_VNI_V6: u32 = 9_999;
-/// The least MTU of the external interface: what the kernel asks of a device with an address of the family (68, 1280), and
-/// what VXLAN adds over it (50, 70).
-const LEAST_MTU_V4: u32 = 118;
-const LEAST_MTU_V6: u32 = 1_350;
-
 pub(super) fn network_config(bytes: &[u8]) -> Result<NetworkConfig, ConfigError> {
     let object = Object::parse(bytes).map_err(|error| ConfigError::NotJson(crate::overlay::shown(&error)))?;
     let (enable4, enable6) = (flag(&object, "EnableIPv4", true)?, flag(&object, "EnableIPv6", false)?);
@@ -93,7 +56,7 @@ pub(super) fn network_config(bytes: &[u8]) -> Result<NetworkConfig, ConfigError>
     Ok(NetworkConfig {
         ipv4: if enable4 { Some(family(&object, &IPV4)?) } else { None },
         ipv6: if enable6 { Some(family(&object, &IPV6)?) } else { None },
-        backend: object.get("Backend").map_or(Ok(Backend::default()), |value| backend(value, enable6))?,
+        backend: object.get("Backend").map_or(Ok(Backend::default()), |value| Backend::parse(value, enable6))?,
     })
 }
 
@@ -177,81 +140,10 @@ fn limit(
     Ok(given)
 }
 
-fn backend(value: &Value, ipv6: bool) -> Result<Backend, ConfigError> {
-    let expected = "an object, as in {\"Type\":\"vxlan\"}";
-    let object = Object::nested(value).ok_or_else(|| bad("Backend", &shown(value), "is not an object", expected))?;
-    let kind = object.get("Type").unwrap_or(&Value::Null);
-    if !kind.as_str().is_some_and(|kind| kind.eq_ignore_ascii_case("vxlan")) {
-        return Err(bad("Backend.Type", &shown(kind), "is a backend that Twill does not have", "\"vxlan\""));
-    }
-    let number = |name: &str, range: RangeInclusive<u32>| {
-        let unit = format!("a number from {} to {}", range.start(), range.end());
-        integer(&object, name, "is out of range", &unit, range).map_err(in_backend)
-    };
-    let flag = |name| flag(&object, name, false).map_err(in_backend);
-    let (highest_vni, least_mtu) = if ipv6 { (HIGHEST_VNI_V6, LEAST_MTU_V6) } else { (HIGHEST_VNI_V4, LEAST_MTU_V4) };
-    Ok(Backend {
-        vni: number("VNI", 1..=highest_vni)?.unwrap_or(DEFAULT_VNI),
-        port: number("Port", 1..=65_535)?.map_or(DEFAULT_PORT, |port| port as u16),
-        mtu: number("MTU", least_mtu..=65_535)?,
-        gbp: flag("GBP")?,
-        learning: flag("Learning")?,
-        direct_routing: flag("DirectRouting")?,
-    })
-}
-
-/// An integer of the range; 0, which is Go's "not given", and an absent key are `None`.
-fn integer(
-    object: &Object,
-    key: &str,
-    problem: &str,
-    expected: &str,
-    range: RangeInclusive<u32>,
-) -> Result<Option<u32>, ConfigError> {
-    let Some(value) = object.get(key) else { return Ok(None) };
-    match value.as_u64() {
-        Some(0) => Ok(None),
-        Some(n) if u32::try_from(n).is_ok_and(|n| range.contains(&n)) => Ok(Some(n as u32)),
-        _ => Err(ConfigError::Bad {
-            key: key.to_owned(),
-            value: shown(value),
-            problem: if value.is_number() { problem.to_owned() } else { "is not a number".to_owned() },
-            expected: expected.to_owned(),
-        }),
-    }
-}
-
-fn flag(object: &Object, key: &str, default: bool) -> Result<bool, ConfigError> {
-    let Some(value) = object.get(key) else { return Ok(default) };
-    value.as_bool().ok_or_else(|| bad(key, &shown(value), "is not a boolean", "true or false"))
-}
-
-fn in_backend(error: ConfigError) -> ConfigError {
-    match error {
-        ConfigError::Bad { key, value, problem, expected } => {
-            ConfigError::Bad { key: format!("Backend.{key}"), value, problem, expected }
-        }
-        other => other,
-    }
-}
-
-fn shown(value: &Value) -> String {
-    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    if text.is_empty() { "\"\"".to_owned() } else { crate::overlay::shown(&text) }
-}
-
-fn bad(key: &str, value: &str, problem: &str, expected: &str) -> ConfigError {
-    ConfigError::Bad {
-        key: key.to_owned(),
-        value: value.to_owned(),
-        problem: problem.to_owned(),
-        expected: expected.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::overlay::backend::Vxlan;
 
     fn parse(text: &str) -> Result<NetworkConfig, String> {
         network_config(text.as_bytes()).map_err(|error| error.to_string())
@@ -276,7 +168,7 @@ mod tests {
         assert_eq!(family.network, "10.5.0.0/16".parse().unwrap());
         assert_eq!((family.subnet_len, family.subnet_min, family.subnet_max), (24, ip("10.5.1.0"), ip("10.5.255.0")));
         assert_eq!((config.ipv6, config.backend), (None, Backend::default()));
-        assert_eq!(config.backend.port, 8472);
+        assert_eq!(Vxlan::default().port, 8472);
     }
 
     #[test]
@@ -303,7 +195,14 @@ mod tests {
         let family = config.ipv4.unwrap();
         assert_eq!(family.network, "10.5.0.0/16".parse().unwrap());
         assert_eq!((family.subnet_min, family.subnet_max), (ip("10.5.10.0"), ip("10.5.20.0")));
-        let backend = Backend { vni: 7, port: 4789, mtu: Some(9000), gbp: true, learning: false, direct_routing: true };
+        let backend = Backend::Vxlan(Vxlan {
+            vni: 7,
+            port: 4789,
+            mtu: Some(9000),
+            gbp: true,
+            learning: false,
+            direct_routing: true,
+        });
         assert_eq!(config.backend, backend);
     }
 

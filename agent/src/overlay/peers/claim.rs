@@ -19,19 +19,19 @@ use ipnetwork::IpNetwork;
 use super::super::MacAddr;
 use super::super::kernel::Fdb;
 
-/// A peer's VXLAN endpoint: where its frames go.
+/// A peer's endpoint: where its packets go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Vtep {
-    /// The MAC of its `flannel.1`.
-    pub mac: MacAddr,
+    /// The MAC of its `flannel.1`; `None` with a backend that has no devices.
+    pub mac: Option<MacAddr>,
     /// The underlay address of its host.
     pub remote: IpAddr,
 }
 
 impl Vtep {
-    /// The FDB row that leads to it.
-    pub fn fdb(self) -> Fdb {
-        Fdb { mac: self.mac, remote: self.remote }
+    /// The FDB row that leads to it, where it has a device.
+    pub fn fdb(self) -> Option<Fdb> {
+        self.mac.map(|mac| Fdb { mac, remote: self.remote })
     }
 }
 
@@ -93,7 +93,7 @@ impl Standing {
 /// What a record claims for its subnet, and how it stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Claim {
-    /// The MAC that no other peer may have, and the host behind it.
+    /// The MAC, if there is one, that no other peer may have, and the host behind it.
     pub vtep: Vtep,
     /// How it stands against others.
     pub standing: Standing,

@@ -30,9 +30,9 @@ impl Resource {
     }
 }
 
-/// The subnet and the MAC that a record claims.
-pub(super) fn resources(place: Place, claim: &Claim) -> [Resource; 2] {
-    [Resource::Subnet(place.0), Resource::Mac(claim.vtep.mac)]
+/// The subnet and the MAC, if there is one, that a record claims.
+pub(super) fn resources(place: Place, claim: &Claim) -> impl Iterator<Item = Resource> + Clone + use<> {
+    [Resource::Subnet(place.0)].into_iter().chain(claim.vtep.mac.map(Resource::Mac))
 }
 
 /// A claim with rivals.
@@ -136,7 +136,7 @@ impl Contest {
     pub(super) fn unrivalled(&self, resource: Resource) -> Option<Place> {
         let place = self.only(resource)?;
         let rival = self.rivals.get(&place).filter(|rival| rival.is_peer)?;
-        resources(place, &rival.claim).into_iter().all(|resource| self.only(resource).is_some()).then_some(place)
+        resources(place, &rival.claim).all(|resource| self.only(resource).is_some()).then_some(place)
     }
 
     /// Lets a peer go that has no rival now.
@@ -202,16 +202,15 @@ impl Contest {
             update.seen.insert(place);
             let mut free = self.open(place, rival);
             let claimed = resources(place, &rival.claim);
-            let holders = claimed.map(|resource| self.holder(resource));
-            let ranked = holders.map(|holder| Some(self.rivals.get(&holder?)?.rank(holder?)));
-            let taken = claimed.iter().zip(ranked).find(|(_, holder)| holder.is_some_and(|holder| holder < rank));
+            let goes_first = |holder: Place| self.rivals.get(&holder).is_some_and(|other| other.rank(holder) < rank);
+            let taken = claimed.clone().find(|resource| self.holder(*resource).is_some_and(goes_first));
             let state = match taken {
-                Some((resource, _)) => {
-                    self.waiting.insert((*resource, rank));
-                    State::Waits(*resource)
+                Some(resource) => {
+                    self.waiting.insert((resource, rank));
+                    State::Waits(resource)
                 }
                 None => {
-                    for holder in holders.into_iter().flatten() {
+                    for holder in claimed.clone().filter_map(|resource| self.holder(resource)).collect::<Vec<_>>() {
                         free.extend(self.oust(holder, update));
                     }
                     self.holders.extend(claimed.map(|resource| (resource, place)));
@@ -238,11 +237,11 @@ impl Contest {
     fn open(&mut self, place: Place, rival: Rival) -> Vec<Resource> {
         match rival.state {
             State::Holds => {
-                let held = resources(place, &rival.claim);
+                let held: Vec<_> = resources(place, &rival.claim).collect();
                 for resource in &held {
                     self.holders.remove(resource);
                 }
-                held.into()
+                held
             }
             State::Waits(resource) => {
                 self.waiting.remove(&(resource, rival.rank(place)));
@@ -333,6 +332,5 @@ fn some_place() -> Place {
 fn ages(place: Place, claim: &Claim) -> impl Iterator<Item = (Resource, Identity, Age)> {
     let age = claim.age(place);
     resources(place, claim)
-        .into_iter()
         .flat_map(move |resource| claim.identities(resource.is_mac()).map(move |identity| (resource, identity, age)))
 }

@@ -26,7 +26,7 @@ fn place((subnet, key): At) -> Place {
 
 fn claim(written: &Written) -> Claim {
     let Written { mac, host, created, revision, is_leased, node } = *written;
-    let vtep = Vtep { mac: MacAddr([2, 0, 0, 0, 0, mac]), remote: [10, 99, 0, host].into() };
+    let vtep = Vtep { mac: Some(MacAddr([2, 0, 0, 0, 0, mac])), remote: [10, 99, 0, host].into() };
     let node = (node != 0).then(|| format!("node-{node}"));
     Claim { vtep, standing: Standing::new(created, revision, is_leased, node.as_deref()) }
 }
@@ -160,7 +160,7 @@ fn whoever_is_aside_comes_when_its_rival_goes_and_is_told_why_it_waits() {
     let mut peers = Peers::default();
     put(&mut peers, first_at, &first);
     assert!(put(&mut peers, second_at, &second).is_empty(), "the first one is not touched");
-    let (mac, other) = (claim(&first).vtep.mac, place(first_at).0);
+    let (mac, other) = (claim(&first).vtep.mac.unwrap(), place(first_at).0);
     assert_eq!(peers.shadow_of(place(second_at)), Some(BadRecord::MacOfAnother { mac, other }));
     let deltas = peers.remove(place(first_at).0, place(first_at).1);
     assert!(
@@ -348,7 +348,7 @@ proptest! {
             }
             let macs: BTreeSet<_> = peers.iter().map(|(_, peer)| peer.vtep.mac).collect();
             prop_assert_eq!(macs.len(), peers.len(), "one MAC, one peer");
-            prop_assert!(peers.iter().all(|(subnet, peer)| peers.of_mac(peer.vtep.mac) == Some(*subnet)));
+            prop_assert!(peers.iter().all(|(subnet, peer)| peers.of_mac(peer.vtep.mac.unwrap()) == Some(*subnet)));
             prop_assert_eq!(with_contest(&peers), with_rivals(&peers), "only for rivals");
         }
         if let Some((at, own)) = &own {

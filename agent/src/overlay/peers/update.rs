@@ -45,7 +45,7 @@ impl Peers {
         let before = self.own.replace((place, claim));
         // What stands under our key is ours.
         self.unlisted.remove(&place);
-        let mut concerned: Vec<Resource> = resources(place, &claim).into();
+        let mut concerned: Vec<Resource> = resources(place, &claim).collect();
         let mut changed = BTreeSet::new();
         if let Some((left, claim)) = before {
             concerned.extend(resources(left, &claim));
@@ -85,8 +85,8 @@ impl Peers {
     /// Whether another key claims our subnet, MAC or address.
     fn touches_own(&self, place: Place, claim: &Claim) -> bool {
         self.own.as_ref().is_some_and(|(own, ours)| {
-            *own != place
-                && (own.0 == place.0 || ours.vtep.mac == claim.vtep.mac || ours.vtep.remote == claim.vtep.remote)
+            let has_our_mac = ours.vtep.mac.is_some() && ours.vtep.mac == claim.vtep.mac;
+            *own != place && (own.0 == place.0 || has_our_mac || ours.vtep.remote == claim.vtep.remote)
         })
     }
 
@@ -94,8 +94,8 @@ impl Peers {
     fn has_rival(&self, place: Place, claim: &Claim) -> bool {
         self.touches_own(place, claim)
             || self.by_subnet.get(&place.0).is_some_and(|peer| peer.source != place.1)
-            || self.of_mac(claim.vtep.mac).is_some_and(|subnet| subnet != place.0)
-            || resources(place, claim).into_iter().any(|resource| self.contest.is_claimed(resource))
+            || claim.vtep.mac.and_then(|mac| self.of_mac(mac)).is_some_and(|subnet| subnet != place.0)
+            || resources(place, claim).any(|resource| self.contest.is_claimed(resource))
     }
 
     /// The peer that has this resource, if one has, is in the contest from now on.
@@ -148,10 +148,10 @@ impl Peers {
             let holder = self.contest.holder(Resource::Subnet(place.0));
             if holder.is_some_and(|holder| self.is_to_be_peer(holder)) {
                 // The subnet stays, with this record or another one.
-                self.by_mac.remove(&counted.vtep.mac);
+                self.forget_mac(counted.vtep.mac);
                 continue;
             }
-            let mac = self.contest.get(*place).map(|claim| Resource::Mac(claim.vtep.mac));
+            let mac = self.contest.get(*place).and_then(|claim| claim.vtep.mac).map(Resource::Mac);
             let by = mac.and_then(|mac| self.contest.holder(mac)).map(|(subnet, _)| subnet);
             self.take(*place, by.filter(|subnet| *subnet != place.0), deltas);
         }
@@ -179,7 +179,6 @@ impl Peers {
             self.displaced_by = None;
             return;
         };
-        self.displaced_by =
-            resources(own, &ours).into_iter().filter_map(|resource| self.contest.holder(resource)).min();
+        self.displaced_by = resources(own, &ours).filter_map(|resource| self.contest.holder(resource)).min();
     }
 }

@@ -144,7 +144,7 @@ impl Desired {
     /// The MAC that a neighbour has although its peer has another one.
     pub(super) fn wrong_mac(&self, address: IpAddr, mac: Option<MacAddr>) -> Option<MacAddr> {
         let peer = self.setup.net.subnet_of(address).and_then(|subnet| self.peers.get(&subnet));
-        mac.filter(|mac| peer.is_some_and(|peer| !peer.presence.is_direct() && peer.vtep.mac != *mac))
+        mac.filter(|mac| peer.is_some_and(|peer| !peer.presence.is_direct() && peer.vtep.mac != Some(*mac)))
     }
 
     /// Whether a row that contradicted the records does so still.

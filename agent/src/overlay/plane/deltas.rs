@@ -58,24 +58,25 @@ impl Plane {
             }
             self.work.put_peer(subnet);
         }
-        if self.desired.direct_routing {
+        if self.desired.setup.ways.host {
             self.work.decide(subnet);
         }
         self.strangers.review(subnet, &self.desired, &mut self.work);
     }
 
     fn changed(&mut self, subnet: IpNetwork, old: Vtep) {
-        self.strangers.note_former(old.fdb());
+        self.strangers.note_former(old);
         self.host_changed(subnet, old.remote);
         if self.desired.target(&subnet).is_some() {
-            self.work.delete(Row::Fdb(old.fdb()));
+            self.work.delete_all(old.fdb().map(Row::Fdb));
             self.work.put_peer(subnet);
         }
         if let Some(mut peer) = self.desired.peers.get_mut(&subnet) {
             peer.presence.lose();
             if peer.sighting.clear() {
                 // The dump under way has already shown rows of the old VTEP.
-                self.work.delete_all([Row::Fdb(old.fdb()), Row::Neigh(subnet.network())]);
+                let rows = old.fdb().map(|fdb| [Row::Fdb(fdb), Row::Neigh(subnet.network())]);
+                self.work.delete_all(rows.into_iter().flatten());
             }
         }
         self.answer_again(subnet);
@@ -84,7 +85,7 @@ impl Plane {
 
     fn left(&mut self, subnet: IpNetwork, peer: &Peer) {
         self.work.forget_peer(&subnet);
-        self.strangers.note_former(peer.vtep.fdb());
+        self.strangers.note_former(peer.vtep);
         self.strangers.recheck_contested();
         self.work.delete_all(self.desired.temporary.take(subnet));
         if peer.presence.is_direct() {

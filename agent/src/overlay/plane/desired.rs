@@ -7,6 +7,7 @@ use ipnetwork::IpNetwork;
 
 use super::refusals::Refusals;
 use super::temporary::TemporaryNeighbours;
+use crate::overlay::backend::Ways;
 use crate::overlay::config::FamilyConfig;
 use crate::overlay::kernel::{Fdb, Neigh, Op, Route, Row};
 use crate::overlay::peers::{Peers, Vtep};
@@ -27,6 +28,8 @@ pub struct Setup {
     pub net: FamilyConfig,
     /// Our own subnet; see [`Plane::hold`](super::Plane::hold).
     pub subnet: IpNetwork,
+    /// The ways to a peer.
+    pub ways: Ways,
     /// When peers are programmed.
     pub mode: PeerMode,
     /// On demand: how long a peer may go without a packet before its rows are taken out.
@@ -46,8 +49,6 @@ pub(super) struct Desired {
     pub(super) refusals: Refusals,
     /// The neighbours that let waiting packets go.
     pub(super) temporary: TemporaryNeighbours,
-    /// `DirectRouting` of the network config.
-    pub(super) direct_routing: bool,
     /// `--ip-blackhole-route`.
     pub(super) blackhole: bool,
     /// The daemon is about to stop and leaves every peer in the kernel.
@@ -61,7 +62,6 @@ impl Desired {
             peers: Peers::default(),
             refusals: Refusals::default(),
             temporary: TemporaryNeighbours::default(),
-            direct_routing: false,
             blackhole: false,
             everyone: false,
         }
@@ -116,18 +116,20 @@ impl Desired {
         peer.map(|_| self.peer_route(subnet))
     }
 
-    /// The three rows of a peer, in the order of their deletion.
-    pub(super) fn rows(&self, subnet: IpNetwork, vtep: Vtep) -> [Row; 3] {
-        [Row::Route(self.peer_route(subnet)), Row::Neigh(subnet.network()), Row::Fdb(vtep.fdb())]
+    /// The rows of a peer, in the order of their deletion.
+    pub(super) fn rows(&self, subnet: IpNetwork, vtep: Vtep) -> impl Iterator<Item = Row> + use<> {
+        let on_device = vtep.fdb().map(|fdb| [Row::Neigh(subnet.network()), Row::Fdb(fdb)]);
+        [Row::Route(self.peer_route(subnet))].into_iter().chain(on_device.into_iter().flatten())
     }
 
     /// What puts a wanted peer into the kernel, in this order: FDB row, neighbour, route; for a direct one the route alone.
     /// Nothing if the peer is there.
     pub(super) fn puts(&self, subnet: IpNetwork) -> impl Iterator<Item = Op> {
         let peer = self.peers.get(&subnet).filter(|peer| peer.presence.is_wanted() && !peer.presence.is_in_kernel());
-        let tunnel = peer.filter(|peer| !peer.presence.is_direct()).map(|peer| {
-            let neigh = Neigh { address: subnet.network(), mac: peer.vtep.mac };
-            [Op::PutFdb(peer.vtep.fdb()), Op::PutNeigh(neigh)]
+        let fdb = peer.filter(|peer| !peer.presence.is_direct()).and_then(|peer| peer.vtep.fdb());
+        let tunnel = fdb.map(|fdb| {
+            let neigh = Neigh { address: subnet.network(), mac: fdb.mac };
+            [Op::PutFdb(fdb), Op::PutNeigh(neigh)]
         });
         let route = peer.map(|_| Op::PutRoute(self.peer_route(subnet)));
         tunnel.into_iter().flatten().chain(route)
@@ -153,7 +155,7 @@ impl Desired {
 
     fn wanted_fdb(&self, fdb: &Fdb) -> bool {
         let holder = self.peers.of_mac(fdb.mac);
-        holder.and_then(|subnet| self.target(&subnet)).is_some_and(|vtep| vtep.fdb() == *fdb)
+        holder.and_then(|subnet| self.target(&subnet)).is_some_and(|vtep| vtep.fdb() == Some(*fdb))
     }
 
     /// The wanted route that has this one's prefix and metric, if it is another one: the kernel holds one of both.

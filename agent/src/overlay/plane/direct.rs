@@ -13,15 +13,9 @@ use crate::overlay::kernel::Row;
 use crate::overlay::peers::Peer;
 
 impl Plane {
-    /// Peers are routed directly where they can be (`DirectRouting` in the network config).
-    pub fn route_directly(&mut self) {
-        self.desired.direct_routing = true;
-        self.redecide(None);
-    }
-
     /// Whether peers are routed directly where they can be.
     pub fn routes_directly(&self) -> bool {
-        self.desired.direct_routing
+        self.desired.setup.ways.host
     }
 
     /// The next peer of which it is to be found out whether its host can be reached without a gateway, and that host.
@@ -46,7 +40,7 @@ impl Plane {
         let (vtep, may_have_rows) = (peer.vtep, peer.presence.is_wanted() || !peer.sighting.is_empty());
         // A row that is still wanted is not deleted: that is looked at when its turn comes.
         if may_have_rows && direct {
-            self.strangers.note_former(vtep.fdb());
+            self.strangers.note_former(vtep);
             self.work.delete_all(self.desired.rows(subnet, vtep));
             self.work.delete_all(self.desired.temporary.take(subnet));
         } else if !direct {
@@ -67,7 +61,7 @@ impl Plane {
 
     /// Routes of other programs have changed, to `destination` or anywhere: the peers behind them are to be decided again.
     pub fn redecide(&mut self, destination: Option<IpNetwork>) {
-        if !self.desired.direct_routing {
+        if !self.desired.setup.ways.host {
             return;
         }
         let concerned = |host: IpAddr| destination.is_none_or(|destination| destination.contains(host));
@@ -77,7 +71,7 @@ impl Plane {
 
     /// A peer has another host than this one now: a direct route through the old host goes, and the peer is decided anew.
     pub(super) fn host_changed(&mut self, subnet: IpNetwork, old: IpAddr) {
-        if !self.desired.direct_routing {
+        if !self.desired.setup.ways.host {
             return;
         }
         self.work.decide(subnet);

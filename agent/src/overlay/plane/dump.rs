@@ -75,7 +75,7 @@ impl Plane {
         let peers = &mut self.desired.peers;
         let holder = peers.of_mac(seen.row.mac).and_then(|subnet| peers.get_mut(&subnet));
         match holder {
-            Some(mut peer) if peer.vtep.fdb() == seen.row && !peer.presence.is_direct() => {
+            Some(mut peer) if peer.vtep.fdb() == Some(seen.row) && !peer.presence.is_direct() => {
                 if seen.idle >= idle {
                     peer.sighting.show_idle_fdb();
                 } else {
@@ -93,7 +93,7 @@ impl Plane {
         let gateway = self.desired.subnet_of_gateway(seen.address);
         let peer = gateway.and_then(|subnet| self.desired.peers.get_mut(&subnet));
         if let Some(mut peer) = peer.filter(|peer| !peer.presence.is_direct()) {
-            if seen.mac == Some(peer.vtep.mac) && seen.state == NeighState::Permanent {
+            if seen.mac.is_some() && seen.mac == peer.vtep.mac && seen.state == NeighState::Permanent {
                 peer.sighting.show(PeerRow::Neigh);
                 return;
             }

@@ -57,8 +57,9 @@ impl Plane {
     fn address_miss(&mut self, address: IpAddr, now: Instant) -> Answer {
         let Some(block) = self.desired.setup.net.subnet_of(address) else { return Answer::Unknown };
         let Some(mut peer) = self.desired.peers.get_mut(&block) else { return self.refuse(address, block, now) };
+        // Of a peer without a device nothing is asked.
+        let (vtep, Some(fdb)) = (peer.vtep, peer.vtep.fdb()) else { return Answer::Unknown };
         peer.presence.ask();
-        let vtep = peer.vtep;
         let (is_gateway, is_direct) = (address == block.network(), peer.presence.is_direct());
         if is_gateway || is_direct {
             // The gateway's permanent neighbour or the direct route is gone, so the peer's rows are not all in the kernel.
@@ -67,13 +68,13 @@ impl Plane {
         }
         let is_served = peer.presence.is_in_kernel();
         if !is_served {
-            self.work.put_fdb_now(vtep.fdb());
+            self.work.put_fdb_now(fdb);
             self.work.put_peer(block);
         }
-        self.work.answer(address, vtep.mac);
+        self.work.answer(address, fdb.mac);
         if is_direct {
-            self.strangers.note_former(vtep.fdb());
-            self.work.delete_all([Row::Neigh(address), Row::Fdb(vtep.fdb())]);
+            self.strangers.note_former(vtep);
+            self.work.delete_all([Row::Neigh(address), Row::Fdb(fdb)]);
         } else if is_served {
             self.work.delete(Row::Neigh(address));
         } else if !is_gateway {
@@ -108,20 +109,19 @@ impl Plane {
         // The FDB row of the peer's MAC is gone, or a direct peer's route. The packet is lost in either case.
         peer.presence.lose();
         peer.sighting.clear();
-        if !peer.presence.is_direct() {
-            self.work.put_fdb_now(peer.vtep.fdb());
-        }
+        let fdb = peer.vtep.fdb().filter(|_| !peer.presence.is_direct());
+        fdb.into_iter().for_each(|fdb| self.work.put_fdb_now(fdb));
         self.work.put_peer(subnet);
         Answer::Peer(subnet)
     }
 
     /// The peer of this subnet has another VTEP: its temporary neighbours lead to the old MAC.
     pub(super) fn answer_again(&mut self, subnet: IpNetwork) {
-        let Some(vtep) = self.desired.peers.get(&subnet).map(|peer| peer.vtep) else { return };
+        let Some(fdb) = self.desired.peers.get(&subnet).and_then(|peer| peer.vtep.fdb()) else { return };
         let mut addresses = self.desired.temporary.of(subnet).peekable();
         if addresses.peek().is_some() {
-            self.work.put_fdb_now(vtep.fdb());
+            self.work.put_fdb_now(fdb);
         }
-        addresses.for_each(|address| self.work.answer(address, vtep.mac));
+        addresses.for_each(|address| self.work.answer(address, fdb.mac));
     }
 }

@@ -21,7 +21,7 @@ impl Desired {
             // flannel's own: through the very host of the peer's record.
             Via::Direct(host) => {
                 let is_host = || self.peers.get(&destination).is_some_and(|peer| peer.vtep.remote == host);
-                inside && (protocol == PROTOCOL || self.direct_routing && is_host())
+                inside && (protocol == PROTOCOL || self.setup.ways.host && is_host())
             }
             Via::Elsewhere | Via::Prohibit | Via::Throw => false,
             Via::Gateway(gateway) => {
@@ -33,7 +33,7 @@ impl Desired {
     /// Whether an FDB row that is not as a record asks is one that nobody has written: it ages, and harms no peer.
     pub(super) fn is_learned(&self, seen: &SeenFdb) -> bool {
         let holder = self.peers.of_mac(seen.row.mac).and_then(|subnet| self.peers.get(&subnet));
-        seen.ages && holder.is_none_or(|peer| peer.vtep.fdb() == seen.row)
+        seen.ages && holder.is_none_or(|peer| peer.vtep.fdb() == Some(seen.row))
     }
 }
 

@@ -15,6 +15,7 @@ use super::desired::Desired;
 use super::work::WorkQueue;
 use crate::overlay::MacAddr;
 use crate::overlay::kernel::{Fdb, Route, Row, SeenNeigh, SeenRoute};
+use crate::overlay::peers::Vtep;
 
 /// How many rows that are left alone are remembered. Of more, the next comparison finds what has become wrong.
 const REMEMBERED: usize = 1024;
@@ -173,10 +174,10 @@ impl Strangers {
         }
     }
 
-    /// This was a peer's FDB row.
-    pub(super) fn note_former(&mut self, fdb: Fdb) {
+    /// The FDB row of this endpoint was a peer's.
+    pub(super) fn note_former(&mut self, endpoint: Vtep) {
         if self.former.len() < REMEMBERED {
-            self.former.insert(fdb);
+            self.former.extend(endpoint.fdb());
         }
     }
 

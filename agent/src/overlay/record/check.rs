@@ -4,22 +4,21 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::{Family, KeyError, Record, RecordError, SubnetKey, VXLAN};
+use super::{Family, KeyError, Record, RecordError, SubnetKey};
+use crate::overlay::backend::{Backend, Objection};
 use crate::overlay::config::FamilyConfig;
 use crate::overlay::mac::MacAddr;
 use crate::overlay::shown;
 
-/// One family's side of a record: a subnet and the VTEP that serves it.
+/// One family's side of a record: a subnet and the host that serves it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerRecord {
     /// The peer's subnet.
     pub subnet: IpNetwork,
-    /// Where to send what is tunnelled to it.
+    /// The host's address, where to send what is for the subnet.
     pub remote: IpAddr,
-    /// The MAC of its VXLAN device.
-    pub mac: MacAddr,
-    /// Its VNI, where the record has one.
-    pub vni: Option<u32>,
+    /// The MAC of the host's device, where the backend has one.
+    pub mac: Option<MacAddr>,
 }
 
 /// Ourselves, in one family.
@@ -49,8 +48,11 @@ pub enum BadRecord {
     #[error("reserved for {0}, which has not used it yet")]
     Reserved(String),
     /// It belongs to another backend.
-    #[error("the record is of the backend \"{0}\", not \"vxlan\"")]
-    OtherBackend(String),
+    #[error("the record is of the backend \"{0}\", not \"{1}\"")]
+    OtherBackend(String, &'static str),
+    /// Our backend has no use for it.
+    #[error(transparent)]
+    Backend(#[from] Objection),
     /// The subnet has not the network's `SubnetLen`.
     #[error("{subnet} has the wrong length: the network's subnets are /{expected}")]
     WrongLength {
@@ -95,17 +97,6 @@ pub enum BadRecord {
         /// The network, or the peer's own subnet.
         range: IpNetwork,
     },
-    /// The peer's MAC names no single station.
-    #[error("the VTEP's MAC {0} is not a unicast address")]
-    MacNotUnicast(MacAddr),
-    /// The peer uses another VNI.
-    #[error("the VNI is {vni}, not {expected}")]
-    WrongVni {
-        /// The record's VNI.
-        vni: u32,
-        /// The network's VNI.
-        expected: u32,
-    },
     /// The peer's MAC is our own.
     #[error("the VTEP's MAC {mac} of {holder} is our own")]
     MacIsOurs {
@@ -144,15 +135,14 @@ impl BadRecord {
             Self::Value(_) => "whose value can't be read",
             Self::Incomplete(_) => "with a part missing",
             Self::Reserved(_) => "reserved for a node that has not used it yet",
-            Self::OtherBackend(_) => "of another backend",
+            Self::OtherBackend(..) => "of another backend",
+            Self::Backend(objection) => objection.kind,
             Self::WrongLength { .. } => "with a subnet of the wrong length",
             Self::OutsideNetwork { .. } => "with a subnet outside the network",
             Self::OverlapsOurs { .. } => "that overlap this node's subnet",
             Self::RemoteIsOurs { .. } => "with this node's public IP",
             Self::RemoteNotUnicast(_) => "whose public IP is not a unicast address",
             Self::RemoteInTunnel { .. } => "whose public IP lies in the network",
-            Self::MacNotUnicast(_) => "whose MAC is not a unicast address",
-            Self::WrongVni { .. } => "with another VNI",
             Self::MacIsOurs { .. } => "with this node's MAC",
             Self::MacOfAnother { .. } => "with the MAC of another peer",
             Self::SubnetOfAnother { .. } => "with the subnet of another peer",
@@ -166,15 +156,14 @@ impl BadRecord {
             Self::Value(_) => "value",
             Self::Incomplete(_) => "incomplete",
             Self::Reserved(_) => "reserved",
-            Self::OtherBackend(_) => "other_backend",
+            Self::OtherBackend(..) => "other_backend",
+            Self::Backend(objection) => objection.reason,
             Self::WrongLength { .. } => "wrong_length",
             Self::OutsideNetwork { .. } => "outside_network",
             Self::OverlapsOurs { .. } => "overlaps_ours",
             Self::RemoteIsOurs { .. } => "remote_is_ours",
             Self::RemoteNotUnicast(_) => "remote_not_unicast",
             Self::RemoteInTunnel { .. } => "remote_in_tunnel",
-            Self::MacNotUnicast(_) => "mac_not_unicast",
-            Self::WrongVni { .. } => "wrong_vni",
             Self::MacIsOurs { .. } => "mac_is_ours",
             Self::MacOfAnother { .. } => "mac_of_another",
             Self::SubnetOfAnother { .. } => "subnet_of_another",
@@ -190,10 +179,10 @@ pub fn check(
     record: &Record,
     key: &SubnetKey,
     family: &FamilyConfig,
-    vni: u32,
+    backend: &Backend,
     own: &Own,
 ) -> Result<PeerRecord, BadRecord> {
-    let peer = fits(record, key, family, vni).map_err(|bad| match bad {
+    let peer = fits(record, key, family, backend).map_err(|bad| match bad {
         // Its node may be one of flannel's, which look at no length.
         BadRecord::WrongLength { subnet, .. } if overlap(subnet, own.subnet) => {
             BadRecord::OverlapsOurs { subnet, own: own.subnet, holder: record.holder() }
@@ -212,7 +201,8 @@ impl Own {
         } else if remote == self.public_ip {
             Some(BadRecord::RemoteIsOurs { holder: holder() })
         } else {
-            (self.mac == Some(mac)).then(|| BadRecord::MacIsOurs { mac, holder: holder() })
+            let mac = mac.filter(|mac| self.mac == Some(*mac))?;
+            Some(BadRecord::MacIsOurs { mac, holder: holder() })
         }
     }
 }
@@ -221,15 +211,20 @@ impl Own {
 ///
 /// # Errors
 /// The first objection, those that concern the whole record before those that concern a side of it.
-pub fn fits(record: &Record, key: &SubnetKey, family: &FamilyConfig, vni: u32) -> Result<PeerRecord, BadRecord> {
+pub fn fits(
+    record: &Record,
+    key: &SubnetKey,
+    family: &FamilyConfig,
+    backend: &Backend,
+) -> Result<PeerRecord, BadRecord> {
     if record.names_nobody() {
         return Err(BadRecord::Incomplete("PublicIP"));
     }
     if record.is_unused() {
         return Err(BadRecord::Reserved(record.holder()));
     }
-    if record.backend_type != VXLAN {
-        return Err(BadRecord::OtherBackend(shown(&record.backend_type)));
+    if record.backend_type != backend.record_type() {
+        return Err(BadRecord::OtherBackend(shown(&record.backend_type), backend.name()));
     }
     let side = Family::of(&family.network);
     let subnet = key.side(side).ok_or(BadRecord::Incomplete(no_subnet(side)))?;
@@ -239,48 +234,38 @@ pub fn fits(record: &Record, key: &SubnetKey, family: &FamilyConfig, vni: u32) -
     if !family.contains_subnet(&subnet) {
         return Err(BadRecord::OutsideNetwork { subnet, network: family.network });
     }
-    let peer = vtep(record, key, side)?;
+    let peer = peer(record, key, side, backend)?;
     if family.leases(peer.remote) {
         return Err(BadRecord::RemoteInTunnel { remote: peer.remote, range: family.network });
     }
-    match peer.vni {
-        Some(other) if other != vni => Err(BadRecord::WrongVni { vni: other, expected: vni }),
-        _ => Ok(peer),
-    }
+    backend.agrees(record.data(side))?;
+    Ok(peer)
 }
 
 /// Whether the nodes of some network would follow a record: what can be judged without the network's config.
 pub fn is_complete(record: &Record, key: &SubnetKey) -> bool {
     let mut sides = [Family::V4, Family::V6].into_iter().filter(|side| key.side(*side).is_some());
-    record.backend_type == VXLAN && sides.all(|side| vtep(record, key, side).is_ok())
+    Backend::of_record_type(&record.backend_type)
+        .is_some_and(|backend| sides.all(|side| peer(record, key, side, &backend).is_ok()))
 }
 
-/// The VTEP of a side, if it can be one.
-fn vtep(record: &Record, key: &SubnetKey, side: Family) -> Result<PeerRecord, BadRecord> {
-    let peer = record.peer(key, side).ok_or(BadRecord::Incomplete(no_vtep(side)))?;
+/// What a side says, if some network of this backend could do with it.
+fn peer(record: &Record, key: &SubnetKey, side: Family, backend: &Backend) -> Result<PeerRecord, BadRecord> {
+    let mac = backend.endpoint(record.data(side), side)?;
+    let peer = record.peer(key, side).ok_or(BadRecord::Incomplete("PublicIPv6"))?;
     if !is_host(peer.remote) {
         return Err(BadRecord::RemoteNotUnicast(peer.remote));
     }
     if peer.subnet.contains(peer.remote) {
         return Err(BadRecord::RemoteInTunnel { remote: peer.remote, range: peer.subnet });
     }
-    if !peer.mac.is_unicast() {
-        return Err(BadRecord::MacNotUnicast(peer.mac));
-    }
-    Ok(peer)
+    Ok(PeerRecord { mac, ..peer })
 }
 
 fn no_subnet(family: Family) -> &'static str {
     match family {
         Family::V4 => "IPv4 subnet",
         Family::V6 => "IPv6 subnet",
-    }
-}
-
-fn no_vtep(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "BackendData",
-        Family::V6 => "PublicIPv6 or BackendV6Data",
     }
 }
 
@@ -316,7 +301,7 @@ mod tests {
         let checked = || {
             let key = key.parse::<SubnetKey>()?;
             let record = Record::parse(value.as_bytes())?;
-            check(&record, &key, &config.ipv4.unwrap(), 1, &own)
+            check(&record, &key, &config.ipv4.unwrap(), &config.backend, &own)
         };
         checked().map_err(|bad: BadRecord| bad.reason())
     }
@@ -350,7 +335,7 @@ mod tests {
             );
             let record = Record::parse(value.as_bytes()).unwrap();
             let key = "0.0.0.0-0&fc00:0:0:7::-64".parse().unwrap();
-            fits(&record, &key, &config.ipv6.unwrap(), 1).map_err(|bad| bad.reason())
+            fits(&record, &key, &config.ipv6.unwrap(), &config.backend).map_err(|bad| bad.reason())
         };
         for (ip, reason) in [
             ("::", "remote_not_unicast"),

@@ -8,8 +8,8 @@ fn mac(text: &str) -> MacAddr {
     text.parse().unwrap()
 }
 
-fn vtep(vni: u32, text: &str) -> Option<VtepData> {
-    Some(VtepData { vni: Some(vni), mac: mac(text) })
+fn vtep(vni: u32, text: &str) -> Option<Data> {
+    Some(VtepData { vni: Some(vni), mac: mac(text) }.into())
 }
 
 /// The text, what it means, and that it is written the same again.
@@ -45,7 +45,7 @@ fn flannel_writes_dual_stack() {
     assert_eq!((v4.subnet, v4.remote), ("10.5.52.0/24".parse().unwrap(), "10.99.0.10".parse().unwrap()));
     let v6 = record.peer(&key, Family::V6).unwrap();
     assert_eq!((v6.subnet, v6.remote), ("fc00:0:0:22::/64".parse().unwrap(), "fd99::10".parse().unwrap()));
-    assert_eq!((v6.mac, v6.vni), (mac("e6:be:d2:f7:45:b9"), Some(1)));
+    assert_eq!((v6.mac, record.data(Family::V6)), (Some(mac("e6:be:d2:f7:45:b9")), record.ipv6.as_ref()));
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn unknown_members_stay_where_they_were() {
 fn old_records_have_no_vni() {
     let old = r#"{"PublicIP":"192.168.64.3","BackendType":"vxlan","BackendData":{"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
     let record = Record::parse(old.as_bytes()).unwrap();
-    assert_eq!(record.ipv4, Some(VtepData { vni: None, mac: mac("c6:d2:32:6f:8f:44") }));
+    assert_eq!(record.ipv4, Some(VtepData { vni: None, mac: mac("c6:d2:32:6f:8f:44") }.into()));
     let again = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
     assert_eq!(String::from_utf8(record.to_json()).unwrap(), again);
 }
@@ -119,11 +119,30 @@ fn keys_in_any_case() {
 }
 
 #[test]
-fn other_backends_are_read_but_not_their_data() {
-    let text = r#"{"PublicIP":"10.0.0.1","PublicIPv6":null,"BackendType":"wireguard","BackendData":{"PublicKey":"x"}}"#;
-    let record = Record::parse(text.as_bytes()).unwrap();
-    assert_eq!((record.backend_type.as_str(), record.ipv4), ("wireguard", None));
-    assert!(Record::parse(br#"{"PublicIP":"10.0.0.1","BackendType":"host-gw"}"#).is_ok());
+fn the_data_of_other_backends_is_kept_as_it_is() {
+    for (data, data6) in [
+        (r#"{"PublicKey":"x","B":[1.50,{"z":1,"a":2}],"A":null}"#, r#"{ "z" : "\u00e4", "a":1e9 }"#),
+        (r#""text""#, "7"),
+        ("[]", "false"),
+    ] {
+        let text = format!(
+            r#"{{"PublicIP":"10.0.0.1","PublicIPv6":null,"BackendType":"wireguard","BackendData":{data},"BackendV6Data":{data6}}}"#
+        );
+        let raw = |text: &str| Some(Data::Raw(text.into()));
+        golden(
+            &text,
+            &Record {
+                backend_type: "wireguard".to_owned(),
+                ipv4: raw(data),
+                ipv6: raw(data6),
+                ..Record::of([10, 0, 0, 1].into())
+            },
+        );
+    }
+    golden(
+        r#"{"PublicIP":"10.0.0.1","PublicIPv6":null,"BackendType":"host-gw"}"#,
+        &Record { backend_type: "host-gw".to_owned(), ..Record::of([10, 0, 0, 1].into()) },
+    );
 }
 
 #[test]
@@ -156,9 +175,9 @@ fn holders_have_names() {
     assert_eq!(v6.holder(), "fd99::10");
 }
 
-fn vteps() -> impl Strategy<Value = Option<VtepData>> {
+fn vteps() -> impl Strategy<Value = Option<Data>> {
     proptest::option::of(
-        (any::<Option<u32>>(), any::<[u8; 6]>()).prop_map(|(vni, mac)| VtepData { vni, mac: MacAddr(mac) }),
+        (any::<Option<u32>>(), any::<[u8; 6]>()).prop_map(|(vni, mac)| VtepData { vni, mac: MacAddr(mac) }.into()),
     )
 }
 

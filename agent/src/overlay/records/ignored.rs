@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     fn bad(text: &str) -> BadRecord {
-        BadRecord::OtherBackend(text.to_owned())
+        BadRecord::OtherBackend(text.to_owned(), "vxlan")
     }
 
     #[test]

@@ -16,7 +16,7 @@ fn instance(id: &str, since: i64) -> Option<Instance> {
 fn ours() -> Record {
     let vtep = VtepData { vni: Some(1), mac: "02:00:00:00:00:01".parse().unwrap() };
     let node = Some("me".to_owned());
-    Record { ipv4: Some(vtep), node, instance: instance("boot-1", 100), ..Record::vxlan([10, 99, 0, 1].into()) }
+    Record { ipv4: Some(vtep.into()), node, instance: instance("boot-1", 100), ..Record::vxlan([10, 99, 0, 1].into()) }
 }
 
 fn judged(record: &Record, lease: i64) -> Standing {
@@ -141,14 +141,14 @@ fn judged_as_reservation(record: &Record, lease: i64) -> Standing {
 #[test]
 fn a_copy_of_our_record_takes_nothing_while_our_lease_lives() {
     let mac = "02:00:00:00:00:33".parse().unwrap();
-    let other_mac = Some(VtepData { vni: Some(1), mac });
+    let other_mac = Some(VtepData { vni: Some(1), mac }.into());
     for ids in [instance("boot-2", 0), instance("boot-2", 900), None] {
         let copy = Record { instance: ids.clone(), ..ours() };
         if ids.is_some() {
             // Whatever the numbers say: it has lost its lease.
             assert_eq!(judged(&copy, 0), Standing::Copy(Copied::WithoutLease));
         }
-        for ipv4 in [copy.ipv4, other_mac] {
+        for ipv4 in [copy.ipv4.clone(), other_mac.clone()] {
             let elsewhere = Record { public_ip: [10, 99, 0, 3].into(), ipv4, ..copy.clone() };
             for lease in [0, 8] {
                 assert_eq!(judged(&elsewhere, lease), Standing::Copy(Copied::WithAnotherAddress), "{ids:?}");

@@ -89,7 +89,7 @@ fn a_mac_that_is_given_up_again_and_again_by_turns_is_not_looked_for_by_all_each
         let (subnet, _) = one_of_many(number);
         let mut before = claim(&Written { is_leased: true, ..ranked(number, true) });
         let [_, a, b, c] = number.to_be_bytes();
-        before.vtep = Vtep { mac: MacAddr([2, 1, 0, a, b, c]), remote: [10, 98, 0, 1].into() };
+        before.vtep = Vtep { mac: Some(MacAddr([2, 1, 0, a, b, c])), remote: [10, 98, 0, 1].into() };
         peers.put(subnet, Source(1), before);
     }
     let (subnet, source) = one_of_many(MANY);
