@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
-use crate::overlay::alloc::{Decision, Relation, Seen, Wanted, decide};
+use crate::overlay::alloc::{Decision, KnownRecord, Relation, SubnetRequest, decide};
 use crate::overlay::record::{Instance, Record, SubnetKey};
 use crate::overlay::shown;
 use crate::store::backoff::Backoff;
@@ -70,7 +70,7 @@ pub struct Held {
 /// Only those that no retry mends. The store's are retried for as long as it takes, logged once per outage.
 pub async fn acquire<S: Store>(
     store: &S,
-    wanted: &Wanted<'_>,
+    wanted: &SubnetRequest<'_>,
     known: impl Into<Census<'_>>,
     record: &Record,
     ttl: Duration,
@@ -85,7 +85,7 @@ pub async fn acquire<S: Store>(
 /// As [`acquire`].
 pub async fn acquire_telling<S: Store>(
     store: &S,
-    wanted: &Wanted<'_>,
+    wanted: &SubnetRequest<'_>,
     (census, since): (Census<'_>, i64),
     record: &Record,
     ttl: Duration,
@@ -104,7 +104,7 @@ pub async fn acquire_telling<S: Store>(
 /// One run of [`acquire`].
 struct Search<'a, S> {
     store: &'a S,
-    wanted: &'a Wanted<'a>,
+    wanted: &'a SubnetRequest<'a>,
     record: &'a Record,
     ttl: Duration,
     /// What was held when the search began.
@@ -112,7 +112,7 @@ struct Search<'a, S> {
     /// What was created before this revision is known.
     since: i64,
     /// Records of our own, by the key as the store has it.
-    seen: BTreeMap<String, Seen>,
+    seen: BTreeMap<String, KnownRecord>,
     /// What others have taken since.
     lost: BTreeSet<SubnetKey>,
     /// A lease that nothing hangs on yet.

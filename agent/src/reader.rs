@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 use crate::handoff;
 use crate::lease::{Known, Previous, Progress};
 use crate::overlay::NetworkConfig;
-use crate::overlay::alloc::Wanted;
+use crate::overlay::alloc::SubnetRequest;
 use crate::overlay::plane::Plane;
 use crate::overlay::record::Record;
 use crate::overlay::records::{Raw, Records};
@@ -126,7 +126,7 @@ impl<S: Store> Reader<S> {
     }
 
     /// Takes in what has come, and the whole of a read that has begun.
-    pub(crate) async fn pending(&mut self, intake: &mut Intake, wanted: &Wanted<'_>) -> Result<()> {
+    pub(crate) async fn pending(&mut self, intake: &mut Intake, wanted: &SubnetRequest<'_>) -> Result<()> {
         while !self.events.is_empty() {
             self.next(intake, wanted).await?;
             // Whoever sends may be waiting for room.
@@ -136,7 +136,7 @@ impl<S: Store> Reader<S> {
     }
 
     /// Takes in events until a complete read is done.
-    pub(crate) async fn all(&mut self, intake: &mut Intake, wanted: &Wanted<'_>) -> Result<()> {
+    pub(crate) async fn all(&mut self, intake: &mut Intake, wanted: &SubnetRequest<'_>) -> Result<()> {
         while !intake.listed {
             self.next(intake, wanted).await?;
         }
@@ -144,7 +144,7 @@ impl<S: Store> Reader<S> {
     }
 
     /// Waits for the next event and takes it in.
-    pub(crate) async fn next(&mut self, intake: &mut Intake, wanted: &Wanted<'_>) -> Result<()> {
+    pub(crate) async fn next(&mut self, intake: &mut Intake, wanted: &SubnetRequest<'_>) -> Result<()> {
         let event = self.event().await?;
         intake.take_in(event, wanted);
         Ok(())
@@ -202,7 +202,7 @@ impl Intake {
         Self { planes, records, known: Known::default(), revision: 0, previous: None, listed: false }
     }
 
-    fn take_in(&mut self, event: StoreEvent, wanted: &Wanted<'_>) {
+    fn take_in(&mut self, event: StoreEvent, wanted: &SubnetRequest<'_>) {
         match event {
             StoreEvent::Listing => {
                 self.known = Known::default();
@@ -232,7 +232,7 @@ impl Intake {
         }
     }
 
-    fn put(&mut self, record: &RawRecord, wanted: &Wanted<'_>) {
+    fn put(&mut self, record: &RawRecord, wanted: &SubnetRequest<'_>) {
         let mut planes: Vec<&mut Plane> = self.planes.iter_mut().collect();
         let taken = self.records.put(&mut planes, Raw::from(record));
         let is_ours = taken.is_peer && self.previous.as_ref() == Some(&record.key) && is_our_instance(record, wanted);
@@ -250,7 +250,7 @@ impl Intake {
     }
 }
 
-fn is_our_instance(record: &RawRecord, wanted: &Wanted<'_>) -> bool {
+fn is_our_instance(record: &RawRecord, wanted: &SubnetRequest<'_>) -> bool {
     Record::parse(&record.value).is_ok_and(|record| wanted.is_our_instance(&record))
 }
 

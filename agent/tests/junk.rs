@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use ipnetwork::IpNetwork;
 use proptest::prelude::*;
 use twill_agent::overlay::NetworkConfig;
-use twill_agent::overlay::alloc::{Seen, Wanted, decide};
+use twill_agent::overlay::alloc::{KnownRecord, SubnetRequest, decide};
 use twill_agent::overlay::peers::Vtep;
 use twill_agent::overlay::plane::{PeerMode, Plane, Setup};
 use twill_agent::overlay::record::{Own, Record, SubnetKey};
@@ -165,9 +165,9 @@ proptest! {
         let seen: Vec<_> = keys
             .iter()
             .filter_map(|key| SubnetKey::occupied(&String::from_utf8_lossy(key)))
-            .map(|key| Seen { key, record: None, revision: 1, lease: 0, is_void: false })
+            .map(|key| KnownRecord { key, record: None, revision: 1, lease: 0, is_void: false })
             .collect();
-        let wanted = Wanted {
+        let wanted = SubnetRequest {
             config: &config,
             public_ip: Some([10, 99, 0, 1].into()),
             public_ipv6: None,
@@ -176,7 +176,7 @@ proptest! {
             instance: None,
         };
         let plan = decide(&wanted, &seen, std::iter::empty(), &mut rand::rng());
-        let covers_all = |seen: &Seen| seen.key.ipv4.is_some_and(|net| net.prefix() < 17);
+        let covers_all = |seen: &KnownRecord| seen.key.ipv4.is_some_and(|net| net.prefix() < 17);
         if !seen.iter().any(covers_all) {
             prop_assert!(matches!(plan.decision, twill_agent::overlay::alloc::Decision::Create { .. }), "{:?}", plan);
         }

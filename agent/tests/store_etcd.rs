@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use twill_agent::lease::{self, AcquireError, Held};
 use twill_agent::overlay::NetworkConfig;
-use twill_agent::overlay::alloc::Wanted;
+use twill_agent::overlay::alloc::SubnetRequest;
 use twill_agent::overlay::record::{Record, VtepData};
 use twill_agent::store::etcd::EtcdStore;
 use twill_agent::store::{Change, LeaseId, RawRecord, Store, StoreEvent, Written};
@@ -92,7 +92,7 @@ async fn acquire(
     records: &BTreeMap<String, RawRecord>,
 ) -> Result<Held, AcquireError> {
     let config = NetworkConfig::parse(config.as_bytes()).unwrap();
-    let wanted = Wanted::of(&config, record);
+    let wanted = SubnetRequest::of(&config, record);
     let known = lease::Known::of(&wanted, records.values());
     lease::acquire(store, &wanted, &known, record, lease::TTL).await
 }

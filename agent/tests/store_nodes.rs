@@ -17,7 +17,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinSet;
 use twill_agent::lease::{self, AcquireError, Held, Keeper, KeeperHandle, LeaseEvent};
 use twill_agent::overlay::NetworkConfig;
-use twill_agent::overlay::alloc::Wanted;
+use twill_agent::overlay::alloc::SubnetRequest;
 use twill_agent::overlay::record::{Family, Record};
 use twill_agent::store::etcd::EtcdStore;
 use twill_agent::store::{Change, LeaseId, Store, StoreEvent, Written};
@@ -251,7 +251,7 @@ async fn two_living_nodes_with_one_address_are_both_named(release: Release) {
 async fn a_lease_of_seconds_is_kept_and_ends_without_its_keeper(release: Release) {
     let (etcd, ttl) = (Etcd::start(release), Duration::from_secs(4));
     let (store, record, config) = (etcd.store(), record(1), config(99));
-    let wanted = Wanted::of(&config, &record);
+    let wanted = SubnetRequest::of(&config, &record);
     let held = lease::acquire(&store, &wanted, &lease::Known::default(), &record, ttl).await.unwrap();
     let key = held.key.to_string();
     let mut watch = etcd_server::mirror::Mirror::new(store.follow()).await;

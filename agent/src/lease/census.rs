@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::overlay::alloc::{Hold, Seen, Wanted, hold};
+use crate::overlay::alloc::{Hold, KnownRecord, SubnetRequest, hold};
 use crate::overlay::plane::Plane;
 use crate::overlay::record::{Family, Record, SubnetKey};
 use crate::store::RawRecord;
@@ -13,20 +13,20 @@ use crate::store::RawRecord;
 #[derive(Debug, Clone, Default)]
 pub struct Known {
     /// By the key as the store has it: our own records, and one that no node follows under the key of our previous subnet.
-    pub(super) own: BTreeMap<String, Seen>,
+    pub(super) own: BTreeMap<String, KnownRecord>,
     others: BTreeSet<SubnetKey>,
 }
 
 impl Known {
     /// All of these records.
-    pub fn of<'r>(wanted: &Wanted<'_>, records: impl IntoIterator<Item = &'r RawRecord>) -> Self {
+    pub fn of<'r>(wanted: &SubnetRequest<'_>, records: impl IntoIterator<Item = &'r RawRecord>) -> Self {
         let mut known = Self::default();
         records.into_iter().for_each(|record| known.put(wanted, record));
         known
     }
 
     /// Takes in a record of whoever.
-    pub fn put(&mut self, wanted: &Wanted<'_>, record: &RawRecord) {
+    pub fn put(&mut self, wanted: &SubnetRequest<'_>, record: &RawRecord) {
         self.remove(&record.key);
         match see(wanted, record) {
             Some(seen) if seen.record.is_some() || seen.is_void => drop(self.own.insert(record.key.clone(), seen)),
@@ -96,8 +96,8 @@ fn overlaps(one: &SubnetKey, other: &SubnetKey) -> bool {
 }
 
 /// What allocation needs to know of a key: what it occupies and, if it may be ours, its record.
-pub(super) fn see(wanted: &Wanted<'_>, raw: &RawRecord) -> Option<Seen> {
-    let seen = |key, record, is_void| Seen { key, record, revision: raw.revision, lease: raw.lease, is_void };
+pub(super) fn see(wanted: &SubnetRequest<'_>, raw: &RawRecord) -> Option<KnownRecord> {
+    let seen = |key, record, is_void| KnownRecord { key, record, revision: raw.revision, lease: raw.lease, is_void };
     let Ok(key) = raw.key.parse::<SubnetKey>() else {
         return Some(seen(SubnetKey::occupied(&raw.key)?, None, false));
     };

@@ -26,7 +26,7 @@ const CLAIM: &str = "ClaimedBy";
 pub(super) const CLAIM_WAIT: Duration = Duration::from_secs(30);
 /// How long a daemon with our node id has to answer. Mostly there is none: the record is our own from before the last boot,
 /// and a boot must not wait long. A daemon that answers too late gets its record back
-/// ([`Standing::Later`](crate::overlay::alloc::Standing)).
+/// ([`KeyOwner::Later`](crate::overlay::alloc::KeyOwner)).
 pub(super) const INSTANCE_WAIT: Duration = Duration::from_secs(3);
 /// How often an answer is looked for, at the least. The time of a look that takes longer than this does not count: etcd may
 /// have been as slow for the other node.

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use super::census::held;
 use super::{Census, Progress, Search, Tell};
-use crate::overlay::alloc::{Decision, Wanted};
+use crate::overlay::alloc::{Decision, SubnetRequest};
 use crate::overlay::record::{Family, Record, SubnetKey, is_complete};
 use crate::store::{RawRecord, Store};
 
@@ -47,7 +47,7 @@ impl Previous {
 }
 
 /// Tells why a node's previous subnet can't be its own again, as far as what is held shows that.
-pub fn tell_of_previous(wanted: &Wanted<'_>, census: Census<'_>, tell: Tell<'_>) {
+pub fn tell_of_previous(wanted: &SubnetRequest<'_>, census: Census<'_>, tell: Tell<'_>) {
     if let Some(previous) = wanted.previous
         && let Some(why) = taken(wanted, census, &previous)
     {
@@ -90,7 +90,7 @@ impl<S: Store> Search<'_, S> {
     }
 }
 
-fn taken(wanted: &Wanted<'_>, census: Census<'_>, previous: &SubnetKey) -> Option<String> {
+fn taken(wanted: &SubnetRequest<'_>, census: Census<'_>, previous: &SubnetKey) -> Option<String> {
     if !wanted.fits(previous) {
         return Some("it does not fit the network config".to_owned());
     }

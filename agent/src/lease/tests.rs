@@ -42,7 +42,7 @@ async fn acquire_from(
     records: &BTreeMap<String, RawRecord>,
 ) -> Result<Held, AcquireError> {
     let record = record(node);
-    let wanted = Wanted::of(config, &record);
+    let wanted = SubnetRequest::of(config, &record);
     acquire(store, &wanted, &Known::of(&wanted, records.values()), &record, TTL).await
 }
 
@@ -145,7 +145,7 @@ async fn a_changed_record_is_written_on_the_lease_it_has() {
     let mut moved = record(1);
     moved.public_ipv6 = Some("fd99::1".parse().unwrap());
     let config = config(9);
-    let wanted = Wanted::of(&config, &moved);
+    let wanted = SubnetRequest::of(&config, &moved);
     let again = acquire(&store, &wanted, &Known::of(&wanted, store.records().values()), &moved, TTL).await.unwrap();
     assert_eq!((again.key, again.lease), (first.key, first.lease));
     assert_eq!(store.records()[&first.key.to_string()].value, moved.to_json());

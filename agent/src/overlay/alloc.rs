@@ -14,9 +14,9 @@ use rand::Rng;
 use super::config::{FamilyConfig, NetworkConfig, address, number};
 use super::record::{Record, SubnetKey};
 
-mod standing;
+mod key_owner;
 
-pub use standing::{Addresses, Copied, Hold, Holder, Relation, Standing, hold, relation};
+pub use key_owner::{Addresses, Copied, Hold, Holder, KeyOwner, Relation, hold, relation};
 
 /// Among how many free subnets the random choice is made, as in flannel: nodes that boot together seldom collide, and
 /// subnets stay near the start of the range.
@@ -24,7 +24,7 @@ pub const CHOICES: usize = 100;
 
 /// Who asks for a subnet, and for which.
 #[derive(Debug, Clone)]
-pub struct Wanted<'a> {
+pub struct SubnetRequest<'a> {
     /// The network.
     pub config: &'a NetworkConfig,
     /// Our public IPv4 address: what our own record is known by. Needed where IPv4 is enabled.
@@ -41,7 +41,7 @@ pub struct Wanted<'a> {
 
 /// A key under `<prefix>/subnets/`, as allocation sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seen {
+pub struct KnownRecord {
     /// What the key occupies ([`SubnetKey::occupied`] also for keys that no record may have).
     pub key: SubnetKey,
     /// The record; `None` where it can't be read, or is known not to be ours.
@@ -103,7 +103,7 @@ pub enum Decision {
     },
 }
 
-impl<'a> Wanted<'a> {
+impl<'a> SubnetRequest<'a> {
     /// The request of the node that this record, our own, describes. It names no previous subnet.
     pub fn of(config: &'a NetworkConfig, ours: &'a Record) -> Self {
         let public_ip = Some(ours.public_ip).filter(|ip| !ip.is_unspecified());
@@ -154,13 +154,13 @@ impl<'a> Wanted<'a> {
 ///
 /// Cost: where a new subnet is needed, one sort of what is held.
 pub fn decide<'r>(
-    wanted: &Wanted<'_>,
-    records: impl IntoIterator<Item = &'r Seen>,
+    wanted: &SubnetRequest<'_>,
+    records: impl IntoIterator<Item = &'r KnownRecord>,
     taken: impl Iterator<Item = SubnetKey> + Clone,
     random: &mut impl Rng,
 ) -> Plan {
     let mut others: Vec<SubnetKey> = Vec::new();
-    let (mut fitting, mut stale): (Vec<&Seen>, Vec<(SubnetKey, i64)>) = (Vec::new(), Vec::new());
+    let (mut fitting, mut stale): (Vec<&KnownRecord>, Vec<(SubnetKey, i64)>) = (Vec::new(), Vec::new());
     let mut void = None;
     for seen in records {
         match &seen.record {
@@ -201,7 +201,7 @@ pub fn decide<'r>(
 
 /// A free subnet in each family: the previous one, or that of a record that is about to go, or a random one.
 fn choose(
-    wanted: &Wanted<'_>,
+    wanted: &SubnetRequest<'_>,
     others: impl Iterator<Item = SubnetKey> + Clone,
     leaving: Option<SubnetKey>,
     random: &mut impl Rng,

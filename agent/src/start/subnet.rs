@@ -11,7 +11,7 @@ use crate::dataplane::{self, kernel::Kernel};
 use crate::eventloop;
 use crate::lease::{self, AcquireError, Census, Held, Known, Progress};
 use crate::overlay::MacAddr;
-use crate::overlay::alloc::Wanted;
+use crate::overlay::alloc::SubnetRequest;
 use crate::overlay::plane::Plane;
 use crate::overlay::record::Family;
 use crate::overlay::records::{Raw, Records};
@@ -55,7 +55,7 @@ impl Place {
         // Who we are; the MACs come when the records are known.
         let ours = identity.put(site.record(ends, |_| None));
         let previous = identity.previous;
-        let wanted = Wanted { previous, ..Wanted::of(&site.config, &ours) };
+        let wanted = SubnetRequest { previous, ..SubnetRequest::of(&site.config, &ours) };
         intake.previous = previous.map(|key| key.to_string());
         reader.all(intake, &wanted).await?;
         while !reader.is_config_changed() {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use twill_agent::lease::{self, AcquireError, Held, Keeper, Known, LeaseEvent};
 use twill_agent::overlay::NetworkConfig;
-use twill_agent::overlay::alloc::Wanted;
+use twill_agent::overlay::alloc::SubnetRequest;
 use twill_agent::overlay::record::{Record, VtepData};
 use twill_agent::store::etcd::{EtcdOptions, EtcdStore};
 use twill_agent::store::{Change, RawRecord, Store, StoreEvent};
@@ -111,7 +111,7 @@ pub(crate) async fn join(
     record: &Record,
 ) -> (Mirror, Result<Held, AcquireError>) {
     let mirror = Mirror::new(store.follow()).await;
-    let wanted = Wanted::of(config, record);
+    let wanted = SubnetRequest::of(config, record);
     let known = Known::of(&wanted, mirror.table.values());
     let held = lease::acquire(store, &wanted, &known, record, lease::TTL).await;
     (mirror, held)

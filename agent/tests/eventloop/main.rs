@@ -12,7 +12,7 @@ use twill_agent::dataplane::fake::FakeKernel;
 use twill_agent::dataplane::{Dataplane, Device, Error, KernelEvent, Made, Refused};
 use twill_agent::eventloop::{Ended, EventLoop, FamilyPlane, Feeds, OwnRecord, Parts, Signals};
 use twill_agent::lease::{self, Keeper};
-use twill_agent::overlay::alloc::Wanted;
+use twill_agent::overlay::alloc::SubnetRequest;
 use twill_agent::overlay::iface::{Interface, Wish};
 use twill_agent::overlay::kernel::{Miss, NeighState, Observed, Op, Via};
 use twill_agent::overlay::plane::{PeerMode, Plane, Setup};
@@ -152,7 +152,7 @@ impl Node {
         };
         let ends = site.ends(&kernel.kernel().interfaces).unwrap();
         let record = site.record(&ends, |_| Some(MacAddr([2, 0, 0, 0, 0, 0xaa])));
-        let wanted = Wanted::of(&site.config, &record);
+        let wanted = SubnetRequest::of(&site.config, &record);
         let known = lease::Known::of(&wanted, store.records().values());
         let held = lease::acquire(&store, &wanted, &known, &record, lease::TTL).await.unwrap();
         let mut dataplane = kernel.clone();

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::{Cause, Keeper, Over, Stop, Todo};
 use crate::lease::claim::claimant;
 use crate::lease::{FightEvent, Found, LeaseEvent};
-use crate::overlay::alloc::{Hold, Holder, Relation, Standing, hold};
+use crate::overlay::alloc::{Hold, Holder, KeyOwner, Relation, hold};
 use crate::overlay::record::Record;
 use crate::overlay::{SubnetKey, shown};
 use crate::store::{Error, RawRecord, Store};
@@ -20,13 +20,13 @@ impl<S: Store> Keeper<S> {
     pub(super) async fn judge(&mut self, raw: RawRecord) -> Result<(), Over> {
         let parsed = Record::parse(&raw.value);
         let key = self.held.key;
-        let standing = parsed.as_ref().map(|record| self.standing(&key, record, raw.lease));
-        let found = match (standing, &parsed) {
-            (Ok(Standing::Another(relation)), Ok(other)) => {
+        let owner = parsed.as_ref().map(|record| self.owner_of(&key, record, raw.lease));
+        let found = match (owner, &parsed) {
+            (Ok(KeyOwner::Another(relation)), Ok(other)) => {
                 return Err(self.lost(self.holder(other, relation), raw.lease).await);
             }
-            (Ok(Standing::Ours { follow }), Ok(ours)) => return self.judge_ours(&raw, ours, follow).await,
-            (Ok(standing), Ok(record)) => found(standing, record, &raw.value),
+            (Ok(KeyOwner::Ours { follow }), Ok(ours)) => return self.judge_ours(&raw, ours, follow).await,
+            (Ok(owner), Ok(record)) => found(owner, record, &raw.value),
             _ => Found::unreadable(&raw.value),
         };
         self.held.revision = raw.revision;
@@ -59,23 +59,23 @@ impl<S: Store> Keeper<S> {
     /// Another key has our IPv4 subnet, and ours is gone.
     pub(super) async fn judge_overlap(&mut self, raw: &RawRecord) -> Result<(), Stop> {
         let parsed = Record::parse(&raw.value);
-        let standing = raw.key.parse::<SubnetKey>().ok().zip(parsed.as_ref().ok());
-        let standing = standing.map(|(key, record)| (self.standing(&key, record, raw.lease), record));
-        let another = match &standing {
-            Some((Standing::Another(relation), other)) => Some((*relation, other)),
+        let owner = raw.key.parse::<SubnetKey>().ok().zip(parsed.as_ref().ok());
+        let owner = owner.map(|(key, record)| (self.owner_of(&key, record, raw.lease), record));
+        let another = match &owner {
+            Some((KeyOwner::Another(relation), other)) => Some((*relation, other)),
             // Our key was free, and a clone has a lease.
-            Some((Standing::Copy(_), other)) if raw.lease != 0 => Some((Relation::Instance, other)),
+            Some((KeyOwner::Copy(_), other)) if raw.lease != 0 => Some((Relation::Instance, other)),
             _ => None,
         };
         if let Some((relation, other)) = another {
             let holder = format!("{}, under the key {}", self.holder(other, relation), shown(&raw.key));
             return Err(self.lost(holder, raw.lease).await.into());
         }
-        let found = match standing {
+        let found = match owner {
             // A reservation, or ours from another life: it is for the operator to say, and may be gone the next time.
-            Some((Standing::Void(_), record)) if self.is_reservation(&raw.key, record, raw.lease) => None,
-            Some((Standing::Void(bad), _)) => Some(Found::void(&bad, &raw.value)),
-            Some((Standing::Copy(how), record)) => Some(Found::copy(how, record, &raw.value)),
+            Some((KeyOwner::Void(_), record)) if self.is_reservation(&raw.key, record, raw.lease) => None,
+            Some((KeyOwner::Void(bad), _)) => Some(Found::void(&bad, &raw.value)),
+            Some((KeyOwner::Copy(how), record)) => Some(Found::copy(how, record, &raw.value)),
             Some(_) => None,
             None => Some(Found::unreadable(&raw.value)),
         };
@@ -148,11 +148,11 @@ impl<S: Store> Keeper<S> {
         }
     }
 
-    fn standing(&self, key: &SubnetKey, record: &Record, lease: i64) -> Standing {
+    fn owner_of(&self, key: &SubnetKey, record: &Record, lease: i64) -> KeyOwner {
         let own_lease = self.held.lease.map_or(0, |lease| lease.0);
         let Self { config, addresses, held, .. } = self;
         let holder = Holder { config, record: &held.record, addresses, lease: own_lease, has_ended: self.has_ended };
-        holder.standing(key, record, lease)
+        holder.owner_of(key, record, lease)
     }
 
     fn is_reservation(&self, key: &str, record: &Record, lease: i64) -> bool {
@@ -175,13 +175,13 @@ impl<S: Store> Keeper<S> {
 }
 
 /// What is to be written over, for the log.
-fn found(standing: Standing, record: &Record, value: &[u8]) -> Found {
-    match standing {
-        Standing::SameAddress => Found::same_address(record),
-        Standing::Later => Found::clone_of(record),
-        Standing::OnOurLease => Found::on_our_lease(record),
-        Standing::Copy(how) => Found::copy(how, record, value),
-        Standing::Void(bad) => Found::void(&bad, value),
-        Standing::Ours { .. } | Standing::Another(_) => Found::changed(value),
+fn found(owner: KeyOwner, record: &Record, value: &[u8]) -> Found {
+    match owner {
+        KeyOwner::SameAddress => Found::same_address(record),
+        KeyOwner::Later => Found::clone_of(record),
+        KeyOwner::OnOurLease => Found::on_our_lease(record),
+        KeyOwner::Copy(how) => Found::copy(how, record, value),
+        KeyOwner::Void(bad) => Found::void(&bad, value),
+        KeyOwner::Ours { .. } | KeyOwner::Another(_) => Found::changed(value),
     }
 }

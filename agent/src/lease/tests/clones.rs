@@ -19,7 +19,7 @@ async fn come(store: &FakeStore, id: &str) -> (Result<Held, AcquireError>, Durat
 
 async fn come_as(store: &FakeStore, record: &Record) -> (Result<Held, AcquireError>, Duration) {
     let config = config(9);
-    let wanted = Wanted::of(&config, record);
+    let wanted = SubnetRequest::of(&config, record);
     let began = tokio::time::Instant::now();
     let (known, since) = (Known::of(&wanted, store.records().values()), 1);
     let held = acquire_telling(store, &wanted, ((&known).into(), since), record, TTL, &|_| {}).await;

@@ -318,7 +318,7 @@ async fn start_over(store: &FakeStore, value: &str, lease: i64) -> (Held, Durati
     store.put("10.5.7.0-24", value.as_bytes(), lease);
     let (config, record) = (config(9), record(1));
     let previous = Some("10.5.7.0-24".parse().unwrap());
-    let wanted = Wanted { previous, ..Wanted::of(&config, &record) };
+    let wanted = SubnetRequest { previous, ..SubnetRequest::of(&config, &record) };
     let began = tokio::time::Instant::now();
     let known = Known::of(&wanted, store.records().values());
     let held = acquire(store, &wanted, &known, &record, TTL).await.unwrap();
@@ -352,7 +352,7 @@ async fn a_start_leaves_a_subnet_to_its_living_holder_whose_record_was_spoilt() 
     let store = FakeStore::new();
     let config = config(9);
     let (other, previous) = (record(2), Some("10.5.7.0-24".parse().unwrap()));
-    let wanted = Wanted { previous, ..Wanted::of(&config, &other) };
+    let wanted = SubnetRequest { previous, ..SubnetRequest::of(&config, &other) };
     let held = acquire(&store, &wanted, &Known::default(), &other, TTL).await.unwrap();
     let holder = keep(&store, held).await;
     let (held, _) = start_over(&store, "junk", 0).await;

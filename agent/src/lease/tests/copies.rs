@@ -11,7 +11,7 @@ use crate::overlay::records::InOurName;
 async fn instance(store: &FakeStore) -> Node {
     let (config, record) =
         (config(9), Record { instance: Some(Instance { id: "boot-1".to_owned(), since: 0 }), ..record(1) });
-    let wanted = Wanted::of(&config, &record);
+    let wanted = SubnetRequest::of(&config, &record);
     let known = Known::of(&wanted, store.records().values());
     let held = acquire_telling(store, &wanted, ((&known).into(), 100), &record, TTL, &|_| {}).await.unwrap();
     keep(store, held).await

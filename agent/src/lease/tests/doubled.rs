@@ -12,7 +12,7 @@ fn as_node(id: &str) -> Record {
 /// What the node `id` gets with node 1's address.
 async fn come(store: &FakeStore, id: &str) -> Result<Held, AcquireError> {
     let (config, record) = (config(9), as_node(id));
-    let wanted = Wanted::of(&config, &record);
+    let wanted = SubnetRequest::of(&config, &record);
     acquire(store, &wanted, &Known::of(&wanted, store.records().values()), &record, TTL).await
 }
 
@@ -203,10 +203,10 @@ async fn the_ids_of_another_machine_are_shown_short_and_printable() {
     for instance in [None, Some(Instance { id: id.clone(), since: 0 })] {
         let node = if instance.is_some() { "node-1" } else { &id };
         let theirs = Record { instance, ..as_node(node) };
-        let wanted = Wanted::of(&config, &theirs);
+        let wanted = SubnetRequest::of(&config, &theirs);
         let _keeping = keep(&store, acquire(&store, &wanted, &Known::default(), &theirs, TTL).await.unwrap()).await;
         let ours = Record { instance: Some(Instance { id: "boot-1".to_owned(), since: 0 }), ..record(1) };
-        let wanted = Wanted::of(&config, &ours);
+        let wanted = SubnetRequest::of(&config, &ours);
         let known = Known::of(&wanted, store.records().values());
         let error = acquire(&store, &wanted, &known, &ours, TTL).await.unwrap_err().to_string();
         assert!(error.len() < 1_000 && !error.contains(char::is_control), "{error}");
@@ -217,7 +217,7 @@ async fn the_ids_of_another_machine_are_shown_short_and_printable() {
 /// Why the subnet 10.5.7.0/24 is given up by node 1.
 async fn given_up(store: &FakeStore, config: &NetworkConfig) -> String {
     let (record, told) = (record(1), std::sync::Mutex::new(Vec::new()));
-    let wanted = Wanted { previous: Some("10.5.7.0-24".parse().unwrap()), ..Wanted::of(config, &record) };
+    let wanted = SubnetRequest { previous: Some("10.5.7.0-24".parse().unwrap()), ..SubnetRequest::of(config, &record) };
     let known = Known::of(&wanted, store.records().values());
     let tell = |progress: Progress<'_>| {
         if let Progress::PreviousGivenUp(why) = progress {

@@ -19,8 +19,8 @@ fn key(text: &str) -> SubnetKey {
     text.parse().unwrap()
 }
 
-fn wanted<'a>(config: &'a NetworkConfig) -> Wanted<'a> {
-    Wanted {
+fn wanted<'a>(config: &'a NetworkConfig) -> SubnetRequest<'a> {
+    SubnetRequest {
         config,
         public_ip: Some(Ipv4Addr::new(10, 99, 0, 1)),
         public_ipv6: None,
@@ -30,17 +30,17 @@ fn wanted<'a>(config: &'a NetworkConfig) -> Wanted<'a> {
     }
 }
 
-fn seen(text: &str, ip: &str, node: Option<&str>) -> Seen {
+fn seen(text: &str, ip: &str, node: Option<&str>) -> KnownRecord {
     let record = Record { node: node.map(str::to_owned), ..Record::vxlan(ip.parse().unwrap()) };
-    Seen { key: key(text), record: Some(record), revision: 7, lease: 3, is_void: false }
+    KnownRecord { key: key(text), record: Some(record), revision: 7, lease: 3, is_void: false }
 }
 
-fn plan(wanted: &Wanted<'_>, records: &[Seen]) -> Plan {
+fn plan(wanted: &SubnetRequest<'_>, records: &[KnownRecord]) -> Plan {
     decide(wanted, records, std::iter::empty(), &mut SmallRng::seed_from_u64(1))
 }
 
 #[track_caller]
-fn created(wanted: &Wanted<'_>, records: &[Seen]) -> SubnetKey {
+fn created(wanted: &SubnetRequest<'_>, records: &[KnownRecord]) -> SubnetKey {
     match plan(wanted, records).decision {
         Decision::Create { key } => key,
         other => panic!("{other:?}"),
@@ -58,16 +58,16 @@ fn our_own_record_is_taken_over() {
 #[test]
 fn the_previous_one_of_two_own_records_wins_then_a_reservation() {
     let config = small();
-    let reserved = Seen { lease: 0, ..seen("10.5.3.0-24", "10.99.0.1", None) };
+    let reserved = KnownRecord { lease: 0, ..seen("10.5.3.0-24", "10.99.0.1", None) };
     let records = [seen("10.5.1.0-24", "10.99.0.1", None), reserved, seen("10.5.4.0-24", "10.99.0.1", Some("me"))];
-    let chosen = |wanted: &Wanted<'_>| match plan(wanted, &records).decision {
+    let chosen = |wanted: &SubnetRequest<'_>| match plan(wanted, &records).decision {
         Decision::TakeOver { key, lease, .. } => (key.to_string(), lease),
         other => panic!("{other:?}"),
     };
     assert_eq!(chosen(&wanted(&config)), ("10.5.3.0-24".to_owned(), 0));
     // With their leases the other nodes would follow them instead of the reservation.
     assert_eq!(plan(&wanted(&config), &records).stale, [(key("10.5.1.0-24"), 7), (key("10.5.4.0-24"), 7)]);
-    let wanted = Wanted { previous: Some(key("10.5.4.0-24")), ..wanted(&config) };
+    let wanted = SubnetRequest { previous: Some(key("10.5.4.0-24")), ..wanted(&config) };
     assert_eq!(chosen(&wanted), ("10.5.4.0-24".to_owned(), 3));
     assert_eq!(plan(&wanted, &records).stale, []);
 }
@@ -87,7 +87,7 @@ fn a_second_node_with_our_address_is_named() {
     let records = [seen("10.5.2.0-24", "10.99.0.1", Some("other"))];
     let doubled = Decision::Doubled { key: key("10.5.2.0-24"), relation: Relation::Stranger };
     assert_eq!(plan(&wanted(&config), &records), Plan { stale: vec![], decision: doubled });
-    let nameless = Wanted { node: None, ..wanted(&config) };
+    let nameless = SubnetRequest { node: None, ..wanted(&config) };
     assert!(matches!(plan(&nameless, &records).decision, Decision::TakeOver { .. }));
 }
 
@@ -104,10 +104,10 @@ fn another_instance_of_this_machine_is_asked_and_our_own_is_not() {
     let doubled = Decision::Doubled { key: key("10.5.2.0-24"), relation: Relation::Instance };
     assert_eq!(plan(&wanted(&config), &written_by("boot-0")).decision, doubled);
     assert!(matches!(plan(&wanted(&config), &written_by("boot-1")).decision, Decision::TakeOver { .. }));
-    let unknown = Wanted { instance: None, ..wanted(&config) };
+    let unknown = SubnetRequest { instance: None, ..wanted(&config) };
     assert!(matches!(plan(&unknown, &written_by("boot-0")).decision, Decision::TakeOver { .. }));
     // Our address has changed since our own instance wrote it.
-    let moved = Wanted { public_ip: Some(Ipv4Addr::new(10, 99, 0, 9)), ..wanted(&config) };
+    let moved = SubnetRequest { public_ip: Some(Ipv4Addr::new(10, 99, 0, 9)), ..wanted(&config) };
     assert!(matches!(plan(&moved, &written_by("boot-1")).decision, Decision::TakeOver { .. }));
     assert!(matches!(plan(&moved, &written_by("boot-0")).decision, Decision::Create { .. }));
 }
@@ -115,8 +115,8 @@ fn another_instance_of_this_machine_is_asked_and_our_own_is_not() {
 #[test]
 fn the_previous_subnet_is_taken_back_from_a_record_that_no_node_follows() {
     let config = small();
-    let wanted = Wanted { previous: Some(key("10.5.3.0-24")), ..wanted(&config) };
-    let void = Seen { record: None, is_void: true, ..seen("10.5.3.0-24", "10.99.0.2", None) };
+    let wanted = SubnetRequest { previous: Some(key("10.5.3.0-24")), ..wanted(&config) };
+    let void = KnownRecord { record: None, is_void: true, ..seen("10.5.3.0-24", "10.99.0.2", None) };
     let restore = Decision::Restore { key: key("10.5.3.0-24"), revision: 7 };
     assert_eq!(plan(&wanted, std::slice::from_ref(&void)).decision, restore);
     // Not where another record has the subnet, and not where we have one of our own.
@@ -129,11 +129,11 @@ fn the_previous_subnet_is_taken_back_from_a_record_that_no_node_follows() {
 #[test]
 fn the_previous_subnet_if_it_is_free_and_fits() {
     let config = small();
-    let wanted = Wanted { previous: Some(key("10.5.3.0-24")), ..wanted(&config) };
+    let wanted = SubnetRequest { previous: Some(key("10.5.3.0-24")), ..wanted(&config) };
     assert_eq!(created(&wanted, &[]), key("10.5.3.0-24"));
     let held = [seen("10.5.3.0-24", "10.99.0.2", None)];
     assert_ne!(created(&wanted, &held), key("10.5.3.0-24"));
-    let unfit = Wanted { previous: Some(key("10.5.9.0-24")), ..wanted };
+    let unfit = SubnetRequest { previous: Some(key("10.5.9.0-24")), ..wanted };
     assert_ne!(created(&unfit, &[]), key("10.5.9.0-24"));
 }
 
@@ -150,10 +150,10 @@ fn a_family_that_is_new_keeps_the_old_ones_subnet() {
 fn ipv6_only_nodes_are_told_apart_by_their_ipv6_address() {
     let config = config(r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48"}"#);
     let own: Ipv6Addr = "fd99::1".parse().unwrap();
-    let wanted = Wanted { public_ip: None, public_ipv6: Some(own), ..wanted(&config) };
+    let wanted = SubnetRequest { public_ip: None, public_ipv6: Some(own), ..wanted(&config) };
     let with = |text: &str, ip: &str| {
         let record = Record { public_ipv6: Some(ip.parse().unwrap()), ..Record::vxlan(Ipv4Addr::UNSPECIFIED) };
-        Seen { key: key(text), record: Some(record), revision: 1, lease: 1, is_void: false }
+        KnownRecord { key: key(text), record: Some(record), revision: 1, lease: 1, is_void: false }
     };
     let other = with("0.0.0.0-0&fc00:0:0:5::-64", "fd99::2");
     assert!(matches!(plan(&wanted, std::slice::from_ref(&other)).decision, Decision::Create { .. }));
@@ -165,7 +165,7 @@ fn ipv6_only_nodes_are_told_apart_by_their_ipv6_address() {
 #[test]
 fn whatever_overlaps_is_held() {
     let config = small();
-    let unreadable = Seen { record: None, ..seen("10.5.1.0-24", "10.99.0.2", None) };
+    let unreadable = KnownRecord { record: None, ..seen("10.5.1.0-24", "10.99.0.2", None) };
     let records = [unreadable, seen("10.5.2.128-25", "10.99.0.2", None), seen("10.5.4.0-22", "10.99.0.3", None)];
     assert_eq!(created(&wanted(&config), &records), key("10.5.3.0-24"));
     let full = [records.as_slice(), &[seen("10.5.3.0-24", "10.99.0.4", None)]].concat();
@@ -216,11 +216,11 @@ proptest! {
     fn nothing_is_ever_given_twice(held in proptest::collection::vec((0u32..0x1000, 20u8..=28), 0..60), seed: u64) {
         let config = config(r#"{"Network":"10.5.0.0/20","SubnetLen":25}"#);
         let family = config.ipv4.unwrap();
-        let mut records: Vec<Seen> = held.iter().map(|(offset, len)| {
+        let mut records: Vec<KnownRecord> = held.iter().map(|(offset, len)| {
             let text = format!("{}-{len}", Ipv4Addr::from_bits(0x0a05_0000 + offset));
-            Seen { key: SubnetKey::occupied(&text).unwrap(), record: None, revision: 1, lease: 1, is_void: false }
+            KnownRecord { key: SubnetKey::occupied(&text).unwrap(), record: None, revision: 1, lease: 1, is_void: false }
         }).collect();
-        let overlaps = |subnet: &IpNetwork, records: &[Seen]| records.iter().any(|seen| {
+        let overlaps = |subnet: &IpNetwork, records: &[KnownRecord]| records.iter().any(|seen| {
             let IpNetwork::V4(subnet) = *subnet else { panic!() };
             seen.key.ipv4.unwrap().overlaps(subnet)
         });
@@ -230,7 +230,7 @@ proptest! {
                 Decision::Create { key } => {
                     let subnet = key.ipv4.unwrap().into();
                     prop_assert!(family.fits(&subnet) && !overlaps(&subnet, &records));
-                    records.push(Seen { key, record: None, revision: 1, lease: 1, is_void: false });
+                    records.push(KnownRecord { key, record: None, revision: 1, lease: 1, is_void: false });
                 }
                 Decision::NoFreeSubnet { .. } => break,
                 other => panic!("{other:?}"),

@@ -88,7 +88,7 @@ pub struct Holder<'a> {
 
 /// What stands under the key of a living holder.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
+pub enum KeyOwner {
     /// Our record, perhaps changed. `follow`: somebody moved it to this etcd lease on purpose, so we renew that lease from
     /// now on.
     Ours {
@@ -121,7 +121,7 @@ pub enum Copied {
 
 impl Holder<'_> {
     /// Judges a record under the key `key` that hangs on `lease`.
-    pub fn standing(&self, key: &SubnetKey, record: &Record, lease: i64) -> Standing {
+    pub fn owner_of(&self, key: &SubnetKey, record: &Record, lease: i64) -> KeyOwner {
         let hold = hold(self.config, key, record, lease);
         let relation = relation((self.record.node.as_deref(), self.instance()), record);
         let is_our_instance = self.instance().is_some() && self.instance() == instance_of(record);
@@ -129,31 +129,31 @@ impl Holder<'_> {
         if is_our_instance || is_for_our_id || (relation == Relation::Same && self.has_our_address(record)) {
             let is_named = is_our_instance || self.is_named(record);
             return match hold {
-                Hold::Void(_) if is_named => Standing::Ours { follow: false },
-                Hold::Void(bad) => Standing::Void(bad),
-                Hold::Followed if !is_named && record.macs() != self.record.macs() => Standing::SameAddress,
-                _ => Standing::Ours { follow: (is_named || lease == 0) && !record.has_bad_instance },
+                Hold::Void(_) if is_named => KeyOwner::Ours { follow: false },
+                Hold::Void(bad) => KeyOwner::Void(bad),
+                Hold::Followed if !is_named && record.macs() != self.record.macs() => KeyOwner::SameAddress,
+                _ => KeyOwner::Ours { follow: (is_named || lease == 0) && !record.has_bad_instance },
             };
         }
         match hold {
-            Hold::Void(bad) => Standing::Void(bad),
-            Hold::Reserved if self.has_ended => Standing::Another(relation),
+            Hold::Void(bad) => KeyOwner::Void(bad),
+            Hold::Reserved if self.has_ended => KeyOwner::Another(relation),
             // While its holder lives, a subnet can't be set aside for another node.
-            Hold::Reserved => Standing::Void(BadRecord::Reserved(record.holder())),
+            Hold::Reserved => KeyOwner::Void(BadRecord::Reserved(record.holder())),
             Hold::Followed if relation == Relation::Instance && self.has_our_address(record) => {
                 let is_ours_to_give = lease == self.lease && !self.has_ended;
                 if is_ours_to_give && self.came_first(record) {
-                    Standing::Later
+                    KeyOwner::Later
                 } else if lease == 0 && self.lease != 0 {
-                    Standing::Copy(Copied::WithoutLease)
+                    KeyOwner::Copy(Copied::WithoutLease)
                 } else {
-                    Standing::Another(relation)
+                    KeyOwner::Another(relation)
                 }
             }
-            Hold::Followed if lease != 0 && lease == self.lease => Standing::OnOurLease,
+            Hold::Followed if lease != 0 && lease == self.lease => KeyOwner::OnOurLease,
             // If our lease has ended without our knowing, etcd refuses to put ours back, and this is judged again.
-            Hold::Followed if self.has_our_id(record) && !self.has_ended => Standing::Copy(Copied::WithAnotherAddress),
-            Hold::Followed => Standing::Another(relation),
+            Hold::Followed if self.has_our_id(record) && !self.has_ended => KeyOwner::Copy(Copied::WithAnotherAddress),
+            Hold::Followed => KeyOwner::Another(relation),
         }
     }
 

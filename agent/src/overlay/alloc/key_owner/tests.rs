@@ -19,18 +19,18 @@ fn ours() -> Record {
     Record { ipv4: Some(vtep.into()), node, instance: instance("boot-1", 100), ..Record::vxlan([10, 99, 0, 1].into()) }
 }
 
-fn judged(record: &Record, lease: i64) -> Standing {
+fn judged(record: &Record, lease: i64) -> KeyOwner {
     judged_by(&ours(), false, record, lease)
 }
 
-fn judged_by(ours: &Record, has_ended: bool, record: &Record, lease: i64) -> Standing {
+fn judged_by(ours: &Record, has_ended: bool, record: &Record, lease: i64) -> KeyOwner {
     let (config, addresses) = (config(), [(ours.public_ip, None)]);
     let own_lease = if has_ended { 0 } else { LEASE };
     let holder = Holder { config: &config, record: ours, addresses: &addresses, lease: own_lease, has_ended };
-    holder.standing(&"10.5.7.0-24".parse().unwrap(), record, lease)
+    holder.owner_of(&"10.5.7.0-24".parse().unwrap(), record, lease)
 }
 
-fn text(value: &str, lease: i64) -> Standing {
+fn text(value: &str, lease: i64) -> KeyOwner {
     judged(&Record::parse(value.as_bytes()).unwrap(), lease)
 }
 
@@ -44,9 +44,9 @@ const DATA: &str = r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#;
 #[test]
 fn only_a_record_that_others_follow_takes_the_subnet() {
     for lease in [0, 8] {
-        assert!(matches!(text(&value("10.99.0.3", "vxlan", DATA), lease), Standing::Another(_)));
+        assert!(matches!(text(&value("10.99.0.3", "vxlan", DATA), lease), KeyOwner::Another(_)));
     }
-    assert_eq!(text(&value("10.99.0.3", "vxlan", DATA), LEASE), Standing::OnOurLease);
+    assert_eq!(text(&value("10.99.0.3", "vxlan", DATA), LEASE), KeyOwner::OnOurLease);
     for (value, reason) in [
         (r#"{"PublicIP":"1.2.3.4"}"#.to_owned(), "reserved"),
         (r#"{"NodeID":"other"}"#.to_owned(), "reserved"),
@@ -64,7 +64,7 @@ fn only_a_record_that_others_follow_takes_the_subnet() {
         (value("10.99.0.3", "vxlan", r#"{"VNI":1,"VtepMAC":"00:00:00:00:00:00"}"#), "mac_not_unicast"),
     ] {
         for lease in [0, LEASE, 8] {
-            let Standing::Void(bad) = text(&value, lease) else {
+            let KeyOwner::Void(bad) = text(&value, lease) else {
                 panic!("{value} on {lease}: {:?}", text(&value, lease))
             };
             assert_eq!(bad.reason(), reason, "{value}");
@@ -75,67 +75,67 @@ fn only_a_record_that_others_follow_takes_the_subnet() {
 #[test]
 fn what_names_us_is_ours_and_its_lease_counts_where_it_is_sound() {
     for lease in [0, LEASE, 8] {
-        assert_eq!(judged(&ours(), lease), Standing::Ours { follow: true });
+        assert_eq!(judged(&ours(), lease), KeyOwner::Ours { follow: true });
         let before_instances = Record { instance: None, ..ours() };
-        assert_eq!(judged(&before_instances, lease), Standing::Ours { follow: true });
+        assert_eq!(judged(&before_instances, lease), KeyOwner::Ours { follow: true });
         let spoilt = Record { ipv4: None, ..ours() };
-        assert_eq!(judged(&spoilt, lease), Standing::Ours { follow: false });
+        assert_eq!(judged(&spoilt, lease), KeyOwner::Ours { follow: false });
     }
     // Reservations as an operator writes them, for our address and for our id; with a lease they are none.
     for reservation in [r#"{"PublicIP":"10.99.0.1"}"#, r#"{"NodeID":"me"}"#] {
-        assert_eq!(text(reservation, 0), Standing::Ours { follow: true }, "{reservation}");
+        assert_eq!(text(reservation, 0), KeyOwner::Ours { follow: true }, "{reservation}");
     }
-    assert!(matches!(text(r#"{"PublicIP":"10.99.0.1"}"#, 8), Standing::Void(_)));
+    assert!(matches!(text(r#"{"PublicIP":"10.99.0.1"}"#, 8), KeyOwner::Void(_)));
     // Edited by hand: the address is another, yet the instance is ours.
     let moved = Record { public_ip: [10, 99, 0, 3].into(), ..ours() };
-    assert_eq!(judged(&moved, 0), Standing::Ours { follow: true });
+    assert_eq!(judged(&moved, 0), KeyOwner::Ours { follow: true });
 }
 
 #[test]
 fn another_agent_with_our_address_is_told_by_its_mac() {
     let flannel = |mac: &str| value("10.99.0.1", "vxlan", &format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#));
     for lease in [0, LEASE, 8] {
-        assert_eq!(text(&flannel("c6:d2:32:6f:8f:44"), lease), Standing::SameAddress);
+        assert_eq!(text(&flannel("c6:d2:32:6f:8f:44"), lease), KeyOwner::SameAddress);
     }
     // Where we have no node id either, the ids are not the same: there is none.
     for ids in [ours().instance, None] {
         let ours = Record { node: None, instance: ids.clone(), ..ours() };
         for lease in [0, LEASE, 8] {
             let theirs = Record::parse(flannel("c6:d2:32:6f:8f:44").as_bytes()).unwrap();
-            assert_eq!(judged_by(&ours, false, &theirs, lease), Standing::SameAddress, "{ids:?} {lease}");
-            assert_eq!(judged_by(&ours, false, &ours, lease), Standing::Ours { follow: true }, "{ids:?} {lease}");
+            assert_eq!(judged_by(&ours, false, &theirs, lease), KeyOwner::SameAddress, "{ids:?} {lease}");
+            assert_eq!(judged_by(&ours, false, &ours, lease), KeyOwner::Ours { follow: true }, "{ids:?} {lease}");
         }
         let earlier = Record::parse(flannel("02:00:00:00:00:01").as_bytes()).unwrap();
-        assert_eq!(judged_by(&ours, false, &earlier, 0), Standing::Ours { follow: true });
+        assert_eq!(judged_by(&ours, false, &earlier, 0), KeyOwner::Ours { follow: true });
     }
     // A record of our own device, as an earlier flannel here left it: made a reservation by hand.
-    assert_eq!(text(&flannel("02:00:00:00:00:01"), 0), Standing::Ours { follow: true });
-    assert_eq!(text(&flannel("02:00:00:00:00:01"), 8), Standing::Ours { follow: false });
+    assert_eq!(text(&flannel("02:00:00:00:00:01"), 0), KeyOwner::Ours { follow: true });
+    assert_eq!(text(&flannel("02:00:00:00:00:01"), 8), KeyOwner::Ours { follow: false });
 }
 
 #[test]
 fn of_two_clones_exactly_one_goes_on() {
     let clone = |since| Record { instance: instance("boot-2", since), ..ours() };
-    assert_eq!(judged(&clone(200), LEASE), Standing::Later);
-    assert_eq!(judged(&clone(50), LEASE), Standing::Another(Relation::Instance));
+    assert_eq!(judged(&clone(200), LEASE), KeyOwner::Later);
+    assert_eq!(judged(&clone(50), LEASE), KeyOwner::Another(Relation::Instance));
     // Ours has ended, and the other one holds the subnet by its own.
-    assert_eq!(judged(&clone(200), 8), Standing::Another(Relation::Instance));
+    assert_eq!(judged(&clone(200), 8), KeyOwner::Another(Relation::Instance));
     for (one, other) in [(100, 200), (200, 100), (100, 100)] {
         let records = [Record { instance: instance("boot-1", one), ..ours() }, clone(other)];
-        let goes_on = |ours: &Record, theirs: &Record| judged_by(ours, false, theirs, LEASE) == Standing::Later;
+        let goes_on = |ours: &Record, theirs: &Record| judged_by(ours, false, theirs, LEASE) == KeyOwner::Later;
         assert_ne!(goes_on(&records[0], &records[1]), goes_on(&records[1], &records[0]), "{one} {other}");
     }
     // With a reservation there is no lease to tell them by.
     let goes_on = |theirs: &Record| judged_as_reservation(theirs, 0);
-    assert_eq!(goes_on(&clone(200)), Standing::Later);
-    assert_eq!(goes_on(&clone(50)), Standing::Another(Relation::Instance));
+    assert_eq!(goes_on(&clone(200)), KeyOwner::Later);
+    assert_eq!(goes_on(&clone(50)), KeyOwner::Another(Relation::Instance));
 }
 
-fn judged_as_reservation(record: &Record, lease: i64) -> Standing {
+fn judged_as_reservation(record: &Record, lease: i64) -> KeyOwner {
     let (config, ours) = (config(), ours());
     let addresses = [(ours.public_ip, None)];
     let holder = Holder { config: &config, record: &ours, addresses: &addresses, lease: 0, has_ended: false };
-    holder.standing(&"10.5.7.0-24".parse().unwrap(), record, lease)
+    holder.owner_of(&"10.5.7.0-24".parse().unwrap(), record, lease)
 }
 
 #[test]
@@ -146,17 +146,17 @@ fn a_copy_of_our_record_takes_nothing_while_our_lease_lives() {
         let copy = Record { instance: ids.clone(), ..ours() };
         if ids.is_some() {
             // Whatever the numbers say: it has lost its lease.
-            assert_eq!(judged(&copy, 0), Standing::Copy(Copied::WithoutLease));
+            assert_eq!(judged(&copy, 0), KeyOwner::Copy(Copied::WithoutLease));
         }
         for ipv4 in [copy.ipv4.clone(), other_mac.clone()] {
             let elsewhere = Record { public_ip: [10, 99, 0, 3].into(), ipv4, ..copy.clone() };
             for lease in [0, 8] {
-                assert_eq!(judged(&elsewhere, lease), Standing::Copy(Copied::WithAnotherAddress), "{ids:?}");
-                assert_eq!(judged_as_reservation(&elsewhere, lease), Standing::Copy(Copied::WithAnotherAddress));
+                assert_eq!(judged(&elsewhere, lease), KeyOwner::Copy(Copied::WithAnotherAddress), "{ids:?}");
+                assert_eq!(judged_as_reservation(&elsewhere, lease), KeyOwner::Copy(Copied::WithAnotherAddress));
             }
-            assert_eq!(judged(&elsewhere, LEASE), Standing::OnOurLease);
+            assert_eq!(judged(&elsewhere, LEASE), KeyOwner::OnOurLease);
             // The subnet was free.
-            assert!(matches!(judged_by(&ours(), true, &elsewhere, 8), Standing::Another(_)));
+            assert!(matches!(judged_by(&ours(), true, &elsewhere, 8), KeyOwner::Another(_)));
         }
     }
 }
@@ -165,7 +165,7 @@ fn a_copy_of_our_record_takes_nothing_while_our_lease_lives() {
 fn our_record_with_an_instance_that_cannot_be_read_is_ours_and_keeps_its_lease() {
     let spoilt = Record { instance: None, has_bad_instance: true, ..ours() };
     for lease in [0, LEASE, 8] {
-        assert_eq!(judged(&spoilt, lease), Standing::Ours { follow: false });
+        assert_eq!(judged(&spoilt, lease), KeyOwner::Ours { follow: false });
     }
 }
 
@@ -173,7 +173,7 @@ fn our_record_with_an_instance_that_cannot_be_read_is_ours_and_keeps_its_lease()
 fn an_address_that_no_node_can_have_takes_nothing() {
     for ip in ["10.5.7.1", "10.5.77.3", "0.1.2.3"] {
         for lease in [0, 8] {
-            assert!(matches!(text(&value(ip, "vxlan", DATA), lease), Standing::Void(_)), "{ip}");
+            assert!(matches!(text(&value(ip, "vxlan", DATA), lease), KeyOwner::Void(_)), "{ip}");
         }
     }
 }
@@ -181,18 +181,18 @@ fn an_address_that_no_node_can_have_takes_nothing() {
 #[test]
 fn after_the_end_of_our_lease_a_reservation_and_a_clone_have_the_subnet() {
     let reserved = Record::parse(br#"{"PublicIP":"10.99.0.3"}"#).unwrap();
-    assert!(matches!(judged_by(&ours(), true, &reserved, 0), Standing::Another(_)));
+    assert!(matches!(judged_by(&ours(), true, &reserved, 0), KeyOwner::Another(_)));
     let clone = Record { instance: instance("boot-2", 200), ..ours() };
-    assert_eq!(judged_by(&ours(), true, &clone, 0), Standing::Another(Relation::Instance));
+    assert_eq!(judged_by(&ours(), true, &clone, 0), KeyOwner::Another(Relation::Instance));
     let junk = Record::parse(b"{}").unwrap();
-    assert!(matches!(judged_by(&ours(), true, &junk, 0), Standing::Void(_)), "nobody has it");
+    assert!(matches!(judged_by(&ours(), true, &junk, 0), KeyOwner::Void(_)), "nobody has it");
 }
 
 #[test]
 fn a_stranger_with_our_address_has_it_by_a_lease_of_its_own() {
     let stranger = Record { node: Some("other".to_owned()), instance: instance("boot-9", 1), ..ours() };
-    assert_eq!(judged(&stranger, 8), Standing::Another(Relation::Stranger));
-    assert_eq!(judged(&stranger, LEASE), Standing::OnOurLease);
+    assert_eq!(judged(&stranger, 8), KeyOwner::Another(Relation::Stranger));
+    assert_eq!(judged(&stranger, LEASE), KeyOwner::OnOurLease);
 }
 
 #[test]
