@@ -25,7 +25,7 @@ pub(super) struct Health {
     pub etcd: Etcd,
     /// What etcd does not do that keeps our record, and why, if there is such a thing.
     pub lease: Option<String>,
-    /// Who writes our record again and again, if anybody does: half of the time others follow what that one writes.
+    /// Who writes over our record again and again so that others don't follow it, if anybody does.
     pub disputed: Option<String>,
     /// Why the tunnel's packets cannot leave this host, if they can't.
     pub underlay: Option<String>,

@@ -92,7 +92,7 @@ pub enum KeyOwner {
     /// Our record, perhaps changed. `follow`: somebody moved it to this etcd lease on purpose, so we renew that lease from
     /// now on.
     Ours {
-        /// It is complete, or a reservation for us, and names us, with an instance that can be read or none.
+        /// It is complete with our address, or a reservation for us, and names us, with an instance that can be read or none.
         follow: bool,
     },
     /// Another agent's with our public IP that left no id to tell it from us: its MAC is not ours.
@@ -128,11 +128,13 @@ impl Holder<'_> {
         let is_for_our_id = !record.has_address() && self.has_our_id(record);
         if is_our_instance || is_for_our_id || (relation == Relation::Same && self.has_our_address(record)) {
             let is_named = is_our_instance || self.is_named(record);
+            // Whoever moves a record on purpose leaves the address in it.
+            let may_be_moved = (is_for_our_id || self.has_our_address(record)) && !record.has_bad_instance;
             return match hold {
                 Hold::Void(_) if is_named => KeyOwner::Ours { follow: false },
                 Hold::Void(bad) => KeyOwner::Void(bad),
                 Hold::Followed if !is_named && record.macs() != self.record.macs() => KeyOwner::SameAddress,
-                _ => KeyOwner::Ours { follow: (is_named || lease == 0) && !record.has_bad_instance },
+                _ => KeyOwner::Ours { follow: (is_named || lease == 0) && may_be_moved },
             };
         }
         match hold {

@@ -86,9 +86,11 @@ fn what_names_us_is_ours_and_its_lease_counts_where_it_is_sound() {
         assert_eq!(text(reservation, 0), KeyOwner::Ours { follow: true }, "{reservation}");
     }
     assert!(matches!(text(r#"{"PublicIP":"10.99.0.1"}"#, 8), KeyOwner::Void(_)));
-    // Edited by hand: the address is another, yet the instance is ours.
+    // Edited by hand, or forged: the address is another, yet the instance is ours.
     let moved = Record { public_ip: [10, 99, 0, 3].into(), ..ours() };
-    assert_eq!(judged(&moved, 0), KeyOwner::Ours { follow: true });
+    for lease in [0, LEASE, 8] {
+        assert_eq!(judged(&moved, lease), KeyOwner::Ours { follow: false });
+    }
 }
 
 #[test]
