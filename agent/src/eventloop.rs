@@ -252,6 +252,9 @@ impl<D: Dataplane> EventLoop<D> {
         for family in self.families.iter_mut().filter(|family| family.plane.has_mended()) {
             self.told.mended(&family.device.name, family.plane.take_mended(), clock::now());
         }
+        for unreached in self.families.iter_mut().filter_map(|family| family.plane.take_unreached()) {
+            self.told.unreached(&unreached, self.site.config.backend.name(), clock::now());
+        }
         if self.told.due().is_some_and(|due| due <= clock::now()) {
             let planes = self.families.iter_mut().map(|family| &mut family.plane);
             self.told.say(clock::now(), || planes.map(Plane::take_programmed).collect());

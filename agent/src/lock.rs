@@ -61,7 +61,7 @@ pub(crate) struct Holder {
 pub(crate) enum Error {
     /// Another twilld has it.
     #[error(
-        "another twilld keeps {device} on this node and did not stop within {patience:?} (--takeover-timeout): {holder}; stop one of the two, or give this one a network with another VNI"
+        "another twilld keeps {device} on this node and did not stop within {patience:?} (--takeover-timeout): {holder}; stop one of the two, or give this one a VXLAN network with another VNI"
     )]
     Held {
         /// The device.

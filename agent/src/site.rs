@@ -73,6 +73,18 @@ pub enum Unfit {
         /// What is wrong with it.
         barred: Barred,
     },
+    /// Peers would route packets for our pods to an address that no interface here has.
+    #[error(
+        "the public address {public} is not the address of this host, {local}: with the backend {backend} peers route packets straight to this host, so leave out --public-ip and --public-ipv6"
+    )]
+    NotOwn {
+        /// The address that peers would be told.
+        public: IpAddr,
+        /// Ours.
+        local: IpAddr,
+        /// The backend.
+        backend: &'static str,
+    },
     /// Our record lacks a family that the config has.
     #[error("our record {key} has no {family:?} side")]
     NoSide {
@@ -82,13 +94,15 @@ pub enum Unfit {
         family: Family,
     },
     /// The MTU leaves too little room.
-    #[error("MTU {mtu} of {interface}: expected at least {}: {} needs {least} bytes, and VXLAN adds {overhead}", least + overhead, name(*family))]
+    #[error("MTU {mtu} of {interface}: expected at least {}: {} needs {least} bytes{}", least + overhead, name(*family), adds(backend, *overhead))]
     Mtu {
         /// The interface.
         interface: String,
         /// Its MTU. One of the config was found large enough when that was read.
         mtu: u32,
-        /// What VXLAN adds.
+        /// The backend, and what it adds to a packet.
+        backend: &'static str,
+        /// In bytes.
         overhead: u32,
         /// The least that the kernel gives the family an address for.
         least: u32,
@@ -120,7 +134,7 @@ impl Unfit {
         match self {
             Self::Leased { local, .. } | Self::Inside { local, .. } => Some(*local),
             Self::Public { public, .. } => Some(*public),
-            Self::Choose(_) | Self::NoSide { .. } | Self::Mtu { .. } => None,
+            Self::Choose(_) | Self::NotOwn { .. } | Self::NoSide { .. } | Self::Mtu { .. } => None,
         }
     }
 
@@ -169,6 +183,10 @@ impl Site {
                 let (local, interface) = (chosen.local, chosen.interface.name);
                 Unfit::Inside { local, interface, network: net.network }
             })?;
+        }
+        let Chosen { public, local, .. } = chosen;
+        if self.config.backend.needs_own_address() && public != local {
+            return Err(Unfit::NotOwn { public, local, backend: self.config.backend.name() });
         }
         match self.leased(chosen.public) {
             Some(barred) => Err(Unfit::Public { public: chosen.public, barred }),
@@ -248,11 +266,17 @@ impl Site {
         let interface = &end.chosen.interface;
         // More than the interface takes is capped by the kernel, and subnet.env would say what no packet may have.
         let outer = backend.mtu().map_or(interface.mtu, |mtu| mtu.min(interface.mtu));
-        let too_small =
-            || Unfit::Mtu { interface: interface.name.clone(), mtu: outer, overhead, least, family: end.family };
+        let too_small = || Unfit::Mtu {
+            interface: interface.name.clone(),
+            mtu: outer,
+            backend: backend.name(),
+            overhead,
+            least,
+            family: end.family,
+        };
         let tunnel = backend.device(end.family);
         Ok(Device {
-            name: tunnel.as_ref().map_or_else(|| backend.mark(), |tunnel| tunnel.name.clone()),
+            name: tunnel.as_ref().map_or_else(|| stand_in(backend.name(), end.family), |tunnel| tunnel.name.clone()),
             vxlan: tunnel.map(|tunnel| Vxlan {
                 vni: tunnel.vni,
                 port: tunnel.port,
@@ -290,6 +314,18 @@ impl TunnelEnd {
     pub fn without_subnet(&self) -> Own {
         Own { subnet: no_subnet(self.family), public_ip: self.chosen.public, mac: None }
     }
+}
+
+/// What stands for the name of a device where the backend has none.
+fn stand_in(backend: &str, family: Family) -> String {
+    match family {
+        Family::V4 => backend.to_owned(),
+        Family::V6 => format!("{backend}-v6"),
+    }
+}
+
+fn adds(backend: &str, overhead: u32) -> String {
+    if overhead == 0 { String::new() } else { format!(", and {} adds {overhead}", backend.to_uppercase()) }
 }
 
 fn name(family: Family) -> &'static str {

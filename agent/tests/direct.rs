@@ -15,12 +15,16 @@ const PEER: &str = "10.5.7.0/24";
 const HOST: &str = "10.99.0.7";
 
 fn plane() -> Plane {
+    with_ways(Ways { tunnel: true, host: true }, PeerMode::OnDemand)
+}
+
+fn with_ways(ways: Ways, mode: PeerMode) -> Plane {
     let config = NetworkConfig::parse(br#"{"Network":"10.5.0.0/16"}"#).unwrap();
     let setup = Setup {
         net: config.ipv4.unwrap(),
         subnet: "10.5.1.0/24".parse().unwrap(),
-        ways: Ways { tunnel: true, host: true },
-        mode: PeerMode::OnDemand,
+        ways,
+        mode,
         idle: Duration::from_secs(600),
     };
     let mut plane = Plane::new(setup);
@@ -175,4 +179,46 @@ fn a_peer_that_becomes_direct_while_a_packet_waits_keeps_no_neighbour_of_the_pac
             Op::Delete(Row::Fdb(fdb())),
         ]
     );
+}
+
+#[test]
+fn without_a_tunnel_a_peer_has_a_route_through_its_host_or_none_and_that_is_told_once() {
+    let mut plane = with_ways(Ways { tunnel: false, host: true }, PeerMode::All);
+    assert!(plane.is_settled(), "no base route");
+    assert_eq!(joined(&mut plane, false), []);
+    let told = |plane: &mut Plane| plane.take_unreached().map(|unreached| unreached.first);
+    assert_eq!(told(&mut plane), Some(vec![(PEER.parse().unwrap(), HOST.parse().unwrap())]));
+    plane.redecide(None);
+    assert_eq!(decide(&mut plane, false), []);
+    assert_eq!(told(&mut plane), None, "it is no news");
+    plane.want_everyone();
+    assert_eq!(work(&mut plane), [], "nothing can be put");
+    plane.redecide(None);
+    assert_eq!(decide(&mut plane, true), [Op::PutRoute(direct_route())]);
+    plane.redecide(None);
+    assert_eq!(decide(&mut plane, false), [Op::Delete(Row::Route(direct_route()))]);
+    assert!(told(&mut plane).is_some());
+}
+
+#[test]
+fn another_program_s_route_is_its_own_matter_where_there_is_no_way_of_ours() {
+    let mut plane = with_ways(Ways { tunnel: false, host: true }, PeerMode::All);
+    joined(&mut plane, false);
+    let via = Via::Direct("10.99.0.1".parse().unwrap());
+    let theirs = Route { destination: PEER.parse().unwrap(), via, metric: 0, protocol: 3 };
+    plane.saw(&Notification::Route(theirs.into()));
+    assert!(plane.contested().is_empty());
+    plane.redecide(None);
+    decide(&mut plane, true);
+    assert_eq!(plane.contested().len(), 1, "it goes before ours");
+}
+
+#[test]
+fn without_any_way_nothing_is_asked_and_nothing_is_put() {
+    let mut plane = with_ways(Ways { tunnel: false, host: false }, PeerMode::All);
+    assert_eq!(joined(&mut plane, true), []);
+    plane.want_everyone();
+    plane.redecide(None);
+    assert!(!plane.has_undecided() && plane.is_settled() && plane.take_unreached().is_none());
+    assert_eq!(plane.peers().len(), 1);
 }

@@ -41,15 +41,16 @@ fn the_table_is_for_people_and_scripts() {
     let said = twill(&lab, &["leases"]);
     assert_eq!((said.code, said.complaint.as_str()), (0, ""), "{said:?}");
     let rows: Vec<Vec<&str>> = said.out.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(rows[0], ["SUBNET", "PUBLIC-IP", "VTEP-MAC", "NODE", "LEFT", "STATE"]);
+    assert_eq!(rows[0], ["SUBNET", "PUBLIC-IP", "BACKEND", "VTEP-MAC", "NODE", "LEFT", "STATE"]);
     let mut expected: Vec<_> =
         lab.nodes().iter().map(|node| (node.as_peer(), format!("node{}", node.index()))).collect();
     expected.sort_by_key(|(peer, _)| peer.key());
     assert_eq!(rows.len(), 3);
     for (row, (peer, node)) in rows[1..].iter().zip(&expected) {
         let (subnet, ip) = (peer.subnet.to_string(), peer.public_ip.to_string());
-        assert_eq!((row[0], row[1], row[2], row[3], row[5]), (&*subnet, &*ip, &*peer.mac, &**node, "ok"));
-        assert!(row[4].starts_with("23h5") && row[4].ends_with('m'), "{row:?}");
+        assert_eq!((row[0], row[1], row[2]), (&*subnet, &*ip, "vxlan"));
+        assert_eq!((row[3], row[4], row[6]), (&*peer.mac, &**node, "ok"));
+        assert!(row[5].starts_with("23h5") && row[5].ends_with('m'), "{row:?}");
     }
 
     // What stands in the table is what `release` takes.
@@ -66,7 +67,7 @@ fn the_table_is_for_people_and_scripts() {
     let cells: Vec<&str> = line.split_whitespace().collect();
     assert_eq!(
         (said.code, cells.join(" ").as_str()),
-        (0, "10.5.200.0/24 - - rack-7 reservation reserved, not used yet")
+        (0, "10.5.200.0/24 - - - rack-7 reservation reserved, not used yet")
     );
     assert_eq!(twill(&lab, &["release", "10.5.200.0/24"]).code, 0);
 }

@@ -46,8 +46,8 @@ struct Flags {
 enum Command {
     /// List the subnets that nodes hold, as etcd has them.
     ///
-    /// A line for each subnet: SUBNET (as `release` takes it), PUBLIC-IP, VTEP-MAC, NODE, LEFT (what is left of its lease, or
-    /// `reservation`), STATE (`ok`, or why every node ignores the record). Only STATE has spaces in it. Keys that name no
+    /// A line for each subnet: SUBNET (as `release` takes it), PUBLIC-IP, BACKEND, VTEP-MAC, NODE, LEFT (what is left of its
+    /// lease, or `reservation`), STATE (`ok`, or why every node ignores the record). Only STATE has spaces in it. Keys that name no
     /// subnet follow in a table of their own. Ends with 3 if any record is ignored.
     #[command(after_help = AFTER_HELP)]
     Leases,

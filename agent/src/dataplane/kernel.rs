@@ -90,6 +90,14 @@ impl Kernel {
         Ok(link.and_then(|link| link.mac).map(MacAddr))
     }
 
+    /// The names of all VXLAN devices.
+    pub fn vxlan_devices(&mut self) -> Result<Vec<String>, Error> {
+        self.refresh()?;
+        let links = self.looker.links().map_err(Error::from);
+        let links = self.noted(links)?.into_iter().filter(|link| link.vxlan.is_some());
+        Ok(links.map(|link| link.name).collect())
+    }
+
     /// The index of the device as it was last made.
     pub(super) fn ifindex(&self) -> Option<u32> {
         self.live.as_ref().and_then(Live::ifindex)

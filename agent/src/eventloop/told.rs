@@ -13,7 +13,7 @@ use super::config::ConfigNow;
 use crate::overlay::Shown;
 use crate::overlay::peers::Delta;
 use crate::overlay::plane::strangers::Mended;
-use crate::overlay::programmed::Programmed;
+use crate::overlay::programmed::{Programmed, Unreached};
 use crate::overlay::record::BadRecord;
 use crate::overlay::records::Records;
 use crate::overlay::repeats::Repeats;
@@ -52,6 +52,7 @@ pub(super) struct Told {
     ignored: Repeats,
     kinds: BTreeMap<&'static str, usize>,
     programmed: Repeats,
+    unreached: Repeats,
     programmed_at: Option<Instant>,
     config: Repeats,
     /// What the config's key holds, for people.
@@ -75,6 +76,7 @@ impl Default for Told {
             ignored: Repeats::new(FEW),
             kinds: BTreeMap::new(),
             programmed: Repeats::new(FEW),
+            unreached: Repeats::new(FEW),
             programmed_at: None,
             config: Repeats::new(FEW),
             config_now: ConfigNow::Ours.words(),
@@ -192,11 +194,25 @@ impl Told {
         }
     }
 
+    /// There is no way to some peers.
+    pub(super) fn unreached(&mut self, peers: &Unreached, backend: &'static str, now: Instant) {
+        for (subnet, host) in &peers.first {
+            if self.unreached.admit(now) {
+                warn!(%subnet, %host, "peer not reached: its host is not on a link of this node, and {backend} has no other way to it");
+            } else {
+                debug!(%subnet, %host, "peer not reached: its host is not on a link of this node");
+            }
+        }
+        for _ in 0..peers.more {
+            self.unreached.admit(now);
+        }
+    }
+
     /// When [`Told::say`] has something to say.
     pub(super) fn due(&self) -> Option<Instant> {
-        let one =
-            [&self.peers, &self.many, &self.restless, &self.ignored, &self.programmed, &self.config, &self.contested];
-        one.into_iter().chain(&self.mended).filter_map(Repeats::due).chain(self.programmed_at).min()
+        let of_peers = [&self.peers, &self.many, &self.restless, &self.programmed, &self.unreached];
+        let others = [&self.ignored, &self.config, &self.contested];
+        of_peers.into_iter().chain(others).chain(&self.mended).filter_map(Repeats::due).chain(self.programmed_at).min()
     }
 
     /// Says what was counted, and which peers were put into the kernel, where it is time for it.
@@ -223,6 +239,9 @@ impl Told {
             if let Some(count) = repeats.count(now) {
                 warn!(count, "more times {what} of another program contradicted the records, mended");
             }
+        }
+        if let Some(count) = self.unreached.count(now) {
+            warn!(count, "more peers are not reached: their hosts are not on a link of this node");
         }
         if let Some(count) = self.contested.count(now) {
             warn!(count, "more routes or policy rules of other programs came that go before ours");

@@ -10,7 +10,7 @@ use crate::overlay::words::Span;
 use crate::overlay::{Shown, shown};
 use crate::store::RawRecord;
 
-const HEAD: [&str; 6] = ["SUBNET", "PUBLIC-IP", "VTEP-MAC", "NODE", "LEFT", "STATE"];
+const HEAD: [&str; 7] = ["SUBNET", "PUBLIC-IP", "BACKEND", "VTEP-MAC", "NODE", "LEFT", "STATE"];
 const HEAD_OF_JUNK: [&str; 3] = ["KEY", "LEFT", "STATE"];
 /// For what a record does not say.
 const NONE: &str = "-";
@@ -35,9 +35,11 @@ pub(super) fn render(listing: &Listing, left: &Left, ignored: &BTreeMap<&str, Ba
 }
 
 /// A line for each side of a record.
-fn subnets(raw: &RawRecord, key: &SubnetKey, left: &Left, bad: Option<&BadRecord>) -> Vec<[String; 6]> {
+fn subnets(raw: &RawRecord, key: &SubnetKey, left: &Left, bad: Option<&BadRecord>) -> Vec<[String; 7]> {
     let record = Record::parse(&raw.value).ok();
     let node = record.as_ref().and_then(|record| record.node.as_ref()).map_or(NONE.to_owned(), |node| cell(node));
+    let backend = record.as_ref().map(|record| &record.backend_type).filter(|backend| !backend.is_empty());
+    let backend = backend.map_or(NONE.to_owned(), |backend| cell(backend));
     let left = time_left(raw, left, bad.is_none());
     let sides = [Family::V4, Family::V6].into_iter().filter_map(|family| {
         let side = key.side(family)?.to_string();
@@ -47,6 +49,7 @@ fn subnets(raw: &RawRecord, key: &SubnetKey, left: &Left, bad: Option<&BadRecord
         Some([
             side,
             address.unwrap_or_else(none),
+            backend.clone(),
             mac.unwrap_or_else(none),
             node.clone(),
             left.clone(),
@@ -155,17 +158,19 @@ mod tests {
                 r#"{"PublicIP":"10.99.0.7","BackendType":"vxlan","BackendData":{"VtepMAC":"c6:d2:32:6f:8f:47"},"NodeID":"a b\u001b"}"#,
                 33,
             ),
+            ("10.5.8.0-24", r#"{"PublicIP":"10.99.0.8","BackendType":"host-gw"}"#, 33),
         ]);
         let expected = [
-            "SUBNET PUBLIC-IP VTEP-MAC NODE LEFT STATE",
-            "10.5.1.0/24 10.99.0.1 c6:d2:32:6f:8f:44 worker-1 23h59m ok",
-            "fc00:0:0:1::/64 fd99::1 c6:d2:32:6f:8f:45 worker-1 23h59m ok",
-            "10.5.2.0/24 10.99.0.1 - - reservation reserved, not used yet",
-            "10.5.3.0/24 - - worker-1 reservation reserved, not used yet",
-            "10.5.4.0/24 10.99.0.1 c6:d2:32:6f:8f:44 worker-1 reservation ok",
-            "10.5.5.0/24 - - - no-lease ignored: the record has no PublicIP",
-            "10.5.6.0/24 - - - ended ignored: not a JSON object: EOF while parsing an object at line 1 column 1",
-            "10.5.7.0/24 10.99.0.7 c6:d2:32:6f:8f:47 a\\x20b\\u{1b} 59m59s ok",
+            "SUBNET PUBLIC-IP BACKEND VTEP-MAC NODE LEFT STATE",
+            "10.5.1.0/24 10.99.0.1 vxlan c6:d2:32:6f:8f:44 worker-1 23h59m ok",
+            "fc00:0:0:1::/64 fd99::1 vxlan c6:d2:32:6f:8f:45 worker-1 23h59m ok",
+            "10.5.2.0/24 10.99.0.1 - - - reservation reserved, not used yet",
+            "10.5.3.0/24 - - - worker-1 reservation reserved, not used yet",
+            "10.5.4.0/24 10.99.0.1 vxlan c6:d2:32:6f:8f:44 worker-1 reservation ok",
+            "10.5.5.0/24 - - - - no-lease ignored: the record has no PublicIP",
+            "10.5.6.0/24 - - - - ended ignored: not a JSON object: EOF while parsing an object at line 1 column 1",
+            "10.5.7.0/24 10.99.0.7 vxlan c6:d2:32:6f:8f:47 a\\x20b\\u{1b} 59m59s ok",
+            "10.5.8.0/24 10.99.0.8 host-gw - - 59m59s ok",
         ];
         assert_eq!(table, expected);
     }

@@ -131,7 +131,8 @@ pub(super) fn tables(wanted: &WantedRules) -> Vec<Table> {
         let v6 = family == Family::Ip6;
         let side = wanted.sides.iter().find(|side| side.network.is_ipv6() == v6 && family != Family::Arp);
         let guard: Vec<Rule> = devices.clone().flat_map(|name| guard(family, device(name))).collect();
-        let mut chains = vec![Chain { name: "input", hook: Hook::Input, rules: guard }];
+        let input = (!guard.is_empty()).then_some(Chain { name: "input", hook: Hook::Input, rules: guard });
+        let mut chains: Vec<Chain> = input.into_iter().collect();
         if let Some(side) = side {
             if wanted.masquerade {
                 let rules = postrouting(side, wanted.fully_random);
@@ -245,6 +246,16 @@ mod tests {
                 assert!(rules.iter().any(|rule| rule.matches[0] == Match::In(device)), "{table}");
             }
         }
+    }
+
+    #[test]
+    fn without_a_device_there_is_nothing_to_guard() {
+        let mut wanted = wanted(&[("10.5.0.0/16", "10.5.52.0/24")]);
+        (wanted.mark, wanted.sides[0].device) = ("host-gw".to_owned(), None);
+        let tables = tables(&wanted);
+        assert_eq!(tables[0].to_string(), "ip twill.host-gw");
+        let chains: Vec<&str> = tables.iter().flat_map(|table| &table.chains).map(|chain| chain.name).collect();
+        assert_eq!(chains, ["postrouting", "forward"]);
     }
 
     #[test]

@@ -16,8 +16,11 @@ use super::family::Family;
 use super::json::Object;
 use super::settings::{ConfigError, bad, shown};
 
+mod host_gw;
 mod vxlan;
 
+pub use host_gw::HostGw;
+pub use vxlan::is_device_name;
 pub use vxlan::{DEFAULT_PORT, DEFAULT_VNI, VtepData, Vxlan};
 
 /// The `Backend` object of the network config, and so what all its nodes do.
@@ -25,6 +28,8 @@ pub use vxlan::{DEFAULT_PORT, DEFAULT_VNI, VtepData, Vxlan};
 pub enum Backend {
     /// A tunnel between all hosts.
     Vxlan(Vxlan),
+    /// Routes through the peers' hosts.
+    HostGw(HostGw),
 }
 
 /// What a backend tells the rest.
@@ -64,6 +69,11 @@ pub trait Seam {
     /// The device of a family, if there is one.
     fn device(&self, _family: Family) -> Option<TunnelDevice> {
         None
+    }
+
+    /// Whether peers can use no address but one of this host's own: none that somebody translates on the way.
+    fn needs_own_address(&self) -> bool {
+        false
     }
 
     /// What it adds to a packet of this family, in bytes.
@@ -137,6 +147,9 @@ pub struct Objection {
     pub words: String,
 }
 
+/// The backends that have nothing to be set in the network config.
+const WITHOUT_SETTINGS: [Backend; 1] = [Backend::HostGw(HostGw)];
+
 impl Default for Backend {
     fn default() -> Self {
         Self::Vxlan(Vxlan::default())
@@ -149,6 +162,7 @@ impl Deref for Backend {
     fn deref(&self) -> &(dyn Seam + 'static) {
         match self {
             Self::Vxlan(vxlan) => vxlan,
+            Self::HostGw(host_gw) => host_gw,
         }
     }
 }
@@ -165,15 +179,19 @@ impl Backend {
         let kind = object.get("Type").unwrap_or(&Value::Null);
         let is = |name: &str| kind.as_str().is_some_and(|kind| kind.eq_ignore_ascii_case(name));
         if is(vxlan::NAME) {
-            Vxlan::parse(&object, ipv6).map(Self::Vxlan)
-        } else {
-            Err(bad("Backend.Type", &shown(kind), "is a backend that Twill does not have", "\"vxlan\""))
+            return Vxlan::parse(&object, ipv6).map(Self::Vxlan);
         }
+        // The others have no settings.
+        WITHOUT_SETTINGS.into_iter().find(|backend| is(backend.name())).ok_or_else(|| {
+            let others = WITHOUT_SETTINGS.map(|backend| format!("\"{}\"", backend.name()));
+            let expected = format!("\"{}\" or {}", vxlan::NAME, others.join(" or "));
+            bad("Backend.Type", &shown(kind), "is a backend that Twill does not have", &expected)
+        })
     }
 
     /// The backend whose records have this `BackendType`, with the settings where the config names none.
     pub fn of_record_type(name: &str) -> Option<Self> {
-        [Self::default()].into_iter().find(|backend| backend.record_type() == name)
+        [Self::default()].into_iter().chain(WITHOUT_SETTINGS).find(|backend| backend.record_type() == name)
     }
 }
 

@@ -13,7 +13,7 @@ use ipnetwork::IpNetwork;
 use super::counts::Counts;
 use super::kernel::{Route, Row};
 use super::peers::{Peers, Tally};
-use super::programmed::Programmed;
+use super::programmed::{Programmed, Unreached};
 
 pub mod comparison;
 pub mod contradiction;
@@ -53,8 +53,8 @@ use work::{Purpose, WorkQueue};
 /// our device, so the kernel looks for a neighbour of the pod's own address, has none, and asks (an *L3 miss*). The answer is
 /// the FDB row and a **temporary neighbour** for that very address, which lets the packet go. The peer's own three rows follow,
 /// and the temporary neighbour is deleted. Nobody has the address: its block gets an `unreachable` route, a *refusal*. A MAC
-/// without an FDB row is an *L2 miss*: that row is put again. A peer whose host needs no tunnel (DirectRouting) has one row, a
-/// route through that host.
+/// without an FDB row is an *L2 miss*: that row is put again. A peer whose host needs no tunnel (DirectRouting,
+/// host-gw) has one row, a route through that host.
 ///
 /// # The plane
 /// A plane is told of records, misses, dumps and notifications. It hands out chunks of operations ([`Plane::next_chunk`]), and
@@ -71,6 +71,7 @@ pub struct Plane {
     strangers: Strangers,
     /// What the log has still to say.
     programmed: Programmed,
+    unreached: Unreached,
     /// What has been counted so far.
     counts: Counts,
 }
@@ -79,13 +80,14 @@ impl Plane {
     /// A plane with no peers; its base route is due where the mode has one.
     pub fn new(setup: Setup) -> Self {
         let mut work = WorkQueue::default();
-        work.set_base_due(setup.mode == PeerMode::OnDemand);
+        work.set_base_due(setup.ways.tunnel && setup.mode == PeerMode::OnDemand);
         Self {
             desired: Desired::new(setup),
             work,
             comparison: Comparison::default(),
             strangers: Strangers::default(),
             programmed: Programmed::default(),
+            unreached: Unreached::default(),
             counts: Counts::default(),
         }
     }
@@ -109,6 +111,9 @@ impl Plane {
     /// From now on every known peer is wanted in the kernel: what a clean stop asks for.
     pub fn want_everyone(&mut self) {
         self.desired.everyone = true;
+        if !self.desired.is_everyone_wanted() {
+            return;
+        }
         self.desired.peers.update_all(|subnet, peer| {
             peer.presence.want();
             if !peer.presence.is_in_kernel() {
@@ -219,6 +224,11 @@ impl Plane {
     /// The peers that were put into the kernel since the last call.
     pub fn take_programmed(&mut self) -> Programmed {
         std::mem::take(&mut self.programmed)
+    }
+
+    /// The peers that turned out to have no way to them since the last call, if there are any.
+    pub fn take_unreached(&mut self) -> Option<Unreached> {
+        Some(std::mem::take(&mut self.unreached)).filter(|unreached| !unreached.first.is_empty())
     }
 
     /// Whether rows of other programs were mended since [`Plane::take_mended`].

@@ -7,6 +7,7 @@ use super::programmed::Cause;
 /// | stage | the kernel | what leads on |
 /// |---|---|---|
 /// | absent | should hold no row of the peer | [`Presence::want`], [`Presence::ask`], [`Presence::go_direct`] |
+/// | unreached | can hold no row of the peer: there is neither a tunnel nor the peer's host on a link | [`Presence::go_direct`] |
 /// | wanted | should hold the peer's rows and lacks some, as far as is known | [`Presence::arrive`], [`Presence::leave`] |
 /// | in the kernel | holds every row of the peer, as far as is known | [`Presence::lose`], [`Presence::leave`] |
 ///
@@ -19,6 +20,7 @@ pub struct Presence(Stage);
 enum Stage {
     #[default]
     Absent,
+    Unreached,
     Wanted {
         reason: Reason,
         /// The log has said that the peer is in the kernel: some rows were lost since then.
@@ -46,7 +48,7 @@ enum Reason {
 impl Presence {
     /// Whether the peer's rows should be in the kernel.
     pub fn is_wanted(self) -> bool {
-        self.0 != Stage::Absent
+        !matches!(self.0, Stage::Absent | Stage::Unreached)
     }
 
     /// Whether all of the peer's rows are in the kernel, as far as is known.
@@ -70,7 +72,7 @@ impl Presence {
     /// A packet asked for the peer.
     pub(super) fn ask(&mut self) {
         match &mut self.0 {
-            Stage::Absent => self.0 = Stage::Wanted { reason: Reason::Packet, is_told: false },
+            Stage::Absent | Stage::Unreached => self.0 = Stage::Wanted { reason: Reason::Packet, is_told: false },
             Stage::Wanted { reason, .. } | Stage::InKernel { reason } => {
                 *reason = match reason {
                     Reason::Direct { .. } => Reason::Direct { is_asked_for: true },
@@ -123,9 +125,22 @@ impl Presence {
         };
     }
 
+    /// The peer has another host: what was known of the way to it counts no longer.
+    pub(super) fn forget_way(&mut self, is_everyone_wanted: bool) {
+        if self.0 == Stage::Unreached {
+            self.0 = Stage::Absent;
+        }
+        self.go_through_tunnel(is_everyone_wanted);
+    }
+
+    /// There is no way to the peer's host. Says whether that is news.
+    pub(super) fn go_unreached(&mut self) -> bool {
+        std::mem::replace(&mut self.0, Stage::Unreached) != Stage::Unreached
+    }
+
     fn reason_and_told(self) -> (Option<Reason>, bool) {
         match self.0 {
-            Stage::Absent => (None, false),
+            Stage::Absent | Stage::Unreached => (None, false),
             Stage::Wanted { reason, is_told } => (Some(reason), is_told),
             Stage::InKernel { reason } => (Some(reason), true),
         }
@@ -205,6 +220,16 @@ mod tests {
         let mut presence = in_kernel();
         presence.go_through_tunnel(false);
         assert_eq!(presence, in_kernel());
+    }
+
+    #[test]
+    fn a_peer_without_a_way_is_told_once_until_it_has_one() {
+        let mut presence = Presence::default();
+        assert!(presence.go_unreached() && !presence.go_unreached());
+        assert!(!presence.is_wanted() && !presence.is_in_kernel() && !presence.is_direct());
+        presence.go_direct();
+        assert_eq!(presence.arrive(), Some(Cause::Direct));
+        assert!(presence.go_unreached());
     }
 
     #[test]

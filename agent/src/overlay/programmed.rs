@@ -1,6 +1,7 @@
-//! Which peers were put into the kernel, and why: what the log says of them.
+//! Which peers were put into the kernel, and why, and which can't be: what the log says of them.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
@@ -12,6 +13,15 @@ const NAMED: usize = 10;
 pub struct Programmed {
     /// The first ones.
     pub first: Vec<(IpNetwork, Cause)>,
+    /// How many came after them.
+    pub more: usize,
+}
+
+/// Peers that turned out to have no way to them since somebody asked last.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Unreached {
+    /// The first ones, with their hosts.
+    pub first: Vec<(IpNetwork, IpAddr)>,
     /// How many came after them.
     pub more: usize,
 }
@@ -39,6 +49,16 @@ impl Programmed {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.first.is_empty()
+    }
+}
+
+impl Unreached {
+    pub(super) fn add(&mut self, subnet: IpNetwork, host: IpAddr) {
+        if self.first.len() < NAMED {
+            self.first.push((subnet, host));
+        } else {
+            self.more += 1;
+        }
     }
 }
 

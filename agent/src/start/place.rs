@@ -6,6 +6,7 @@ use tracing::{info, warn};
 use super::fit;
 use super::host::Host;
 use crate::lock::Lock;
+use crate::overlay::backend;
 use crate::overlay::iface::Interface;
 use crate::overlay::plane::{PeerMode, Plane, Setup};
 use crate::overlay::records::Records;
@@ -31,14 +32,14 @@ impl Place {
         host.publisher.waits_for(&format!("a usable network config: the key {prefix}/config of etcd at {endpoints}"));
         let (config, config_text) = host.reader.config(&prefix).await?;
         let site = Site {
-            config,
             config_text,
             wish: host.wish.clone(),
             subnet_file: host.flags.subnet_file.clone(),
             ip_masq: host.flags.ip_masq,
-            on_demand: PeerMode::from(host.flags.peer_mode) == PeerMode::OnDemand,
+            on_demand: config.backend.ways().tunnel && PeerMode::from(host.flags.peer_mode) == PeerMode::OnDemand,
+            config,
         };
-        // One lock for both families' devices: they have one VNI.
+        // One lock for both families' devices, which have one VNI; without devices, one for the backend.
         let (device, timeout) = (site.mark(), host.flags.takeover_timeout);
         let publisher = host.publisher.clone();
         Lock::hold(&mut host.lock, &device, timeout, |what: &str| publisher.waits_for(what)).await?;
@@ -51,6 +52,7 @@ impl Place {
             let interface = &chosen.interface;
             info!(interface = %interface.name, local = %chosen.local, public = %chosen.public, mtu = interface.mtu, why = %chosen.why, "the tunnel goes over this interface");
         }
+        place.name_unused_device(host).await?;
         Ok(Some(place))
     }
 
@@ -66,6 +68,22 @@ impl Place {
         Ok(())
     }
 
+    /// Names the devices that a backend with a tunnel may have left. They stay: another daemon may use them.
+    async fn name_unused_device(&self, host: &mut Host) -> Result<()> {
+        if self.site.config.backend.ways().tunnel {
+            return Ok(());
+        }
+        let devices = async || host.kernel.vxlan_devices();
+        let mut devices = host.passing.wait("look for devices of another backend", devices).await?;
+        devices.retain(|name| backend::is_device_name(name));
+        if !devices.is_empty() {
+            let backend = self.site.config.backend.name();
+            let devices = devices.join(", ");
+            warn!(%devices, "the backend {backend} uses no such device, and packets to addresses that nobody has may still go there: delete what an earlier VXLAN network of this host has left, with ip link del <device>");
+        }
+        Ok(())
+    }
+
     /// Says which etcd the base route of the on-demand mode would cut off.
     fn warn_of_swallowed(&self, host: &Host, interfaces: &[Interface]) {
         for (endpoint, _) in host.literal_endpoints().filter(|(_, ip)| self.site.swallows(*ip, interfaces)) {
@@ -75,10 +93,11 @@ impl Place {
 
     /// Where the records of this network go.
     pub(super) fn intake(&self, host: &Host) -> Intake {
-        let (mode, idle) = (host.flags.peer_mode.into(), host.flags.peer_idle_timeout);
+        let mode = if self.site.on_demand { PeerMode::OnDemand } else { PeerMode::All };
+        let (idle, ways) = (host.flags.peer_idle_timeout, self.site.config.backend.ways());
         let plane = |end: &TunnelEnd| {
             let (net, subnet) = (end.net, site::no_subnet(end.family));
-            let mut plane = Plane::new(Setup { net, subnet, ways: self.site.config.backend.ways(), mode, idle });
+            let mut plane = Plane::new(Setup { net, subnet, ways, mode, idle });
             if host.flags.ip_blackhole_route {
                 plane.drop_own();
             }

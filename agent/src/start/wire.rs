@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::sync::watch;
-use tracing::field::display;
 use tracing::{info, warn};
 
 use super::host::Host;
@@ -105,7 +104,10 @@ async fn family(
     passing: &Passing,
 ) -> Result<FamilyPlane<Kernel>> {
     let device = site.device(end, &held.key, held.record.mac(end.family))?;
-    let what = format!("make the device {}", device.name);
+    let what = match &device.vxlan {
+        Some(_) => format!("make the device {}", device.name),
+        None => format!("listen to the kernel for {}", device.name),
+    };
     let made = match passing.wait(&what, async || kernel.make(&device).await).await {
         Ok(made) => made,
         Err(error) => {
@@ -113,8 +115,13 @@ async fn family(
             return Err(error).context(what);
         }
     };
-    let mac = device.mac().map(display);
-    info!(device = %device.name, mac, mtu = device.mtu, address = %device.address, how = %made, "the device is up");
+    let mtu = device.mtu;
+    match device.mac() {
+        Some(mac) => {
+            info!(device = %device.name, %mac, mtu, address = %device.address, how = %made, "the device is up");
+        }
+        None => info!(backend = %device.name, mtu, "this backend needs no device"),
+    }
     Ok(FamilyPlane::new(plane, kernel, device, Instant::now()))
 }
 

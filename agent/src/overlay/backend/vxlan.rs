@@ -17,6 +17,9 @@ pub use settings::{DEFAULT_PORT, DEFAULT_VNI, Vxlan};
 /// Its name in the network config and in records.
 pub(super) const NAME: &str = "vxlan";
 
+/// How the names of the devices of both families begin; the VNI follows.
+const PREFIXES: [&str; 2] = ["flannel.", "flannel-v6."];
+
 /// What VXLAN adds to a packet over IPv4, in bytes: outer Ethernet, IP, UDP and VXLAN headers.
 const OVERHEAD_V4: u32 = 50;
 /// The same over IPv6.
@@ -61,8 +64,8 @@ impl Seam for Vxlan {
     fn device(&self, family: Family) -> Option<TunnelDevice> {
         let Self { vni, port, gbp, learning, .. } = *self;
         let name = match family {
-            Family::V4 => format!("flannel.{vni}"),
-            Family::V6 => format!("flannel-v6.{vni}"),
+            Family::V4 => format!("{}{vni}", PREFIXES[0]),
+            Family::V6 => format!("{}{vni}", PREFIXES[1]),
         };
         Some(TunnelDevice { name, vni, port, gbp, learning })
     }
@@ -81,6 +84,12 @@ impl Seam for Vxlan {
     fn mtu(&self) -> Option<u32> {
         self.mtu
     }
+}
+
+/// Whether a device may be one that some VXLAN network has on this host.
+pub fn is_device_name(name: &str) -> bool {
+    let vni = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix));
+    vni.is_some_and(|vni| vni.parse::<u32>().is_ok())
 }
 
 fn incomplete(family: Family) -> Objection {

@@ -253,8 +253,8 @@ mod tests {
                 "SubnetMax: 10.5.8.0 comes too early: expected at least SubnetMin 10.5.9.0",
             ),
             (
-                r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#,
-                "Backend.Type: host-gw is a backend that Twill does not have: expected \"vxlan\"",
+                r#"{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}"#,
+                "Backend.Type: udp is a backend that Twill does not have: expected \"vxlan\" or \"host-gw\"",
             ),
             (
                 r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":16777216}}"#,

@@ -91,7 +91,7 @@ impl Desired {
     /// The peer whose packets a route takes that is to its subnet or to a part of it.
     fn peer_behind(&self, route: &Route) -> Option<IpNetwork> {
         let subnet = self.setup.net.subnet_of(route.destination.network())?;
-        let peer = self.peers.get(&subnet)?;
+        let peer = self.peers.get(&subnet).filter(|peer| self.is_ours_to_reach(peer))?;
         // A route to the very host that the record names leads to the peer without a tunnel.
         let leads_there = route.via == Via::Direct(peer.vtep.remote);
         let is_part = route.destination.prefix() > subnet.prefix();

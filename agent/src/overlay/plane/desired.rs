@@ -10,7 +10,7 @@ use super::temporary::TemporaryNeighbours;
 use crate::overlay::backend::Ways;
 use crate::overlay::config::FamilyConfig;
 use crate::overlay::kernel::{Fdb, Neigh, Op, Route, Row};
-use crate::overlay::peers::{Peers, Vtep};
+use crate::overlay::peers::{Peer, Peers, Vtep};
 
 /// When a peer is put into the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +69,12 @@ impl Desired {
 
     /// Whether each peer is wanted, also without a packet that asks for it.
     pub(super) fn is_everyone_wanted(&self) -> bool {
-        self.everyone || self.setup.mode == PeerMode::All
+        self.setup.ways.tunnel && (self.everyone || self.setup.mode == PeerMode::All)
+    }
+
+    /// Whether it is ours to reach a peer: there is a way to it that we know.
+    pub(super) fn is_ours_to_reach(&self, peer: &Peer) -> bool {
+        self.setup.ways.tunnel || peer.presence.is_direct()
     }
 
     /// The VTEP of a subnet's peer, if the rows of its tunnel should be in the kernel.
@@ -92,7 +97,7 @@ impl Desired {
     /// The routes that are there whoever the peers are: the base route, where the mode has one, and the one that drops what
     /// is left of our own subnet.
     pub(super) fn base(&self) -> impl Iterator<Item = Route> {
-        let on_demand = self.setup.mode == PeerMode::OnDemand;
+        let on_demand = self.setup.ways.tunnel && self.setup.mode == PeerMode::OnDemand;
         let base = on_demand.then(|| Route::base(self.setup.net.network, self.setup.subnet.network()));
         base.into_iter().chain(self.blackhole.then(|| Route::blackhole(self.setup.subnet)))
     }

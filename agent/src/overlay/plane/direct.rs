@@ -1,4 +1,5 @@
-//! DirectRouting: a peer whose host is on a link of the underlay gets a route through that host instead of a tunnel.
+//! A peer whose host is on a link of the underlay gets a route through that host: with DirectRouting instead of a tunnel, with
+//! host-gw in any case. Where there is no tunnel and the host is not on a link, there is no way to the peer.
 //!
 //! The kernel's routes tell which hosts are: the route to such a host's address has no gateway. The plane names the peers to
 //! be decided ([`Plane::undecided`]) and is told ([`Plane::decide`]), again whenever routes change. Such a peer is one route,
@@ -35,7 +36,9 @@ impl Plane {
 
     /// The answer for one peer.
     pub fn decide(&mut self, subnet: IpNetwork, host: IpAddr, direct: bool) {
-        let is_concerned = |peer: &&Peer| peer.vtep.remote == host && peer.presence.is_direct() != direct;
+        let has_no_way = !direct && !self.desired.setup.ways.tunnel;
+        let is_concerned =
+            |peer: &&Peer| peer.vtep.remote == host && (has_no_way || peer.presence.is_direct() != direct);
         let Some(peer) = self.desired.peers.get(&subnet).filter(is_concerned) else { return };
         let (vtep, may_have_rows) = (peer.vtep, peer.presence.is_wanted() || !peer.sighting.is_empty());
         // A row that is still wanted is not deleted: that is looked at when its turn comes.
@@ -43,7 +46,7 @@ impl Plane {
             self.strangers.note_former(vtep);
             self.work.delete_all(self.desired.rows(subnet, vtep));
             self.work.delete_all(self.desired.temporary.take(subnet));
-        } else if !direct {
+        } else if !direct && peer.presence.is_direct() {
             self.work.delete(Row::Route(self.desired.direct_route(subnet, host)));
         }
         let is_everyone_wanted = self.desired.is_everyone_wanted();
@@ -51,6 +54,10 @@ impl Plane {
         peer.sighting.clear();
         if direct {
             peer.presence.go_direct();
+        } else if has_no_way {
+            if peer.presence.go_unreached() {
+                self.unreached.add(subnet, host);
+            }
         } else {
             peer.presence.go_through_tunnel(is_everyone_wanted);
         }
@@ -76,8 +83,10 @@ impl Plane {
         }
         self.work.decide(subnet);
         let is_everyone_wanted = self.desired.is_everyone_wanted();
-        let peer = self.desired.peers.get_mut(&subnet).filter(|peer| peer.presence.is_direct());
-        let was_direct = peer.map(|mut peer| peer.presence.go_through_tunnel(is_everyone_wanted)).is_some();
+        let Some(mut peer) = self.desired.peers.get_mut(&subnet) else { return };
+        let was_direct = peer.presence.is_direct();
+        peer.presence.forget_way(is_everyone_wanted);
+        drop(peer);
         if was_direct {
             self.work.delete(Row::Route(self.desired.direct_route(subnet, old)));
         }
