@@ -8,7 +8,7 @@ use std::time::Instant;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::MetricType::{self, Counter, Gauge};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
@@ -23,6 +23,9 @@ const PREFIX: &str = "twill";
 
 /// One number of a metric, with its labels.
 type Sample = (Vec<(&'static str, String)>, u64);
+
+/// A metric: its kind, its name behind the prefix, what it means, its numbers.
+type Metric = (MetricType, &'static str, &'static str, Vec<Sample>);
 
 /// The snapshot as it is scraped.
 pub(crate) fn text(snapshot: &Snapshot) -> String {
@@ -42,61 +45,48 @@ struct Scrape {
 
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut encode = |kind, name, help, samples: Vec<Sample>| encode_all(&mut encoder, kind, name, help, samples);
-        use MetricType::{Counter, Gauge};
-        encode(Gauge, "build_info", "the version of twilld", vec![(vec![("version", crate::VERSION.to_owned())], 1)])?;
-        encode(Gauge, "ready", "whether this node is ready", alone(self.snapshot.missing.is_empty()))?;
-        encode(Gauge, "missing", "what is missing for being ready, by part of the work", self.missing())?;
-        encode(Gauge, "lease_seconds_left", "until this node's lease ends; none for a reservation", self.lease_left())?;
+        let all = [self.of_node(), self.of_kernel(), self.of_repairs()];
+        all.into_iter().flatten().try_for_each(|metric| encode_one(&mut encoder, metric))
+    }
+}
+
+impl Scrape {
+    fn of_node(&self) -> Vec<Metric> {
         let etcd = &self.snapshot.etcd;
-        encode(Gauge, "etcd_up", "whether etcd answers", alone(etcd.down.is_none()))?;
-        encode(Counter, "etcd_outages", "times that etcd ceased to answer", alone(etcd.outages))?;
-        encode(
-            Counter,
-            "etcd_listings",
-            "complete reads of the records after the one at the start",
-            alone(etcd.listings),
-        )?;
-        encode(
-            Gauge,
-            "in_step",
-            "whether the kernel has what the records want",
-            self.each(|family| family.is_in_step),
-        )?;
-        encode(Gauge, "peers", "peers by state: absent (no packet asked for them), wanted, in_kernel", self.peers())?;
-        encode(Counter, "misses", "questions of the kernel, by kind and result", self.misses())?;
-        encode(Counter, "mended_rows", "rows of other programs that contradicted the records", self.mended_rows())?;
-        encode(
-            Counter,
-            "mended_peers",
-            "peers whose rows were missing or wrong and put again",
-            self.each(|family| family.counts.peers_mended),
-        )?;
-        encode(
-            Counter,
-            "comparisons",
-            "complete comparisons of the kernel with the records",
-            self.each(|family| family.counts.comparisons),
-        )?;
-        encode(
-            Counter,
-            "batches",
-            "batches of operations sent to the kernel",
-            self.each(|family| family.counts.batches),
-        )?;
-        encode(Counter, "operations", "operations sent to the kernel", self.each(|family| family.counts.operations))?;
-        encode(
-            Counter,
-            "operation_failures",
-            "operations that the kernel did not carry out",
-            self.each(|family| family.counts.failures),
-        )?;
-        encode(
-            Counter,
-            "overruns",
-            "times that kernel events came faster than they were read",
-            self.each(|family| family.overruns),
-        )
+        let version = vec![(vec![("version", crate::VERSION.to_owned())], 1)];
+        vec![
+            (Gauge, "build_info", "the version of twilld", version),
+            (Gauge, "ready", "whether this node is ready", alone(self.snapshot.missing.is_empty())),
+            (Gauge, "missing", "what is missing for being ready, by part of the work", self.missing()),
+            (Gauge, "lease_seconds_left", "until this node's lease ends; none for a reservation", self.lease_left()),
+            (Gauge, "etcd_up", "whether etcd answers", alone(etcd.down.is_none())),
+            (Counter, "etcd_outages", "times that etcd ceased to answer", alone(etcd.outages)),
+            (Counter, "etcd_listings", "complete reads of the records after that of the start", alone(etcd.listings)),
+        ]
+    }
+
+    fn of_kernel(&self) -> Vec<Metric> {
+        let each = |number: fn(&Family) -> u64| self.each(number);
+        let in_step = self.each(|family| family.is_in_step);
+        vec![
+            (Gauge, "in_step", "whether the kernel has what the records want", in_step),
+            (Gauge, "peers", "peers by state: absent (no packet asked for them), wanted, in_kernel", self.peers()),
+            (Counter, "misses", "questions of the kernel, by kind and result", self.misses()),
+            (Counter, "batches", "batches of operations sent to the kernel", each(|family| family.counts.batches)),
+            (Counter, "operations", "operations sent to the kernel", each(|family| family.counts.operations)),
+            (Counter, "operation_failures", "operations that failed", each(|family| family.counts.failures)),
+            (Counter, "overruns", "times that kernel events came faster than they were read", each(|f| f.overruns)),
+        ]
+    }
+
+    fn of_repairs(&self) -> Vec<Metric> {
+        let peers = self.each(|family| family.counts.peers_mended);
+        let comparisons = self.each(|family| family.counts.comparisons);
+        vec![
+            (Counter, "mended_rows", "rows of other programs that contradicted the records", self.mended_rows()),
+            (Counter, "mended_peers", "peers whose rows were missing or wrong and put again", peers),
+            (Counter, "comparisons", "complete comparisons of the kernel with the records", comparisons),
+        ]
     }
 }
 
@@ -161,19 +151,13 @@ fn alone(number: impl Into<u64>) -> Vec<Sample> {
     vec![(Vec::new(), number.into())]
 }
 
-fn encode_all(
-    encoder: &mut DescriptorEncoder<'_>,
-    kind: MetricType,
-    name: &str,
-    help: &str,
-    samples: Vec<Sample>,
-) -> fmt::Result {
+fn encode_one(encoder: &mut DescriptorEncoder<'_>, (kind, name, help, samples): Metric) -> fmt::Result {
     let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
     for (labels, number) in samples {
         let labels = labels.as_slice();
         let sample = metric.encode_family(&labels)?;
         match kind {
-            MetricType::Counter => ConstCounter::new(number).encode(sample)?,
+            Counter => ConstCounter::new(number).encode(sample)?,
             _ => ConstGauge::new(number).encode(sample)?,
         }
     }

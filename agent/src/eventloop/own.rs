@@ -99,15 +99,16 @@ impl<D: Dataplane> EventLoop<D> {
                 warn!(node = %Shown::new(&by), times, subnet = %self.own.text, "another machine started with our public IP; this node is alive and keeps its subnet: give one of the two another address");
                 return None;
             }
-            LeaseEvent::Rehung { lease: None } => {
-                self.own.hang_on(None);
-                info!(subnet = %self.own.text, "our subnet is reserved for this node now: its record never ends");
-                return None;
-            }
-            LeaseEvent::Rehung { lease: Some(lease) } => {
-                self.own.hang_on(Some(lease));
-                let lease = format!("{:x}", lease.0);
-                info!(subnet = %self.own.text, lease, "our record hangs on another lease now, which this node renews");
+            LeaseEvent::Rehung { lease } => {
+                self.own.hang_on(lease);
+                match lease.map(|lease| format!("{:x}", lease.0)) {
+                    None => {
+                        info!(subnet = %self.own.text, "our subnet is reserved for this node now: its record never ends")
+                    }
+                    Some(lease) => {
+                        info!(subnet = %self.own.text, lease, "our record hangs on another lease now, which this node renews")
+                    }
+                }
                 return None;
             }
             LeaseEvent::Published { revision } => {

@@ -7,9 +7,10 @@
 //! <https://github.com/flannel-io/flannel/blob/v0.28.9/pkg/ipmatch/match.go>.
 //!
 //! **Of an interface's addresses** the one is taken that lasts, since peers are told it and the record goes by it. In
-//! this order, and within it in the kernel's: scope global before scope link; preferred before deprecated; in IPv4, with its link's prefix before a /32 of its own, which mostly is a virtual address that moves
-//! from node to node. Never by itself: a temporary address (privacy extensions), a link-local one (fe80::/10,
-//! 169.254.0.0/16), one of scope host, one that another host has (duplicate address detection failed). A tentative one is
+//! this order, and within it in the kernel's: scope global before scope link; preferred before deprecated; in IPv4, with
+//! its link's prefix before a /32 of its own, which mostly is a virtual address that moves from node to node. Never by
+//! itself: a temporary address (privacy extensions), a link-local one (fe80::/10, 169.254.0.0/16), one of scope host, one
+//! that another host has (duplicate address detection failed). A tentative one is
 //! waited for ([`awaited`]), and so is any other where there is a link-local one only ([`ChooseError::may_pass`]). An
 //! address that a flag names is taken as it is, unless it is a link-local one of IPv6 or nothing can be sent from it.
 
@@ -18,8 +19,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use regex_lite::Regex;
 
 mod address;
+mod error;
 
 pub use address::{Address, Barred, Scope};
+pub use error::ChooseError;
+use error::list;
 
 /// An interface as the kernel shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -88,87 +92,6 @@ pub struct Chosen {
     pub public: IpAddr,
     /// Why this one, for the log.
     pub why: String,
-}
-
-/// Why none was chosen.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ChooseError {
-    /// Nothing that was asked for led to an interface.
-    #[error("no interface for {family}: {}; this host has {present}", tried.join("; "))]
-    NoMatch {
-        /// `IPv4` or `IPv6`.
-        family: &'static str,
-        /// Each flag, and why it led to none.
-        tried: Vec<String>,
-        /// One led to an interface that has a link-local address, and none that will do.
-        link_local: bool,
-        /// What there is.
-        present: String,
-    },
-    /// Nothing was named and there is no default route.
-    #[error(
-        "no {family} default route and no --iface: name the interface that reaches the other nodes; this host has {present}"
-    )]
-    NoDefault {
-        /// `IPv4` or `IPv6`.
-        family: &'static str,
-        /// What there is.
-        present: String,
-    },
-    /// The interface has no address of the family, or none that will do.
-    #[error("{name} has no {family} address{}", why_none(left_out))]
-    NoAddress {
-        /// The interface's name.
-        name: String,
-        /// `IPv4` or `IPv6`.
-        family: &'static str,
-        /// Those that it has, each with what is wrong with it.
-        left_out: Vec<String>,
-        /// One of them is link-local.
-        link_local: bool,
-    },
-    /// The address that a flag names is there, and nothing can be sent from it.
-    #[error("{flag} {address}: {address} {obstacle}")]
-    Unusable {
-        /// The flag.
-        flag: &'static str,
-        /// The address.
-        address: IpAddr,
-        /// What is wrong with it.
-        obstacle: String,
-    },
-}
-
-impl ChooseError {
-    /// The same without what else there is on this host, which changes with each pod.
-    pub fn brief(&self) -> String {
-        match self {
-            Self::NoMatch { tried, .. } => tried.join("; "),
-            Self::NoDefault { family, .. } => format!("no {family} default route and no --iface"),
-            Self::NoAddress { .. } | Self::Unusable { .. } => self.to_string(),
-        }
-    }
-
-    /// Whether the interface is there and has a link-local address: mostly another one comes, from a router or DHCP.
-    pub fn may_pass(&self) -> bool {
-        matches!(self, Self::NoMatch { link_local: true, .. } | Self::NoAddress { link_local: true, .. })
-    }
-}
-
-/// How many addresses an error or a log line names.
-const NAMED: usize = 8;
-
-fn why_none(left_out: &[String]) -> String {
-    if left_out.is_empty() { String::new() } else { format!(" that can carry the tunnel: {}", list(left_out)) }
-}
-
-/// Some of these, and how many more there are: a node may have a thousand addresses of services.
-fn list(all: &[String]) -> String {
-    let named = all[..all.len().min(NAMED)].join(", ");
-    match all.len().saturating_sub(NAMED) {
-        0 => named,
-        more => format!("{named} and {more} more"),
-    }
 }
 
 impl Interface {
