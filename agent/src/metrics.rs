@@ -66,11 +66,13 @@ impl Scrape {
     }
 
     fn of_kernel(&self) -> Vec<Metric> {
+        const PEERS: &str =
+            "peers by state: absent (no packet asked for them), unreached (no way to their hosts), wanted, in_kernel";
         let each = |number: fn(&Family) -> u64| self.each(number);
         let in_step = self.each(|family| family.is_in_step);
         vec![
             (Gauge, "in_step", "whether the kernel has what the records want", in_step),
-            (Gauge, "peers", "peers by state: absent (no packet asked for them), wanted, in_kernel", self.peers()),
+            (Gauge, "peers", PEERS, self.peers()),
             (Counter, "misses", "questions of the kernel, by kind and result", self.misses()),
             (Counter, "batches", "batches of operations sent to the kernel", each(|family| family.counts.batches)),
             (Counter, "operations", "operations sent to the kernel", each(|family| family.counts.operations)),
@@ -125,7 +127,12 @@ impl Scrape {
     fn peers(&self) -> Vec<Sample> {
         self.labelled(|family| {
             let tally = family.peers;
-            let states = [("absent", tally.absent), ("wanted", tally.wanted), ("in_kernel", tally.in_kernel)];
+            let states = [
+                ("absent", tally.absent),
+                ("unreached", tally.unreached),
+                ("wanted", tally.wanted),
+                ("in_kernel", tally.in_kernel),
+            ];
             states.map(|(state, count)| ([("state", state)], count as u64)).into()
         })
     }

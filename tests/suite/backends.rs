@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+#[path = "alloc.rs"]
+mod alloc;
 #[path = "host_gw.rs"]
 mod host_gw;
 

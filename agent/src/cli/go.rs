@@ -20,7 +20,7 @@ enum Other {
 
 const KUBE: &str = "subnets are leased through etcd: give --etcd-endpoints; there is no Kubernetes subnet manager yet";
 const CONFIG: &str = "the network config is the key <etcd-prefix>/config in etcd (--etcd-endpoints, --etcd-prefix)";
-const BACKEND: &str = "the backends are vxlan and host-gw: the network config needs one of them, as in {\"Backend\":{\"Type\":\"vxlan\"}}";
+const BACKEND: &str = "the backends are vxlan, host-gw and alloc: the network config needs one of them, as in {\"Backend\":{\"Type\":\"vxlan\"}}";
 const REMOTE: &str =
     "flannel's client and server mode ended with v0.7: every node reads etcd itself (--etcd-endpoints)";
 const NETWORKS: &str = "one daemon serves one network; start another one with its own --etcd-prefix and --subnet-file";

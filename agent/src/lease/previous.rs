@@ -136,7 +136,7 @@ mod tests {
         let data6 = r#""BackendType":"vxlan","BackendV6Data":{"VNI":7,"VtepMAC":"02:00:00:00:00:02"}"#;
         let of_ipv6 = format!(r#"{{"PublicIP":"0.0.0.0","PublicIPv6":"fd99::2",{data6}}}"#);
         assert!(taken_by("0.0.0.0-0&fc00:0:0:1::-64", &of_ipv6).unwrap().ends_with("fd99::2 holds fc00:0:0:1::/64"));
-        let incomplete = [("VtepMAC", "Mac"), ("vxlan", "host-gw"), ("02:", "01:"), ("10.99.0.2", "127.0.0.1")];
+        let incomplete = [("VtepMAC", "Mac"), ("vxlan", "udp"), ("02:", "01:"), ("10.99.0.2", "127.0.0.1")];
         let ours = [("rack-2", "rack-1"), ("0b-1", "0a-1"), ("10.99.0.2", "10.99.0.1")];
         for (from, to) in incomplete.into_iter().chain(ours) {
             assert_eq!(taken_by("10.5.1.0-24", &theirs.replace(from, to)), None, "{to}");

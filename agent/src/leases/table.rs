@@ -22,7 +22,7 @@ pub(super) fn render(listing: &Listing, left: &Left, ignored: &BTreeMap<&str, Ba
         let bad = ignored.get(raw.key.as_str());
         match raw.key.parse::<SubnetKey>() {
             Ok(key) => rows.extend(subnets(raw, &key, left, bad)),
-            Err(_) => junk.push([cell(&raw.key), time_left(raw, left, false), state(bad, None)]),
+            Err(_) => junk.push([cell(&raw.key), time_left(raw, left, false), state(bad, None, raw.lease)]),
         }
     }
     let mut text = String::new();
@@ -53,7 +53,7 @@ fn subnets(raw: &RawRecord, key: &SubnetKey, left: &Left, bad: Option<&BadRecord
             mac.unwrap_or_else(none),
             node.clone(),
             left.clone(),
-            state(bad, record.as_ref()),
+            state(bad, record.as_ref(), raw.lease),
         ])
     });
     sides.collect()
@@ -67,10 +67,10 @@ fn address(record: &Record, family: Family) -> Option<String> {
     }
 }
 
-fn state(bad: Option<&BadRecord>, record: Option<&Record>) -> String {
+fn state(bad: Option<&BadRecord>, record: Option<&Record>, lease: i64) -> String {
     match (bad, record) {
         (Some(bad), _) => format!("ignored: {bad}"),
-        (None, Some(record)) if record.is_unused() => "reserved, not used yet".to_owned(),
+        (None, Some(record)) if record.is_unused() && lease == 0 => "reserved, not used yet".to_owned(),
         (None, _) => "ok".to_owned(),
     }
 }

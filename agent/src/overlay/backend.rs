@@ -16,9 +16,11 @@ use super::family::Family;
 use super::json::Object;
 use super::settings::{ConfigError, bad, shown};
 
+mod alloc;
 mod host_gw;
 mod vxlan;
 
+pub use alloc::Alloc;
 pub use host_gw::HostGw;
 pub use vxlan::is_device_name;
 pub use vxlan::{DEFAULT_PORT, DEFAULT_VNI, VtepData, Vxlan};
@@ -30,6 +32,8 @@ pub enum Backend {
     Vxlan(Vxlan),
     /// Routes through the peers' hosts.
     HostGw(HostGw),
+    /// Subnets only.
+    Alloc(Alloc),
 }
 
 /// What a backend tells the rest.
@@ -148,7 +152,7 @@ pub struct Objection {
 }
 
 /// The backends that have nothing to be set in the network config.
-const WITHOUT_SETTINGS: [Backend; 1] = [Backend::HostGw(HostGw)];
+const WITHOUT_SETTINGS: [Backend; 2] = [Backend::HostGw(HostGw), Backend::Alloc(Alloc)];
 
 impl Default for Backend {
     fn default() -> Self {
@@ -163,6 +167,7 @@ impl Deref for Backend {
         match self {
             Self::Vxlan(vxlan) => vxlan,
             Self::HostGw(host_gw) => host_gw,
+            Self::Alloc(alloc) => alloc,
         }
     }
 }
@@ -183,15 +188,17 @@ impl Backend {
         }
         // The others have no settings.
         WITHOUT_SETTINGS.into_iter().find(|backend| is(backend.name())).ok_or_else(|| {
-            let others = WITHOUT_SETTINGS.map(|backend| format!("\"{}\"", backend.name()));
-            let expected = format!("\"{}\" or {}", vxlan::NAME, others.join(" or "));
+            let [host_gw, alloc] = WITHOUT_SETTINGS.map(|backend| backend.name());
+            let expected = format!("\"{}\", \"{host_gw}\" or \"{alloc}\"", vxlan::NAME);
             bad("Backend.Type", &shown(kind), "is a backend that Twill does not have", &expected)
         })
     }
 
-    /// The backend whose records have this `BackendType`, with the settings where the config names none.
+    /// The backend whose records have this `BackendType`, with the settings where the config names none. Records without one
+    /// may be reservations, and are of none.
     pub fn of_record_type(name: &str) -> Option<Self> {
-        [Self::default()].into_iter().chain(WITHOUT_SETTINGS).find(|backend| backend.record_type() == name)
+        let mut all = [Self::default()].into_iter().chain(WITHOUT_SETTINGS);
+        all.find(|backend| !name.is_empty() && backend.record_type() == name)
     }
 }
 

@@ -12,7 +12,7 @@ use ipnetwork::IpNetwork;
 
 use super::counts::Counts;
 use super::kernel::{Route, Row};
-use super::peers::{Peers, Tally};
+use super::peers::{Peer, Peers, Tally};
 use super::programmed::{Programmed, Unreached};
 
 pub mod comparison;
@@ -224,6 +224,11 @@ impl Plane {
     /// The peers that were put into the kernel since the last call.
     pub fn take_programmed(&mut self) -> Programmed {
         std::mem::take(&mut self.programmed)
+    }
+
+    /// Whether it is ours to reach a peer: there is a way to it that we know.
+    pub fn reaches(&self, peer: &Peer) -> bool {
+        self.desired.is_ours_to_reach(peer)
     }
 
     /// The peers that turned out to have no way to them since the last call, if there are any.

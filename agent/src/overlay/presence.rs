@@ -62,6 +62,11 @@ impl Presence {
         matches!(reason, Reason::Direct { .. })
     }
 
+    /// Whether there is no way to the peer's host.
+    pub fn is_unreached(self) -> bool {
+        self.0 == Stage::Unreached
+    }
+
     /// Every peer is wanted, and so this one.
     pub(super) fn want(&mut self) {
         if self.0 == Stage::Absent {

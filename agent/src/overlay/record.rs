@@ -190,10 +190,11 @@ impl Record {
         self.is_unused() && !self.has_address() && self.node.is_none()
     }
 
-    /// Whether nobody has filled it in: a reservation made ahead of its node, which names no backend and no VTEP. Flannel
-    /// passes over such a record.
+    /// Whether nobody has filled it in: a reservation made ahead of its node, which names no backend and no
+    /// instance. Flannel passes over such a record.
     pub fn is_unused(&self) -> bool {
-        self.backend_type.is_empty() && self.ipv4.is_none() && self.ipv6.is_none()
+        let names_no_backend = self.backend_type.is_empty() && self.ipv4.is_none() && self.ipv6.is_none();
+        names_no_backend && self.instance.is_none()
     }
 
     /// The MACs of its devices.

@@ -131,3 +131,40 @@ fn an_mtu_with_which_the_kernel_gives_no_address_is_refused() {
     );
     assert!(devices(118)[0].is_ok() && devices(117)[0].is_err());
 }
+
+const HOST_GW: &str =
+    r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"host-gw","MTU":1400}}"#;
+
+#[test]
+fn a_backend_without_a_device_has_the_mtu_of_the_interface_and_a_record_that_is_an_address() {
+    let site = site(HOST_GW, false);
+    let key: SubnetKey = "10.5.1.0-24&fc00:0:0:1::-64".parse().unwrap();
+    let devices = |mtu| {
+        let ends = site.ends(&[host(mtu, &["192.168.1.5/24", "fd99::5/64"])]).unwrap();
+        ends.iter().map(|end| site.device(end, &key, None).map_err(|e| e.to_string())).collect::<Vec<_>>()
+    };
+    let [v4, v6] = devices(1280).try_into().unwrap();
+    let (v4, v6) = (v4.unwrap(), v6.unwrap());
+    assert_eq!((v4.name.as_str(), v4.mtu, v4.vxlan), ("host-gw", 1280, None));
+    assert_eq!((v6.name.as_str(), v6.mtu), ("host-gw-v6", 1280));
+    let small = devices(1279)[1].clone().unwrap_err();
+    assert_eq!(small, "MTU 1279 of eth0: expected at least 1280: IPv6 needs 1280 bytes");
+    let ends = site.ends(&[host(1500, &["192.168.1.5/24", "fd99::5/64"])]).unwrap();
+    let record = String::from_utf8(site.record(&ends, |_| None).to_json()).unwrap();
+    assert_eq!(record, r#"{"PublicIP":"192.168.1.5","PublicIPv6":"fd99::5","BackendType":"host-gw"}"#);
+    assert_eq!((site.mark(), site.device_name(Family::V4)), ("host-gw".to_owned(), None));
+}
+
+#[test]
+fn a_public_address_that_no_interface_has_is_refused_where_peers_route_to_it() {
+    let mut site = site(HOST_GW, false);
+    let hosts = [host(1500, &["192.168.1.5/24", "fd99::5/64"])];
+    site.wish.public_ip = Some("192.168.1.5".parse().unwrap());
+    assert!(site.ends(&hosts).is_ok(), "it is the host's own");
+    site.wish.public_ip = Some("192.0.2.9".parse().unwrap());
+    let error = site.ends(&hosts).unwrap_err().to_string();
+    let words = "the public address 192.0.2.9 is not the address of this host, 192.168.1.5: with the backend host-gw";
+    assert!(error.starts_with(words), "{error}");
+    site.config = NetworkConfig::parse(br#"{"Network":"10.5.0.0/16"}"#).unwrap();
+    assert!(site.ends(&hosts).is_ok(), "a tunnel goes anywhere");
+}

@@ -48,9 +48,10 @@ impl Place {
         let place = Self { site, ends };
         place.unhindered(host).await?;
         place.warn_of_swallowed(host, &interfaces);
+        let what = if place.site.config.backend.ways().tunnel { "the tunnel goes" } else { "peers are reached" };
         for TunnelEnd { chosen, .. } in &place.ends {
             let interface = &chosen.interface;
-            info!(interface = %interface.name, local = %chosen.local, public = %chosen.public, mtu = interface.mtu, why = %chosen.why, "the tunnel goes over this interface");
+            info!(interface = %interface.name, local = %chosen.local, public = %chosen.public, mtu = interface.mtu, why = %chosen.why, "{what} over this interface");
         }
         place.name_unused_device(host).await?;
         Ok(Some(place))

@@ -144,7 +144,8 @@ impl<D: Dataplane> FamilyPlane<D> {
 
     /// Whether a rule takes the packets to a peer. `tables`: what was read of tables so far.
     fn takes(&mut self, rule: &Rule, subnet: IpNetwork, tables: &mut Tables) -> Result<bool, Error> {
-        let Some(host) = self.plane.peers().get(&subnet).map(|peer| peer.vtep.remote) else { return Ok(false) };
+        let peer = self.plane.peers().get(&subnet).filter(|peer| self.plane.reaches(peer));
+        let Some(host) = peer.map(|peer| peer.vtep.remote) else { return Ok(false) };
         let Some(target) = rule.target_in(subnet) else { return Ok(false) };
         let way = self.dataplane.way_to(target)?;
         let (Does::Lookup(table), Way::Refused) = (rule.does, way) else {
@@ -166,10 +167,12 @@ impl<D: Dataplane> FamilyPlane<D> {
         let (peers, net) = (self.plane.peers(), &self.plane.setup().net);
         // That of a pod or of one subnet, of which there may be thousands.
         if let Some(to) = rule.to.filter(|to| to.prefix() >= net.subnet_len) {
-            return net.subnet_of(to.network()).filter(|subnet| peers.get(subnet).is_some()).into_iter().collect();
+            let is_reached = |subnet: &IpNetwork| peers.get(subnet).is_some_and(|peer| self.plane.reaches(peer));
+            return net.subnet_of(to.network()).filter(is_reached).into_iter().collect();
         }
         let fits = |subnet: &IpNetwork| rule.target_in(*subnet).is_some();
-        let mut subnets: Vec<IpNetwork> = peers.iter().map(|(subnet, _)| *subnet).filter(fits).collect();
+        let reached = peers.iter().filter(|(_, peer)| self.plane.reaches(peer)).map(|(subnet, _)| *subnet);
+        let mut subnets: Vec<IpNetwork> = reached.filter(fits).collect();
         if subnets.len() > ASKED_FOR {
             subnets.select_nth_unstable(ASKED_FOR);
             subnets.truncate(ASKED_FOR);

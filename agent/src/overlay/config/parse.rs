@@ -207,6 +207,22 @@ mod tests {
     }
 
     #[test]
+    fn each_backend_is_known_in_any_case_and_one_without_settings_has_none() {
+        let backend = |text: &str| parse(&format!(r#"{{"Network":"10.5.0.0/16","Backend":{text}}}"#)).unwrap().backend;
+        for (text, name) in [
+            (r#"{"Type":"VXLAN"}"#, "vxlan"),
+            (r#"{"type":"Host-GW","VNI":"junk","MTU":-1}"#, "host-gw"),
+            (r#"{"Type":"alloc"}"#, "alloc"),
+        ] {
+            assert_eq!(backend(text).name(), name, "{text}");
+        }
+        assert_eq!(
+            (backend(r#"{"Type":"host-gw","MTU":9000}"#).mtu(), backend(r#"{"Type":"alloc"}"#).record_type()),
+            (None, "")
+        );
+    }
+
+    #[test]
     fn dual_stack() {
         let config = parse(r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48"}"#).unwrap();
         assert_eq!(config.families().count(), 2);
@@ -254,7 +270,7 @@ mod tests {
             ),
             (
                 r#"{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}"#,
-                "Backend.Type: udp is a backend that Twill does not have: expected \"vxlan\" or \"host-gw\"",
+                "Backend.Type: udp is a backend that Twill does not have: expected \"vxlan\", \"host-gw\" or \"alloc\"",
             ),
             (
                 r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":16777216}}"#,

@@ -10,6 +10,8 @@ use crate::overlay::presence::Presence;
 pub struct Tally {
     /// Known from their records, and not in the kernel since no packet has asked for them.
     pub absent: usize,
+    /// Without a way to them: there is no tunnel, and their hosts are not on a link of this node.
+    pub unreached: usize,
     /// Wanted in the kernel, and not all of their rows are there yet.
     pub wanted: usize,
     /// Completely in the kernel.
@@ -19,7 +21,7 @@ pub struct Tally {
 impl Tally {
     /// How many peers there are.
     pub fn all(&self) -> usize {
-        self.absent + self.wanted + self.in_kernel
+        self.absent + self.unreached + self.wanted + self.in_kernel
     }
 
     /// A peer joins.
@@ -37,6 +39,8 @@ impl Tally {
             &mut self.in_kernel
         } else if presence.is_wanted() {
             &mut self.wanted
+        } else if presence.is_unreached() {
+            &mut self.unreached
         } else {
             &mut self.absent
         }

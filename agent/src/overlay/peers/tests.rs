@@ -9,6 +9,7 @@ mod many;
 /// A record of subnet `subnet` under one of several keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Written {
+    /// 0: none, as with a backend that has no devices.
     mac: u8,
     host: u8,
     created: i64,
@@ -16,6 +17,12 @@ struct Written {
     is_leased: bool,
     /// 0: none.
     node: u8,
+}
+
+impl Written {
+    fn has_mac_of(&self, other: &Self) -> bool {
+        self.mac != 0 && self.mac == other.mac
+    }
 }
 
 type At = (u8, u32);
@@ -26,7 +33,7 @@ fn place((subnet, key): At) -> Place {
 
 fn claim(written: &Written) -> Claim {
     let Written { mac, host, created, revision, is_leased, node } = *written;
-    let vtep = Vtep { mac: Some(MacAddr([2, 0, 0, 0, 0, mac])), remote: [10, 99, 0, host].into() };
+    let vtep = Vtep { mac: (mac != 0).then_some(MacAddr([2, 0, 0, 0, 0, mac])), remote: [10, 99, 0, host].into() };
     let node = (node != 0).then(|| format!("node-{node}"));
     Claim { vtep, standing: Standing::new(created, revision, is_leased, node.as_deref()) }
 }
@@ -43,12 +50,12 @@ fn counting(peers: &Peers) -> BTreeMap<IpNetwork, Vtep> {
 /// Which records count, by the rules as they are told to people.
 fn that_count(records: &BTreeMap<At, Written>) -> BTreeSet<At> {
     let rivals =
-        |(a, one): (&At, &Written), (b, other): (&At, &Written)| a != b && (a.0 == b.0 || one.mac == other.mac);
+        |(a, one): (&At, &Written), (b, other): (&At, &Written)| a != b && (a.0 == b.0 || one.has_mac_of(other));
     let same_node = |one: &Written, other: &Written| {
         let nameless = |written: &Written| written.node == 0 && written.is_leased;
         one.host == other.host
             || one.node != 0 && one.node == other.node
-            || one.mac == other.mac && nameless(one) && nameless(other)
+            || one.has_mac_of(other) && nameless(one) && nameless(other)
     };
     let mut ranked: Vec<_> = records
         .iter()
@@ -264,11 +271,28 @@ fn with_rivals(peers: &Peers) -> Vec<Place> {
     let others: Vec<_> = peers.contest.iter().map(|(place, claim, _)| (place, *claim)).collect();
     let has_rival = |(subnet, peer): &(&IpNetwork, &Peer)| {
         let at = (**subnet, peer.source);
-        others.iter().any(|(other, claim)| *other != at && (other.0 == at.0 || claim.vtep.mac == peer.vtep.mac))
+        others.iter().any(|(other, claim)| {
+            *other != at && (other.0 == at.0 || claim.vtep.mac.is_some() && claim.vtep.mac == peer.vtep.mac)
+        })
     };
     let mut places: Vec<_> = peers.iter().filter(has_rival).map(|(subnet, peer)| (*subnet, peer.source)).collect();
     places.sort_unstable();
     places
+}
+
+#[test]
+fn peers_without_a_mac_share_none() {
+    let [(own_at, own), (first_at, first)] = pair();
+    let mut peers = Peers::default();
+    peers.set_own(place(own_at), claim(&Written { mac: 0, ..own }));
+    put(&mut peers, first_at, &Written { mac: 0, ..first });
+    put(&mut peers, (3, 0), &Written { mac: 0, host: 3, node: 0, ..first });
+    // Another key of the same subnet is a rival all the same.
+    put(&mut peers, (3, 1), &Written { mac: 0, host: 4, created: 70, ..first });
+    assert_eq!((peers.len(), peers.aside().count(), peers.displaced_by()), (2, 1, None));
+    assert!(matches!(peers.shadow_of(place((3, 1))), Some(BadRecord::SubnetOfAnother { .. })));
+    peers.remove(place((3, 0)).0, place((3, 0)).1);
+    assert_eq!((peers.len(), peers.aside().count()), (2, 0));
 }
 
 #[test]
@@ -285,7 +309,7 @@ fn records_with_our_former_address_are_peers_once_we_have_another() {
 
 fn written() -> impl Strategy<Value = Written> {
     // Most have one MAC.
-    let mac = prop_oneof![2 => Just(1_u8), 1 => 2..6_u8];
+    let mac = prop_oneof![4 => Just(1_u8), 2 => 2..6_u8, 1 => Just(0_u8)];
     let fields = (mac, 1..5_u8, 1..9_i64, 0..3_i64, any::<bool>(), 0..3_u8);
     fields.prop_map(|(mac, host, created, later, is_leased, node)| Written {
         mac,
@@ -346,9 +370,10 @@ proptest! {
                     peers.remove(subnet, source);
                 }
             }
-            let macs: BTreeSet<_> = peers.iter().map(|(_, peer)| peer.vtep.mac).collect();
-            prop_assert_eq!(macs.len(), peers.len(), "one MAC, one peer");
-            prop_assert!(peers.iter().all(|(subnet, peer)| peers.of_mac(peer.vtep.mac.unwrap()) == Some(*subnet)));
+            let macs: Vec<_> = peers.iter().filter_map(|(subnet, peer)| Some((peer.vtep.mac?, *subnet))).collect();
+            let different: BTreeSet<_> = macs.iter().map(|(mac, _)| mac).collect();
+            prop_assert_eq!(macs.len(), different.len(), "one MAC, one peer");
+            prop_assert!(macs.iter().all(|(mac, subnet)| peers.of_mac(*mac) == Some(*subnet)));
             prop_assert_eq!(with_contest(&peers), with_rivals(&peers), "only for rivals");
         }
         if let Some((at, own)) = &own {
@@ -370,7 +395,7 @@ proptest! {
         all.extend(own);
         let count = that_count(&all);
         let touches = |at: &At, one: &Written| own.is_some_and(|(own_at, own)| {
-            at.0 == own_at.0 || one.mac == own.mac || one.host == own.host
+            at.0 == own_at.0 || one.has_mac_of(&own) || one.host == own.host
         });
         let expected: BTreeMap<_, _> = records.iter()
             .filter(|(at, one)| count.contains(at) && !touches(at, one))

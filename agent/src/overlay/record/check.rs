@@ -220,7 +220,8 @@ pub fn fits(
     if record.names_nobody() {
         return Err(BadRecord::Incomplete("PublicIP"));
     }
-    if record.is_unused() {
+    // Where records name no backend, one that says where a host is may be that of a living node.
+    if record.is_unused() && !(backend.record_type().is_empty() && record.has_address()) {
         return Err(BadRecord::Reserved(record.holder()));
     }
     if record.backend_type != backend.record_type() {
@@ -287,106 +288,4 @@ pub fn is_host(address: IpAddr) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::overlay::config::NetworkConfig;
-
-    fn checked(key: &str, value: &str) -> Result<PeerRecord, &'static str> {
-        let config = NetworkConfig::parse(br#"{"Network":"10.5.0.0/16"}"#).unwrap();
-        let own = Own {
-            subnet: "10.5.9.0/24".parse().unwrap(),
-            public_ip: "10.99.0.9".parse().unwrap(),
-            mac: "02:00:00:00:00:09".parse().ok(),
-        };
-        let checked = || {
-            let key = key.parse::<SubnetKey>()?;
-            let record = Record::parse(value.as_bytes())?;
-            check(&record, &key, &config.ipv4.unwrap(), &config.backend, &own)
-        };
-        checked().map_err(|bad: BadRecord| bad.reason())
-    }
-
-    fn value(ip: &str, backend: &str, data: &str) -> String {
-        format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null,"BackendType":"{backend}","BackendData":{data}}}"#)
-    }
-
-    const DATA: &str = r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#;
-
-    #[test]
-    fn a_good_record_gives_a_peer() {
-        let peer = checked("10.5.52.0-24", &value("10.99.0.3", "vxlan", DATA)).unwrap();
-        assert_eq!((peer.subnet, peer.remote), ("10.5.52.0/24".parse().unwrap(), "10.99.0.3".parse().unwrap()));
-        assert!(checked("10.5.52.0-24", &value("10.99.0.3", "vxlan", r#"{"VtepMAC":"c6:d2:32:6f:8f:44"}"#)).is_ok());
-        // Outside SubnetMin..SubnetMax, yet a subnet of the network: only allocation minds.
-        assert!(checked("10.5.0.0-24", &value("10.99.0.3", "vxlan", DATA)).is_ok());
-        // In the network, yet not in what it leases to nodes; and where some clouds have their hosts.
-        for host in ["10.5.0.9", "240.0.0.7", "169.254.7.7"] {
-            assert!(checked("10.5.52.0-24", &value(host, "vxlan", DATA)).is_ok(), "{host}");
-        }
-    }
-
-    #[test]
-    fn an_ipv6_remote_is_a_host_outside_the_tunnel() {
-        let config =
-            NetworkConfig::parse(br#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48"}"#).unwrap();
-        let fitting = |ip: &str| {
-            let value = format!(
-                r#"{{"PublicIPv6":"{ip}","BackendType":"vxlan","BackendV6Data":{{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}}}"#
-            );
-            let record = Record::parse(value.as_bytes()).unwrap();
-            let key = "0.0.0.0-0&fc00:0:0:7::-64".parse().unwrap();
-            fits(&record, &key, &config.ipv6.unwrap(), &config.backend).map_err(|bad| bad.reason())
-        };
-        for (ip, reason) in [
-            ("::", "remote_not_unicast"),
-            ("::1", "remote_not_unicast"),
-            ("ff02::1", "remote_not_unicast"),
-            ("::ffff:10.99.0.3", "remote_not_unicast"),
-            ("10.99.0.3", "remote_not_unicast"),
-            ("fc00:0:0:7::1", "remote_in_tunnel"),
-            ("fc00:0:0:99::1", "remote_in_tunnel"),
-        ] {
-            assert_eq!(fitting(ip), Err(reason), "{ip}");
-        }
-        for ip in ["fd99::3", "fe80::3"] {
-            assert!(fitting(ip).is_ok(), "{ip}");
-        }
-    }
-
-    #[test]
-    fn each_objection_has_its_reason() {
-        let good = value("10.99.0.3", "vxlan", DATA);
-        let cases = [
-            ("10.5.52.0-24", "{".to_owned(), "value"),
-            ("junk", good.clone(), "key_form"),
-            ("0.0.0.0-0&fc00::-64", good.clone(), "incomplete"),
-            ("10.5.52.0-24", value("10.99.0.3", "vxlan", "null"), "incomplete"),
-            ("10.5.52.0-24", r#"{"PublicIP":"10.99.0.3","PublicIPv6":null}"#.to_owned(), "reserved"),
-            ("10.5.52.0-24", value("10.99.0.3", "host-gw", "{}"), "other_backend"),
-            ("10.5.52.0-25", good.clone(), "wrong_length"),
-            ("10.6.52.0-24", good.clone(), "outside_network"),
-            ("10.5.9.0-24", good.clone(), "overlaps_ours"),
-            ("10.5.9.128-25", good.clone(), "overlaps_ours"),
-            ("10.5.8.0-23", good, "overlaps_ours"),
-            ("10.5.52.0-24", value("10.99.0.9", "vxlan", DATA), "remote_is_ours"),
-            ("10.5.52.0-24", value("10.99.0.3", "vxlan", r#"{"VtepMAC":"02:00:00:00:00:09"}"#), "mac_is_ours"),
-            ("10.5.52.0-24", value("127.0.0.1", "vxlan", DATA), "remote_not_unicast"),
-            ("10.5.52.0-24", value("239.0.0.1", "vxlan", DATA), "remote_not_unicast"),
-            ("10.5.52.0-24", value("0.0.0.0", "vxlan", DATA), "remote_not_unicast"),
-            ("10.5.52.0-24", value("255.255.255.255", "vxlan", DATA), "remote_not_unicast"),
-            ("10.5.52.0-24", value("0.1.2.3", "vxlan", DATA), "remote_not_unicast"),
-            // A pod's, our own device's, and the peer's own, in the range and beside it.
-            ("10.5.52.0-24", value("10.5.77.3", "vxlan", DATA), "remote_in_tunnel"),
-            ("10.5.52.0-24", value("10.5.9.0", "vxlan", DATA), "remote_in_tunnel"),
-            ("10.5.52.0-24", value("10.5.52.1", "vxlan", DATA), "remote_in_tunnel"),
-            ("10.5.0.0-24", value("10.5.0.1", "vxlan", DATA), "remote_in_tunnel"),
-            ("10.5.52.0-24", "{}".to_owned(), "incomplete"),
-            ("10.5.52.0-24", value("10.99.0.3", "vxlan", r#"{"VtepMAC":"01:d2:32:6f:8f:44"}"#), "mac_not_unicast"),
-            ("10.5.52.0-24", value("10.99.0.3", "vxlan", r#"{"VtepMAC":"00:00:00:00:00:00"}"#), "mac_not_unicast"),
-            ("10.5.52.0-24", value("10.99.0.3", "vxlan", r#"{"VNI":2,"VtepMAC":"c6:d2:32:6f:8f:44"}"#), "wrong_vni"),
-        ];
-        for (key, value, reason) in cases {
-            assert_eq!(checked(key, &value), Err(reason), "{key} {value}");
-        }
-    }
-}
+mod tests;
