@@ -13,7 +13,7 @@ use twill_agent::overlay::backend::Backend;
 use twill_agent::overlay::kernel::{
     Miss, NeighState, Notification, Observed, PROTOCOL, Route, Row, SeenFdb, SeenNeigh,
 };
-use twill_agent::overlay::peers::{Claim, Source, Standing, Vtep};
+use twill_agent::overlay::peers::{Claim, Endpoint, Source, Standing};
 use twill_agent::overlay::plane::{PeerMode, Plane, Setup};
 use twill_agent::overlay::{MacAddr, NetworkConfig};
 
@@ -27,14 +27,14 @@ fn subnet(number: u32) -> IpNetwork {
     IpNetwork::new(first.into(), 26).expect("26 bits")
 }
 
-fn vtep(number: u32) -> Vtep {
+fn endpoint(number: u32) -> Endpoint {
     let [_, b, c, d] = number.to_be_bytes();
-    Vtep { mac: Some(MacAddr([2, 0, 0, b, c, d])), remote: Ipv4Addr::new(10, b, c, d).into() }
+    Endpoint { mac: Some(MacAddr([2, 0, 0, b, c, d])), remote: Ipv4Addr::new(10, b, c, d).into() }
 }
 
 /// What a record says that was created at the first revision.
-fn claim(vtep: Vtep, revision: i64) -> Claim {
-    Claim { vtep, standing: Standing::new(1, revision, true, None) }
+fn claim(endpoint: Endpoint, revision: i64) -> Claim {
+    Claim { endpoint, standing: Standing::new(1, revision, true, None) }
 }
 
 /// A pod of this subnet.
@@ -54,7 +54,7 @@ fn plane(mode: PeerMode, peers: u32) -> Plane {
         idle: Duration::from_secs(600),
     });
     for number in 1..=peers {
-        plane.put(subnet(number), Source(0), claim(vtep(number), number.into()));
+        plane.put(subnet(number), Source(0), claim(endpoint(number), number.into()));
     }
     plane
 }
@@ -64,8 +64,8 @@ fn dump(plane: &Plane) -> Observed {
     let mut observed = Observed::default();
     for (subnet, peer) in plane.peers().iter() {
         let idle = Duration::ZERO;
-        observed.fdb.extend(peer.vtep.fdb().map(|row| SeenFdb { row, idle, ages: false }));
-        let (address, mac) = (subnet.network(), peer.vtep.mac);
+        observed.fdb.extend(peer.endpoint.fdb().map(|row| SeenFdb { row, idle, ages: false }));
+        let (address, mac) = (subnet.network(), peer.endpoint.mac);
         observed.neighbours.push(SeenNeigh { address, mac, state: NeighState::Permanent, protocol: PROTOCOL });
         observed.routes.push(Route::peer(*subnet, plane.setup().net.index(subnet)).into());
     }
@@ -124,7 +124,7 @@ fn records(criterion: &mut Criterion) {
                 revision += 1;
                 let number = revision as u32 % size + 1;
                 let remote = Ipv4Addr::from_bits(revision as u32).into();
-                plane.put(subnet(number), Source(0), claim(Vtep { remote, ..vtep(number) }, revision))
+                plane.put(subnet(number), Source(0), claim(Endpoint { remote, ..endpoint(number) }, revision))
             });
         });
     }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use tokio::task::JoinSet;
 
 use crate::out;
-use crate::overlay::peers::{Claim, Peers, Place, Source, Standing, Vtep};
+use crate::overlay::peers::{Claim, Endpoint, Peers, Place, Source, Standing};
 use crate::overlay::record::{BadRecord, Family, PeerRecord, Record, SubnetKey, fits};
 use crate::overlay::{NetworkConfig, Shown};
 use crate::store::backoff::Backoff;
@@ -244,7 +244,7 @@ fn judge(
         let family = Family::of(&net.network);
         let PeerRecord { subnet, mac, remote } = fits(&record, &key, net, &config.backend)?;
         let source = Source::of(&raw.key);
-        peers.entry(family).or_default().put(subnet, source, Claim { vtep: Vtep { mac, remote }, standing });
+        peers.entry(family).or_default().put(subnet, source, Claim { endpoint: Endpoint { mac, remote }, standing });
         sides.push((family, (subnet, source)));
     }
     Ok(sides)

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use twill_agent::overlay::backend::Ways;
 use twill_agent::overlay::kernel::{Fdb, Miss, Neigh, Notification, Observed, Op, Route, Row, SeenFdb, Via};
-use twill_agent::overlay::peers::{Claim, Source, Standing, Vtep};
+use twill_agent::overlay::peers::{Claim, Endpoint, Source, Standing};
 use twill_agent::overlay::plane::{PeerMode, Plane, Setup};
 use twill_agent::overlay::programmed::Cause;
 use twill_agent::overlay::{MacAddr, NetworkConfig};
@@ -33,9 +33,9 @@ fn with_ways(ways: Ways, mode: PeerMode) -> Plane {
 }
 
 fn joined(plane: &mut Plane, direct: bool) -> Vec<Op> {
-    let vtep = Vtep { mac: Some(mac()), remote: HOST.parse().unwrap() };
+    let endpoint = Endpoint { mac: Some(mac()), remote: HOST.parse().unwrap() };
     let standing = Standing::new(1, 1, true, None);
-    plane.put(PEER.parse().unwrap(), Source(0), Claim { vtep, standing });
+    plane.put(PEER.parse().unwrap(), Source(0), Claim { endpoint, standing });
     decide(plane, direct)
 }
 

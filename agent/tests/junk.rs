@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use proptest::prelude::*;
 use twill_agent::overlay::NetworkConfig;
 use twill_agent::overlay::alloc::{KnownRecord, SubnetRequest, decide};
-use twill_agent::overlay::peers::Vtep;
+use twill_agent::overlay::peers::Endpoint;
 use twill_agent::overlay::plane::{PeerMode, Plane, Setup};
 use twill_agent::overlay::record::{Own, Record, SubnetKey};
 use twill_agent::overlay::records::{Raw, Records};
@@ -113,8 +113,11 @@ impl World {
         self.records.remove(&mut planes, key);
     }
 
-    fn peers(&self) -> BTreeMap<IpNetwork, Vtep> {
-        self.planes.iter().flat_map(|plane| plane.peers().iter().map(|(subnet, peer)| (*subnet, peer.vtep))).collect()
+    fn peers(&self) -> BTreeMap<IpNetwork, Endpoint> {
+        self.planes
+            .iter()
+            .flat_map(|plane| plane.peers().iter().map(|(subnet, peer)| (*subnet, peer.endpoint)))
+            .collect()
     }
 }
 

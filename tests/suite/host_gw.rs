@@ -174,6 +174,24 @@ fn a_route_comes_back_and_goes_with_its_record() {
 }
 
 #[test]
+fn a_host_that_gets_another_address_or_mtu_is_followed() {
+    let (lab, _daemons, pods) = Lab::running(2, HOST_GW, &[]);
+    await_all(&lab);
+    let (one, two) = (lab.node(1), lab.node(2));
+    let (subnet, old) = subnets(&two).remove(0);
+    two.netns().sysctl("ipv4/conf/eth0/promote_secondaries", "1").unwrap();
+    two.exec("ip addr add 10.99.7.7/16 dev eth0").unwrap();
+    two.exec(&format!("ip addr del {old}/16 dev eth0")).unwrap();
+    await_routes(&one, &subnet, &through(&subnet, "10.99.7.7"));
+    await_peer(&two, &one);
+    for (from, to) in [(&pods[0], &pods[1]), (&pods[1], &pods[0])] {
+        wait_until("an answer", PATIENCE, || from.exec(&format!("ping -n -c1 -W0.5 {}", to.addr())));
+    }
+    two.exec("ip link set eth0 mtu 1400").unwrap();
+    wait_until("subnet.env has the new MTU", PATIENCE, || two.subnet_env().is_ok_and(|env| env.mtu == 1400));
+}
+
+#[test]
 fn a_restart_loses_no_packet_and_takes_out_what_nobody_wants() {
     let (lab, mut daemons, pods) = Lab::running(2, HOST_GW, &[]);
     await_all(&lab);

@@ -158,8 +158,8 @@ fn a_config_with_a_subnet_length_that_does_not_fit() {
 
 #[test]
 fn a_config_for_another_backend() {
-    let bad = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#;
-    waits_for_a_better_config(bad, &["host-gw", "vxlan"]);
+    let bad = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"wireguard"}}"#;
+    waits_for_a_better_config(bad, &["wireguard", "vxlan", "host-gw", "alloc"]);
 }
 
 #[test]

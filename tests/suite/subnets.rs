@@ -36,7 +36,7 @@ const VOID: [(&str, &str); 15] = [
     ("null", "not a JSON object"),
     ("[]", "not a JSON object"),
     (r#"{"NodeID":"other"}"#, "reserved for node other"),
-    (r#"{"PublicIP":"10.99.1.9","BackendType":"host-gw"}"#, "host-gw"),
+    (r#"{"PublicIP":"10.99.1.9","BackendType":"wireguard"}"#, "wireguard"),
     (r#"{"PublicIP":"10.99.1.9","BackendType":"vxlan"}"#, "no BackendData"),
     (vxlan!("224.0.0.1", 1, "02:00:00:00:00:09"), "224.0.0.1 is not a host's address"),
     (vxlan!("0.0.0.0", 1, "02:00:00:00:00:09"), "0.0.0.0 is not a host's address"),
@@ -380,7 +380,7 @@ fn a_subnet_that_does_not_fit_the_config_any_more_is_withdrawn() {
 const UNUSABLE: [&str; 4] = [
     r#"{"Network":"#,
     r#"{"Network":"10.5.0.0/99"}"#,
-    r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#,
+    r#"{"Network":"10.5.0.0/16","Backend":{"Type":"wireguard"}}"#,
     r#"{"Network":"10.0.0.0/8"}"#,
 ];
 

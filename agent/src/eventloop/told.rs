@@ -273,7 +273,7 @@ fn say_delta(delta: &Delta) {
             info!(%subnet, old_mac, old_remote = %old.remote, "peer changed");
         }
         Delta::Left { subnet, displaced_by: Some(by), peer } => {
-            let mac = peer.vtep.mac.map(display);
+            let mac = peer.endpoint.mac.map(display);
             warn!(%subnet, mac, %by, "peer dropped: the record of another subnet claims its MAC and takes precedence");
         }
         Delta::Left { subnet, .. } => info!(%subnet, "peer left"),
@@ -296,14 +296,14 @@ fn in_words(kinds: &BTreeMap<&'static str, usize>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::overlay::peers::Vtep;
+    use crate::overlay::peers::Endpoint;
 
     fn subnet(number: u32) -> IpNetwork {
         format!("10.{}.{}.0/24", number / 256, number % 256).parse().unwrap()
     }
 
     fn changed(subnet: IpNetwork) -> Delta {
-        let old = Vtep { mac: "02:00:00:00:00:c8".parse().ok(), remote: "10.99.0.7".parse().unwrap() };
+        let old = Endpoint { mac: "02:00:00:00:00:c8".parse().ok(), remote: "10.99.0.7".parse().unwrap() };
         Delta::Changed { subnet, old }
     }
 

@@ -73,7 +73,7 @@ impl<'a> Census<'a> {
     pub(super) fn holder(self, key: &SubnetKey) -> Option<String> {
         for (subnet, peer) in self.planes.iter().flat_map(|plane| plane.peers().iter()) {
             if overlaps(key, &SubnetKey::from(*subnet)) {
-                return Some(held(peer.vtep.remote, subnet));
+                return Some(held(peer.endpoint.remote, subnet));
             }
         }
         let other = self.others().find(|other| overlaps(key, other))?;

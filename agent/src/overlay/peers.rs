@@ -18,7 +18,7 @@ mod contest;
 mod tally;
 mod update;
 
-pub use claim::{Claim, Place, Source, Standing, Vtep};
+pub use claim::{Claim, Endpoint, Place, Source, Standing};
 use contest::Contest;
 pub(super) use tally::PeerMut;
 pub use tally::Tally;
@@ -27,7 +27,7 @@ pub use tally::Tally;
 #[derive(Debug, Clone)]
 pub struct Peer {
     /// What its record says.
-    pub vtep: Vtep,
+    pub endpoint: Endpoint,
     /// How that record stands against others.
     pub standing: Standing,
     /// The key of that record.
@@ -42,7 +42,7 @@ pub struct Peer {
 
 impl Peer {
     fn claim(&self) -> Claim {
-        Claim { vtep: self.vtep, standing: self.standing }
+        Claim { endpoint: self.endpoint, standing: self.standing }
     }
 }
 
@@ -56,7 +56,7 @@ pub enum Delta {
         /// Its subnet.
         subnet: IpNetwork,
         /// Its endpoint until now.
-        old: Vtep,
+        old: Endpoint,
     },
     /// A peer is gone: its record was deleted or became unusable.
     Left {
@@ -148,12 +148,12 @@ impl Peers {
 
     /// Why the record of this key is ignored, if another one is why.
     pub fn shadow_of(&self, place: Place) -> Option<BadRecord> {
-        let mac = self.claim_aside(place)?.vtep.mac;
+        let mac = self.claim_aside(place)?.endpoint.mac;
         let (subnet, _) = place;
         match mac.and_then(|mac| Some((mac, self.of_mac(mac)?))) {
             Some((mac, other)) if other != subnet => Some(BadRecord::MacOfAnother { mac, other }),
             _ => {
-                let other = self.by_subnet.get(&subnet)?.vtep.remote;
+                let other = self.by_subnet.get(&subnet)?.endpoint.remote;
                 Some(BadRecord::SubnetOfAnother { subnet, other })
             }
         }
@@ -192,13 +192,13 @@ impl Peers {
 
     /// Makes a record the one that counts for its subnet and its MAC, which nobody else has.
     fn place(&mut self, (subnet, source): Place, claim: Claim, deltas: &mut Vec<Delta>) {
-        let Claim { vtep, standing } = claim;
+        let Claim { endpoint, standing } = claim;
         match self.by_subnet.get_mut(&subnet) {
             Some(peer) => {
-                let old = std::mem::replace(&mut peer.vtep, vtep);
+                let old = std::mem::replace(&mut peer.endpoint, endpoint);
                 peer.is_listed |= peer.source != source;
                 (peer.standing, peer.source) = (standing, source);
-                if old != vtep {
+                if old != endpoint {
                     deltas.push(Delta::Changed { subnet, old });
                     if old.mac.is_some_and(|mac| self.by_mac.get(&mac) == Some(&subnet)) {
                         self.forget_mac(old.mac);
@@ -208,11 +208,11 @@ impl Peers {
             None => {
                 let (presence, sighting, is_listed) = (Presence::default(), Sighting::default(), true);
                 self.tally.joins(presence);
-                self.by_subnet.insert(subnet, Peer { vtep, standing, source, presence, sighting, is_listed });
+                self.by_subnet.insert(subnet, Peer { endpoint, standing, source, presence, sighting, is_listed });
                 deltas.push(Delta::Joined(subnet));
             }
         }
-        if let Some(mac) = vtep.mac {
+        if let Some(mac) = endpoint.mac {
             self.by_mac.insert(mac, subnet);
         }
     }
@@ -222,7 +222,7 @@ impl Peers {
         if self.by_subnet.get(&subnet).is_some_and(|peer| peer.source == source)
             && let Some(peer) = self.by_subnet.remove(&subnet)
         {
-            self.forget_mac(peer.vtep.mac);
+            self.forget_mac(peer.endpoint.mac);
             self.tally.leaves(peer.presence);
             deltas.push(Delta::Left { subnet, peer, displaced_by });
         }

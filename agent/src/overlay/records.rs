@@ -9,7 +9,7 @@ use std::ops::Deref;
 use ignored::Ignored;
 
 use super::backend::Backend;
-use super::peers::{Claim, Delta, Place, Source, Standing, Vtep};
+use super::peers::{Claim, Delta, Endpoint, Place, Source, Standing};
 use super::plane::Plane;
 use super::record::{BadRecord, Family, Own, PeerRecord, Record, SubnetKey, check, fits};
 
@@ -110,7 +110,7 @@ impl Records {
         self.held = Some((key.to_owned(), standing));
         let mut deltas = Vec::new();
         for (plane, own) in planes.iter_mut().zip(&self.own) {
-            let claim = Claim { vtep: Vtep { mac: own.mac, remote: own.public_ip }, standing };
+            let claim = Claim { endpoint: Endpoint { mac: own.mac, remote: own.public_ip }, standing };
             deltas.extend(plane.hold(own.subnet, Source::of(key), claim));
         }
         deltas
@@ -123,7 +123,7 @@ impl Records {
                 let Some(key) = key_of(number, place, planes) else { continue };
                 let claim = plane.peers().claim_aside(place);
                 let objection = claim.zip(self.own.get(number)).and_then(|(claim, own)| {
-                    let Vtep { mac, remote } = claim.vtep;
+                    let Endpoint { mac, remote } = claim.endpoint;
                     own.objection(&PeerRecord { subnet: place.0, remote, mac }, || remote.to_string())
                 });
                 // A record that was named on arrival keeps that reason, which names its node.
@@ -140,14 +140,14 @@ impl Records {
         planes.zip(&self.own).filter_map(|(plane, own)| {
             let peers = plane.peers();
             let place = peers.displaced_by()?;
-            let vtep = peers.claim_aside(place)?.vtep;
+            let endpoint = peers.claim_aside(place)?.endpoint;
             let claimed = match own.mac {
-                Some(mac) if vtep.mac == Some(mac) => format!("VTEP's MAC {mac}"),
+                Some(mac) if endpoint.mac == Some(mac) => format!("VTEP's MAC {mac}"),
                 _ => format!("subnet {}", own.subnet),
             };
             Some(format!(
                 "the record of {} with the public IP {} claims our {claimed}, and the other nodes follow it instead of ours: delete that record, or stop the agent on that host",
-                place.0, vtep.remote
+                place.0, endpoint.remote
             ))
         })
     }
@@ -210,7 +210,7 @@ impl Records {
         match fits(record, subnets, &net, &self.backend) {
             Ok(peer) => {
                 let standing = Standing::new(raw.created, raw.revision, raw.is_leased, record.node.as_deref());
-                let claim = Claim { vtep: Vtep { mac: peer.mac, remote: peer.remote }, standing };
+                let claim = Claim { endpoint: Endpoint { mac: peer.mac, remote: peer.remote }, standing };
                 if objection.is_some() && self.held.is_none() {
                     // Perhaps our own.
                     taken.deltas.extend(plane.remove(peer.subnet, source));

@@ -123,8 +123,8 @@ fn eth0(address: &str, mtu: u32) -> Interface {
 
 fn peer(index: u8) -> (String, Vec<u8>) {
     let mut record = Record::vxlan(format!("10.99.1.{index}").parse().unwrap());
-    let vtep = twill_agent::overlay::record::VtepData { vni: Some(1), mac: MacAddr([2, 0, 0, 0, 0, index]) };
-    record.ipv4 = Some(vtep.into());
+    let endpoint = twill_agent::overlay::record::VtepData { vni: Some(1), mac: MacAddr([2, 0, 0, 0, 0, index]) };
+    record.ipv4 = Some(endpoint.into());
     (format!("10.5.{index}.0-24"), record.to_json())
 }
 

@@ -15,7 +15,7 @@ use twill_agent::overlay::config::FamilyConfig;
 use twill_agent::overlay::kernel::{
     Fdb, Miss, NeighState, Notification, Observed, Op, PROTOCOL, Route, Row, SeenNeigh, Via,
 };
-use twill_agent::overlay::peers::{Claim, Source, Standing, Vtep};
+use twill_agent::overlay::peers::{Claim, Endpoint, Source, Standing};
 use twill_agent::overlay::plane::comparison::Findings;
 use twill_agent::overlay::plane::miss::Answer;
 use twill_agent::overlay::plane::refusals::{REFUSAL_TIME, REFUSALS};
@@ -53,12 +53,12 @@ fn pod(index: u8, host: u8) -> IpAddr {
     format!("10.5.{index}.{host}").parse().unwrap()
 }
 
-fn vtep(mac: u8, remote: u8) -> Vtep {
-    Vtep { mac: Some(MacAddr([2, 0, 0, 0, 0, mac])), remote: format!("10.99.0.{remote}").parse().unwrap() }
+fn endpoint(mac: u8, remote: u8) -> Endpoint {
+    Endpoint { mac: Some(MacAddr([2, 0, 0, 0, 0, mac])), remote: format!("10.99.0.{remote}").parse().unwrap() }
 }
 
-fn claim(vtep: Vtep, revision: i64) -> Claim {
-    Claim { vtep, standing: Standing::new(revision, revision, false, None) }
+fn claim(endpoint: Endpoint, revision: i64) -> Claim {
+    Claim { endpoint, standing: Standing::new(revision, revision, false, None) }
 }
 
 impl World {
@@ -91,7 +91,7 @@ impl World {
     /// The same, before its first dump.
     fn restarting(self) -> Self {
         let peers = self.plane.peers().iter();
-        let peers = peers.map(|(s, p)| ((*s, p.source.0), Claim { vtep: p.vtep, standing: p.standing }));
+        let peers = peers.map(|(s, p)| ((*s, p.source.0), Claim { endpoint: p.endpoint, standing: p.standing }));
         let records: BTreeMap<_, _> = peers.chain(self.records.clone()).collect();
         let mut world = Self { plane: Plane::new(self.plane.setup().clone()), dump: Some((0, true)), ..self };
         records.into_iter().for_each(|((subnet, key), claim)| {
@@ -101,8 +101,8 @@ impl World {
     }
 
     /// A record without a lease, created and written at this revision.
-    fn put(&mut self, subnet: IpNetwork, vtep: Vtep, revision: i64, source: Source) {
-        self.plane.put(subnet, source, claim(vtep, revision));
+    fn put(&mut self, subnet: IpNetwork, endpoint: Endpoint, revision: i64, source: Source) {
+        self.plane.put(subnet, source, claim(endpoint, revision));
     }
 
     /// The next part of a dump, as the real kernel shows it: a table after the other.
@@ -194,11 +194,15 @@ impl World {
     /// The peers whose rows are all in the kernel.
     fn programmed(&self) -> Vec<IpNetwork> {
         let complete = |(s, peer): (&IpNetwork, &twill_agent::overlay::peers::Peer)| {
-            let fdb =
-                self.kernel.fdb.get(&peer.vtep.mac.unwrap()).is_some_and(|(remote, _)| *remote == peer.vtep.remote);
+            let fdb = self
+                .kernel
+                .fdb
+                .get(&peer.endpoint.mac.unwrap())
+                .is_some_and(|(remote, _)| *remote == peer.endpoint.remote);
             let neigh = self.kernel.neighbours.get(&s.network());
             // Another program may have written the very same.
-            let neigh = neigh.is_some_and(|(mac, state, _)| (*mac, *state) == (peer.vtep.mac, NeighState::Permanent));
+            let neigh =
+                neigh.is_some_and(|(mac, state, _)| (*mac, *state) == (peer.endpoint.mac, NeighState::Permanent));
             let route =
                 self.kernel.routes.iter().any(|((d, _), (via, protocol))| {
                     d == s && *via == Via::Gateway(s.network()) && *protocol == PROTOCOL

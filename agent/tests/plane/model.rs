@@ -60,7 +60,7 @@ impl World {
                 let at = (subnet(peer), key);
                 let created = *self.created.entry(at).or_insert(revision);
                 let standing = Standing::new(created, revision, is_leased, None);
-                let claim = Claim { vtep: vtep(mac, remote), standing };
+                let claim = Claim { endpoint: endpoint(mac, remote), standing };
                 self.records.insert(at, claim);
                 self.plane.put(at.0, Source(key), claim);
             }
@@ -73,11 +73,11 @@ impl World {
                 self.plane.miss(Miss::Address(pod(peer, host)), self.now);
             }
             Step::MacMiss(mac) => {
-                self.plane.miss(Miss::Mac(vtep(mac, 0).mac.unwrap()), self.now);
+                self.plane.miss(Miss::Mac(endpoint(mac, 0).mac.unwrap()), self.now);
             }
             Step::LoseFdb(mac) => {
-                if let Some((remote, _)) = self.kernel.fdb.remove(&vtep(mac, 0).mac.unwrap()) {
-                    self.plane.saw(&Notification::Gone(Row::Fdb(Fdb { mac: vtep(mac, 0).mac.unwrap(), remote })));
+                if let Some((remote, _)) = self.kernel.fdb.remove(&endpoint(mac, 0).mac.unwrap()) {
+                    self.plane.saw(&Notification::Gone(Row::Fdb(Fdb { mac: endpoint(mac, 0).mac.unwrap(), remote })));
                 }
             }
             Step::LoseNeigh(peer) => {
@@ -92,7 +92,7 @@ impl World {
                 }
             }
             Step::Idle(mac) => {
-                if let Some((_, idle)) = self.kernel.fdb.get_mut(&vtep(mac, 0).mac.unwrap()) {
+                if let Some((_, idle)) = self.kernel.fdb.get_mut(&endpoint(mac, 0).mac.unwrap()) {
                     *idle = IDLE;
                 }
             }
@@ -106,7 +106,7 @@ impl World {
             }
             Step::StrangersNeigh(peer, host, mac, permanent) => {
                 let state = if permanent { NeighState::Permanent } else { NeighState::Other };
-                let (address, mac) = (pod(peer, host), Some(vtep(mac, 0).mac.unwrap()));
+                let (address, mac) = (pod(peer, host), Some(endpoint(mac, 0).mac.unwrap()));
                 self.kernel.neighbours.insert(address, (mac, state, 0));
                 self.plane.saw(&Notification::Neigh(SeenNeigh { address, mac, state, protocol: 0 }));
             }
@@ -124,19 +124,19 @@ impl World {
     }
 
     /// The records that count, as a table of peers has them that hears of them in one go. What counts is tested there.
-    fn that_count(&self) -> BTreeMap<IpNetwork, Vtep> {
+    fn that_count(&self) -> BTreeMap<IpNetwork, Endpoint> {
         let mut peers = Peers::default();
         for ((subnet, key), claim) in self.records.iter().rev() {
             peers.put(*subnet, Source(*key), *claim);
         }
-        peers.iter().map(|(subnet, peer)| (*subnet, peer.vtep)).collect()
+        peers.iter().map(|(subnet, peer)| (*subnet, peer.endpoint)).collect()
     }
 
     /// No row of another program leads a peer's packets to anybody else, and what harms no peer is left alone.
     fn check_strangers(&self) {
         let peer_of = |address: IpAddr| {
             let subnet = self.plane.setup().net.subnet_of(address)?;
-            self.plane.peers().get(&subnet).and_then(|peer| Some((subnet, peer.vtep.mac?)))
+            self.plane.peers().get(&subnet).and_then(|peer| Some((subnet, peer.endpoint.mac?)))
         };
         for ((destination, metric), (via, protocol)) in &self.kernel.routes {
             if let (4, Some((subnet, _))) = (*protocol, peer_of(destination.network())) {
@@ -161,10 +161,10 @@ impl World {
         let expected: BTreeSet<IpNetwork> =
             self.plane.peers().iter().filter(|(_, p)| all || p.presence.is_wanted()).map(|(s, _)| *s).collect();
         assert!(wanted.iter().eq(&expected), "{wanted:?} {expected:?}");
-        let known: BTreeMap<_, _> = self.plane.peers().iter().map(|(s, p)| (*s, p.vtep)).collect();
+        let known: BTreeMap<_, _> = self.plane.peers().iter().map(|(s, p)| (*s, p.endpoint)).collect();
         assert_eq!(known, self.that_count(), "{:?}", self.records);
         let macs: BTreeMap<_, _> =
-            expected.iter().map(|s| (self.plane.peers().get(s).unwrap().vtep.mac.unwrap(), s)).collect();
+            expected.iter().map(|s| (self.plane.peers().get(s).unwrap().endpoint.mac.unwrap(), s)).collect();
         assert_eq!(self.kernel.fdb.keys().collect::<Vec<_>>(), macs.keys().collect::<Vec<_>>());
         // No neighbour that let a packet go is left. The gateway's may be another program's, and as it should be.
         let ours = self.kernel.neighbours.iter().filter(|(_, (_, _, protocol))| *protocol == PROTOCOL);

@@ -6,7 +6,7 @@ use super::*;
 fn on_demand_programs_exactly_the_used_peers() {
     let mut world = World::new(PeerMode::OnDemand);
     for index in 2..10 {
-        world.put(subnet(index), vtep(index, index), 1, KEY);
+        world.put(subnet(index), endpoint(index, index), 1, KEY);
     }
     world.settle();
     world.assert_exactly(&[]);
@@ -21,13 +21,13 @@ fn on_demand_programs_exactly_the_used_peers() {
 #[test]
 fn the_waiting_packet_is_answered_before_the_rest_of_the_peer() {
     let mut world = World::new(PeerMode::OnDemand);
-    world.put(subnet(2), vtep(2, 2), 1, KEY);
+    world.put(subnet(2), endpoint(2, 2), 1, KEY);
     world.settle();
     world.plane.miss(Miss::Address(pod(2, 9)), world.now);
     let chunk = world.plane.urgent_chunk();
     let expected = [
-        Op::PutFdb(vtep(2, 2).fdb().unwrap()),
-        Op::PutNeigh(twill_agent::overlay::kernel::Neigh { address: pod(2, 9), mac: vtep(2, 2).mac.unwrap() }),
+        Op::PutFdb(endpoint(2, 2).fdb().unwrap()),
+        Op::PutNeigh(twill_agent::overlay::kernel::Neigh { address: pod(2, 9), mac: endpoint(2, 2).mac.unwrap() }),
     ];
     assert_eq!(chunk.ops(), expected);
     let failed = world.apply(chunk.ops());
@@ -40,14 +40,14 @@ fn the_waiting_packet_is_answered_before_the_rest_of_the_peer() {
 #[test]
 fn an_l2_miss_brings_the_fdb_row_back() {
     let mut world = World::new(PeerMode::OnDemand);
-    world.put(subnet(2), vtep(2, 2), 1, KEY);
+    world.put(subnet(2), endpoint(2, 2), 1, KEY);
     world.miss(pod(2, 9));
     world.kernel.fdb.clear();
     world.ordered = false;
-    assert_eq!(world.plane.miss(Miss::Mac(vtep(2, 2).mac.unwrap()), world.now), Answer::Peer(subnet(2)));
+    assert_eq!(world.plane.miss(Miss::Mac(endpoint(2, 2).mac.unwrap()), world.now), Answer::Peer(subnet(2)));
     world.settle();
     world.assert_exactly(&[subnet(2)]);
-    assert_eq!(world.plane.miss(Miss::Mac(vtep(9, 9).mac.unwrap()), world.now), Answer::Unknown);
+    assert_eq!(world.plane.miss(Miss::Mac(endpoint(9, 9).mac.unwrap()), world.now), Answer::Unknown);
 }
 
 #[test]
@@ -57,7 +57,7 @@ fn an_unleased_block_is_refused_until_its_record_arrives_or_a_minute_is_over() {
     assert!(!world.kernel.neighbours.contains_key(&pod(7, 1)), "the waiting entry is gone");
     let refused = |world: &World| world.kernel.routes.values().filter(|(via, _)| *via == Via::Unreachable).count();
     assert_eq!(refused(&world), 1);
-    world.put(subnet(7), vtep(7, 7), 1, KEY);
+    world.put(subnet(7), endpoint(7, 7), 1, KEY);
     world.settle();
     assert_eq!(refused(&world), 0);
     assert_eq!(world.miss(pod(7, 1)), Answer::Peer(subnet(7)));
@@ -91,14 +91,14 @@ fn refusals_are_bounded() {
 fn a_changed_record_replaces_the_rows_and_leaves_none_of_the_old() {
     for mode in [PeerMode::OnDemand, PeerMode::All] {
         let mut world = World::new(mode);
-        world.put(subnet(2), vtep(2, 2), 1, KEY);
+        world.put(subnet(2), endpoint(2, 2), 1, KEY);
         world.settle();
         world.miss(pod(2, 9));
-        world.put(subnet(2), vtep(22, 2), 2, KEY);
-        world.put(subnet(2), vtep(23, 4), 3, KEY);
+        world.put(subnet(2), endpoint(22, 2), 2, KEY);
+        world.put(subnet(2), endpoint(23, 4), 3, KEY);
         world.settle();
         world.assert_exactly(&[subnet(2)]);
-        world.put(subnet(2), vtep(23, 5), 4, KEY);
+        world.put(subnet(2), endpoint(23, 5), 4, KEY);
         world.settle();
         world.assert_exactly(&[subnet(2)]);
         world.plane.remove(subnet(2), KEY);
@@ -111,12 +111,12 @@ fn a_changed_record_replaces_the_rows_and_leaves_none_of_the_old() {
 fn a_mac_that_moves_to_another_subnet_is_never_deleted_from_under_it() {
     for removed_first in [true, false] {
         let mut world = World::new(PeerMode::All);
-        world.put(subnet(2), vtep(2, 2), 1, KEY);
+        world.put(subnet(2), endpoint(2, 2), 1, KEY);
         world.settle();
         if removed_first {
             world.plane.remove(subnet(2), KEY);
         }
-        world.put(subnet(3), vtep(2, 2), 2, KEY);
+        world.put(subnet(3), endpoint(2, 2), 2, KEY);
         if !removed_first {
             assert_eq!(world.plane.peers().aside().count(), 1);
             world.plane.remove(subnet(2), KEY);
@@ -130,11 +130,11 @@ fn a_mac_that_moves_to_another_subnet_is_never_deleted_from_under_it() {
 fn of_two_nodes_with_one_mac_the_one_that_was_there_first_holds_it_and_then_the_other() {
     for first_comes_last in [true, false] {
         let mut world = World::new(PeerMode::All);
-        let mut records = vec![(subnet(2), vtep(2, 2), 5), (subnet(3), vtep(2, 3), 9)];
+        let mut records = vec![(subnet(2), endpoint(2, 2), 5), (subnet(3), endpoint(2, 3), 9)];
         if first_comes_last {
             records.reverse();
         }
-        records.into_iter().for_each(|(subnet, vtep, revision)| world.put(subnet, vtep, revision, KEY));
+        records.into_iter().for_each(|(subnet, endpoint, revision)| world.put(subnet, endpoint, revision, KEY));
         world.settle();
         world.assert_exactly(&[subnet(2)]);
         world.plane.remove(subnet(2), KEY);
@@ -147,11 +147,11 @@ fn of_two_nodes_with_one_mac_the_one_that_was_there_first_holds_it_and_then_the_
 fn a_record_with_our_mac_is_never_programmed() {
     for ours_first in [true, false] {
         let mut world = World::new(PeerMode::All);
-        let hold = |world: &mut World| drop(world.plane.hold(subnet(1), Source(9), claim(vtep(1, 1), 1)));
+        let hold = |world: &mut World| drop(world.plane.hold(subnet(1), Source(9), claim(endpoint(1, 1), 1)));
         if ours_first {
             hold(&mut world);
         }
-        world.put(subnet(2), vtep(1, 2), 5, KEY);
+        world.put(subnet(2), endpoint(1, 2), 5, KEY);
         world.settle();
         hold(&mut world);
         world.settle();
@@ -163,22 +163,22 @@ fn a_record_with_our_mac_is_never_programmed() {
 #[test]
 fn an_old_key_that_goes_leaves_the_subnet_to_the_new_one() {
     let mut world = World::new(PeerMode::All);
-    world.put(subnet(2), vtep(2, 2), 1, Source(1));
-    world.put(subnet(2), vtep(22, 2), 5, Source(2));
-    world.put(subnet(2), vtep(23, 2), 3, Source(1));
+    world.put(subnet(2), endpoint(2, 2), 1, Source(1));
+    world.put(subnet(2), endpoint(22, 2), 5, Source(2));
+    world.put(subnet(2), endpoint(23, 2), 3, Source(1));
     world.settle();
     world.assert_exactly(&[subnet(2)]);
-    assert_eq!(world.plane.peers().get(&subnet(2)).unwrap().vtep, vtep(22, 2));
+    assert_eq!(world.plane.peers().get(&subnet(2)).unwrap().endpoint, endpoint(22, 2));
     world.plane.remove(subnet(2), Source(1));
     world.settle();
     world.assert_exactly(&[subnet(2)]);
-    assert_eq!(world.plane.peers().get(&subnet(2)).unwrap().vtep, vtep(22, 2));
+    assert_eq!(world.plane.peers().get(&subnet(2)).unwrap().endpoint, endpoint(22, 2));
 }
 
 #[test]
 fn flannels_route_beside_ours_is_deleted_and_ours_stays() {
     let mut world = World::new(PeerMode::All);
-    world.put(subnet(2), vtep(2, 2), 1, KEY);
+    world.put(subnet(2), endpoint(2, 2), 1, KEY);
     let flannels = (subnet(2), 0);
     world.kernel.routes.insert(flannels, (Via::Gateway(pod(2, 0)), 3));
     world.resync(true);
@@ -190,7 +190,7 @@ fn flannels_route_beside_ours_is_deleted_and_ours_stays() {
 fn a_route_that_somebody_replaced_is_put_again() {
     for mode in [PeerMode::OnDemand, PeerMode::All] {
         let mut world = World::new(mode);
-        world.put(subnet(2), vtep(2, 2), 1, KEY);
+        world.put(subnet(2), endpoint(2, 2), 1, KEY);
         world.settle();
         world.miss(pod(2, 9));
         let mut wanted = vec![Route::peer(subnet(2), 2)];
@@ -213,11 +213,11 @@ fn a_route_that_somebody_replaced_is_put_again() {
 #[test]
 fn what_is_lost_while_a_dump_runs_is_not_taken_for_there() {
     let mut world = World::new(PeerMode::All);
-    world.put(subnet(2), vtep(2, 2), 1, KEY);
+    world.put(subnet(2), endpoint(2, 2), 1, KEY);
     world.settle();
     let dump = world.kernel.dump();
     world.ordered = false;
-    let row = Row::Fdb(vtep(2, 2).fdb().unwrap());
+    let row = Row::Fdb(endpoint(2, 2).fdb().unwrap());
     world.apply(&[Op::Delete(row)]);
     world.plane.saw(&Notification::Gone(row));
     world.plane.reconcile(&dump, false, world.now);
@@ -235,7 +235,7 @@ fn unanswered(world: &mut World, chunk: Chunk) {
 #[test]
 fn a_peer_that_a_dump_finds_complete_has_arrived_like_one_that_was_put() {
     let mut world = World::new(PeerMode::OnDemand);
-    world.put(subnet(2), vtep(2, 2), 1, KEY);
+    world.put(subnet(2), endpoint(2, 2), 1, KEY);
     world.settle();
     world.plane.miss(Miss::Address(pod(2, 9)), world.now);
     let chunk = world.plane.urgent_chunk();
@@ -258,7 +258,7 @@ fn a_peer_that_a_dump_finds_complete_has_arrived_like_one_that_was_put() {
 #[test]
 fn at_the_start_a_neighbour_that_let_a_packet_go_leaves_with_the_first_dump_and_nothing_is_announced() {
     let mut world = World::new(PeerMode::OnDemand);
-    world.put(subnet(2), vtep(2, 2), 1, KEY);
+    world.put(subnet(2), endpoint(2, 2), 1, KEY);
     world.miss(pod(2, 9));
     let mut world = world.restarting();
     // The route of the earlier daemon is there, and this address has a neighbour that waits all the same.
@@ -273,13 +273,13 @@ fn at_the_start_a_neighbour_that_let_a_packet_go_leaves_with_the_first_dump_and_
 #[test]
 fn a_peer_that_leaves_unused_takes_the_neighbours_of_its_addresses_along() {
     let mut world = World::new(PeerMode::OnDemand);
-    world.put(subnet(2), vtep(2, 2), 1, KEY);
+    world.put(subnet(2), endpoint(2, 2), 1, KEY);
     world.settle();
     world.plane.miss(Miss::Address(pod(2, 9)), world.now);
     let chunk = world.plane.urgent_chunk();
     assert!(world.apply(chunk.ops()).is_empty());
     world.plane.settle(chunk, &[], world.now);
-    world.kernel.fdb.get_mut(&vtep(2, 2).mac.unwrap()).unwrap().1 = IDLE;
+    world.kernel.fdb.get_mut(&endpoint(2, 2).mac.unwrap()).unwrap().1 = IDLE;
     assert_eq!(world.resync(false).idle, 1);
     world.assert_exactly(&[]);
 }
@@ -287,11 +287,11 @@ fn a_peer_that_leaves_unused_takes_the_neighbours_of_its_addresses_along() {
 #[test]
 fn idle_peers_are_taken_out_and_come_back_with_the_next_packet() {
     let mut world = World::new(PeerMode::OnDemand);
-    world.put(subnet(2), vtep(2, 2), 1, KEY);
-    world.put(subnet(3), vtep(3, 3), 1, KEY);
+    world.put(subnet(2), endpoint(2, 2), 1, KEY);
+    world.put(subnet(3), endpoint(3, 3), 1, KEY);
     world.miss(pod(2, 9));
     world.miss(pod(3, 9));
-    world.kernel.fdb.get_mut(&vtep(2, 2).mac.unwrap()).unwrap().1 = IDLE;
+    world.kernel.fdb.get_mut(&endpoint(2, 2).mac.unwrap()).unwrap().1 = IDLE;
     assert_eq!(world.resync(false).idle, 1);
     world.assert_exactly(&[subnet(3)]);
     world.miss(pod(2, 9));
@@ -303,18 +303,18 @@ fn a_restart_rewrites_nothing_and_sweeps_what_went_away_meanwhile() {
     for mode in [PeerMode::OnDemand, PeerMode::All] {
         let mut world = World::new(mode);
         for index in 2..6 {
-            world.put(subnet(index), vtep(index, index), 1, KEY);
+            world.put(subnet(index), endpoint(index, index), 1, KEY);
             world.miss(pod(index, 3));
         }
         world.settle();
-        world.put(subnet(9), vtep(9, 9), 1, KEY);
+        world.put(subnet(9), endpoint(9, 9), 1, KEY);
         let before = world.kernel.applied;
         let world = world.restarted();
         let written = if mode == PeerMode::OnDemand { 0 } else { 3 };
         assert_eq!(world.kernel.applied - before, written, "the new peer, where all are wanted, and nothing else");
         let mut world = World { plane: Plane::new(world.plane.setup().clone()), ..world };
-        world.put(subnet(3), vtep(3, 3), 1, KEY);
-        world.put(subnet(4), vtep(44, 4), 2, KEY);
+        world.put(subnet(3), endpoint(3, 3), 1, KEY);
+        world.put(subnet(4), endpoint(44, 4), 2, KEY);
         world.resync(true);
         world.assert_exactly(&[subnet(3), subnet(4)]);
     }
@@ -323,14 +323,14 @@ fn a_restart_rewrites_nothing_and_sweeps_what_went_away_meanwhile() {
 #[test]
 fn rows_of_others_survive_and_flannels_own_shape_is_taken_over() {
     let mut world = World::new(PeerMode::All);
-    world.put(subnet(2), vtep(2, 2), 1, KEY);
+    world.put(subnet(2), endpoint(2, 2), 1, KEY);
     let foreign_route = ("10.5.7.0/24".parse().unwrap(), 5);
     world.kernel.routes.insert(foreign_route, (Via::Gateway("10.5.9.9".parse().unwrap()), 3));
-    world.kernel.neighbours.insert(pod(9, 9), (Some(vtep(77, 0).mac.unwrap()), NeighState::Permanent, 0));
+    world.kernel.neighbours.insert(pod(9, 9), (Some(endpoint(77, 0).mac.unwrap()), NeighState::Permanent, 0));
     let old = Route { destination: subnet(6), via: Via::Gateway(pod(6, 0)), metric: 0, protocol: 3 };
     world.kernel.routes.insert((old.destination, 0), (old.via, 3));
-    world.kernel.neighbours.insert(pod(6, 0), (Some(vtep(6, 6).mac.unwrap()), NeighState::Permanent, 0));
-    world.kernel.fdb.insert(vtep(6, 6).mac.unwrap(), (vtep(6, 6).remote, Duration::ZERO));
+    world.kernel.neighbours.insert(pod(6, 0), (Some(endpoint(6, 6).mac.unwrap()), NeighState::Permanent, 0));
+    world.kernel.fdb.insert(endpoint(6, 6).mac.unwrap(), (endpoint(6, 6).remote, Duration::ZERO));
     world.resync(true);
     world.assert_exactly(&[subnet(2)]);
     assert!(world.kernel.routes.contains_key(&foreign_route));
@@ -341,9 +341,9 @@ fn rows_of_others_survive_and_flannels_own_shape_is_taken_over() {
 #[test]
 fn rows_that_somebody_takes_or_changes_come_back_at_the_notification() {
     let mut world = World::new(PeerMode::All);
-    world.put(subnet(2), vtep(2, 2), 1, KEY);
+    world.put(subnet(2), endpoint(2, 2), 1, KEY);
     world.settle();
-    let rows = [Row::Fdb(vtep(2, 2).fdb().unwrap()), Row::Neigh(pod(2, 0)), Row::Route(Route::peer(subnet(2), 2))];
+    let rows = [Row::Fdb(endpoint(2, 2).fdb().unwrap()), Row::Neigh(pod(2, 0)), Row::Route(Route::peer(subnet(2), 2))];
     world.ordered = false;
     for row in rows {
         world.apply(&[Op::Delete(row)]);
@@ -352,7 +352,7 @@ fn rows_that_somebody_takes_or_changes_come_back_at_the_notification() {
         world.settle();
         world.assert_exactly(&[subnet(2)]);
     }
-    let wrong = Fdb { mac: vtep(2, 2).mac.unwrap(), remote: "10.99.9.9".parse().unwrap() };
+    let wrong = Fdb { mac: endpoint(2, 2).mac.unwrap(), remote: "10.99.9.9".parse().unwrap() };
     world.apply(&[Op::PutFdb(wrong)]);
     world.plane.saw(&Notification::Fdb(twill_agent::overlay::kernel::SeenFdb {
         row: wrong,
@@ -368,7 +368,7 @@ fn a_clean_stop_wants_everyone() {
     let mut world = World::new(PeerMode::OnDemand);
     let all: Vec<_> = (2..40).map(subnet).collect();
     for index in 2..40 {
-        world.put(subnet(index), vtep(index, index), 1, KEY);
+        world.put(subnet(index), endpoint(index, index), 1, KEY);
     }
     world.miss(pod(5, 1));
     world.plane.want_everyone();
@@ -379,11 +379,11 @@ fn a_clean_stop_wants_everyone() {
 #[test]
 fn a_complete_read_drops_what_it_does_not_name() {
     let mut world = World::new(PeerMode::All);
-    world.put(subnet(2), vtep(2, 2), 1, KEY);
-    world.put(subnet(3), vtep(3, 3), 1, KEY);
+    world.put(subnet(2), endpoint(2, 2), 1, KEY);
+    world.put(subnet(3), endpoint(3, 3), 1, KEY);
     world.settle();
     world.plane.listing();
-    world.put(subnet(3), vtep(3, 3), 1, KEY);
+    world.put(subnet(3), endpoint(3, 3), 1, KEY);
     world.plane.listed();
     world.settle();
     world.assert_exactly(&[subnet(3)]);

@@ -21,8 +21,8 @@ fn through(gateway: &str) -> Via {
 /// A world with the peers 2 and 3, of which 2 is programmed.
 fn world(mode: PeerMode) -> World {
     let mut world = World::new(mode);
-    world.put(subnet(2), vtep(2, 2), 1, KEY);
-    world.put(subnet(3), vtep(3, 3), 1, KEY);
+    world.put(subnet(2), endpoint(2, 2), 1, KEY);
+    world.put(subnet(3), endpoint(3, 3), 1, KEY);
     world.settle();
     world.miss(pod(2, 9));
     world
@@ -112,7 +112,7 @@ fn a_route_on_our_device_that_harms_no_peer_stays() {
             let mut world = world.restarted();
             assert!(world.has(route), "{mode:?} {route:?}");
             assert!(!world.plane.has_mended());
-            world.put(subnet(77), vtep(77, 77), 3, KEY);
+            world.put(subnet(77), endpoint(77, 77), 3, KEY);
             world.settle();
             assert_eq!(world.has(route), route.destination != subnet(77), "its record has come");
         }
@@ -125,10 +125,13 @@ fn a_neighbour_with_a_wrong_mac_goes_and_the_right_one_stays() {
         for state in [NeighState::Permanent, NeighState::Other] {
             for notified in [true, false] {
                 let mut world = world(mode);
-                let wrong = vtep(66, 0).mac.unwrap();
-                for (address, mac) in
-                    [(pod(2, 5), wrong), (pod(3, 5), wrong), (pod(2, 6), vtep(2, 2).mac.unwrap()), (pod(77, 5), wrong)]
-                {
+                let wrong = endpoint(66, 0).mac.unwrap();
+                for (address, mac) in [
+                    (pod(2, 5), wrong),
+                    (pod(3, 5), wrong),
+                    (pod(2, 6), endpoint(2, 2).mac.unwrap()),
+                    (pod(77, 5), wrong),
+                ] {
                     world.kernel.neighbours.insert(address, (Some(mac), state, 0));
                     if notified {
                         world.plane.saw(&Notification::Neigh(SeenNeigh {
@@ -153,8 +156,8 @@ fn a_neighbour_with_a_wrong_mac_goes_and_the_right_one_stays() {
                 assert_eq!(left, [pod(2, 6), pod(77, 5)], "{mode:?} {state:?} {notified}");
                 assert_eq!(world.plane.take_mended().kinds[1].map(|(_, count)| count), Some(2));
                 // The peer's MAC changes: what was right is wrong now.
-                world.put(subnet(2), vtep(22, 2), 9, KEY);
-                world.put(subnet(77), vtep(77, 77), 9, KEY);
+                world.put(subnet(2), endpoint(22, 2), 9, KEY);
+                world.put(subnet(77), endpoint(77, 77), 9, KEY);
                 world.settle();
                 assert!(
                     !world.kernel.neighbours.contains_key(&pod(2, 6))
@@ -168,8 +171,8 @@ fn a_neighbour_with_a_wrong_mac_goes_and_the_right_one_stays() {
 #[test]
 fn an_fdb_row_that_ages_or_leads_elsewhere_is_put_right_and_what_the_kernel_learned_is_left() {
     let mut world = world(PeerMode::All);
-    let elsewhere = Fdb { mac: vtep(2, 2).mac.unwrap(), remote: "10.99.9.9".parse().unwrap() };
-    for (row, ages) in [(elsewhere, false), (elsewhere, true), (vtep(2, 2).fdb().unwrap(), true)] {
+    let elsewhere = Fdb { mac: endpoint(2, 2).mac.unwrap(), remote: "10.99.9.9".parse().unwrap() };
+    for (row, ages) in [(elsewhere, false), (elsewhere, true), (endpoint(2, 2).fdb().unwrap(), true)] {
         world.kernel.fdb.insert(row.mac, (row.remote, Duration::ZERO));
         let before = world.kernel.applied;
         world.plane.saw(&Notification::Fdb(SeenFdb { row, idle: Duration::ZERO, ages }));
@@ -177,13 +180,17 @@ fn an_fdb_row_that_ages_or_leads_elsewhere_is_put_right_and_what_the_kernel_lear
         assert!(world.kernel.applied > before, "{row:?} {ages}");
         world.assert_exactly(&[subnet(2), subnet(3)]);
     }
-    let learned = SeenFdb { row: vtep(88, 88).fdb().unwrap(), idle: Duration::ZERO, ages: true };
+    let learned = SeenFdb { row: endpoint(88, 88).fdb().unwrap(), idle: Duration::ZERO, ages: true };
     world.plane.saw(&Notification::Fdb(learned));
     assert!(!world.plane.is_due(), "nobody's");
     world.plane.take_mended();
     // The kernel tells of our own writes too, and late.
-    world.put(subnet(2), vtep(2, 4), 9, KEY);
-    world.plane.saw(&Notification::Fdb(SeenFdb { row: vtep(2, 2).fdb().unwrap(), idle: Duration::ZERO, ages: false }));
+    world.put(subnet(2), endpoint(2, 4), 9, KEY);
+    world.plane.saw(&Notification::Fdb(SeenFdb {
+        row: endpoint(2, 2).fdb().unwrap(),
+        idle: Duration::ZERO,
+        ages: false,
+    }));
     assert!(!world.plane.has_mended(), "it was ours until now");
 }
 
@@ -207,7 +214,7 @@ fn a_route_elsewhere_is_named_where_it_goes_before_ours() {
             (route("10.5.0.0/16", elsewhere, 5_000), None),
             (route("10.0.0.0/8", elsewhere, 0), None),
             // To the peer's own host, to nobody, to our own pods.
-            (route("10.5.2.0/24", Via::Direct(vtep(2, 2).remote), 0), None),
+            (route("10.5.2.0/24", Via::Direct(endpoint(2, 2).remote), 0), None),
             (route("10.5.77.0/24", direct, 0), None),
             (route("10.5.1.0/24", elsewhere, 0), None),
             (route("10.5.1.9/32", elsewhere, 0), None),
@@ -233,7 +240,7 @@ fn what_is_contested_follows_the_records_and_what_is_programmed() {
     let before = route("10.5.9.0/24", Via::Elsewhere, 0);
     world.plane.saw(&Notification::Route(before.into()));
     assert_eq!(world.plane.contested(), []);
-    world.put(subnet(9), vtep(9, 9), 5, KEY);
+    world.put(subnet(9), endpoint(9, 9), 5, KEY);
     assert!(world.plane.take_contested_changed());
     assert_eq!(world.plane.contested(), [Contested { part: subnet(9), route: before, ifindex: None }]);
     world.plane.remove(subnet(9), KEY);

@@ -145,7 +145,7 @@ impl<D: Dataplane> FamilyPlane<D> {
     /// Whether a rule takes the packets to a peer. `tables`: what was read of tables so far.
     fn takes(&mut self, rule: &Rule, subnet: IpNetwork, tables: &mut Tables) -> Result<bool, Error> {
         let peer = self.plane.peers().get(&subnet).filter(|peer| self.plane.reaches(peer));
-        let Some(host) = peer.map(|peer| peer.vtep.remote) else { return Ok(false) };
+        let Some(host) = peer.map(|peer| peer.endpoint.remote) else { return Ok(false) };
         let Some(target) = rule.target_in(subnet) else { return Ok(false) };
         let way = self.dataplane.way_to(target)?;
         let (Does::Lookup(table), Way::Refused) = (rule.does, way) else {
@@ -192,7 +192,7 @@ mod tests {
     use super::*;
     use crate::dataplane::Device;
     use crate::dataplane::fake::FakeKernel;
-    use crate::overlay::peers::{Claim, Source, Standing, Vtep};
+    use crate::overlay::peers::{Claim, Endpoint, Source, Standing};
     use crate::overlay::plane::{PeerMode, Plane, Setup};
     use crate::overlay::{MacAddr, NetworkConfig};
 
@@ -206,8 +206,9 @@ mod tests {
         for number in 1..=peers {
             let [high, low] = number.to_be_bytes();
             let subnet = format!("10.{}.{low}.0/24", 4 + high).parse().unwrap();
-            let vtep = Vtep { mac: Some(MacAddr([2, 0, 0, 0, high, low])), remote: IpAddr::from([10, 99, high, low]) };
-            plane.put(subnet, Source(0), Claim { vtep, standing: Standing::new(1, 1, true, None) });
+            let endpoint =
+                Endpoint { mac: Some(MacAddr([2, 0, 0, 0, high, low])), remote: IpAddr::from([10, 99, high, low]) };
+            plane.put(subnet, Source(0), Claim { endpoint, standing: Standing::new(1, 1, true, None) });
         }
         let main = Rule { does: Does::Lookup(254), ..rule(32766) };
         let mut kernel = FakeKernel::default();

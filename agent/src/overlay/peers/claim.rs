@@ -21,14 +21,14 @@ use super::super::kernel::Fdb;
 
 /// A peer's endpoint: where its packets go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Vtep {
+pub struct Endpoint {
     /// The MAC of its `flannel.1`; `None` with a backend that has no devices.
     pub mac: Option<MacAddr>,
     /// The underlay address of its host.
     pub remote: IpAddr,
 }
 
-impl Vtep {
+impl Endpoint {
     /// The FDB row that leads to it, where it has a device.
     pub fn fdb(self) -> Option<Fdb> {
         self.mac.map(|mac| Fdb { mac, remote: self.remote })
@@ -94,7 +94,7 @@ impl Standing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Claim {
     /// The MAC, if there is one, that no other peer may have, and the host behind it.
-    pub vtep: Vtep,
+    pub endpoint: Endpoint,
     /// How it stands against others.
     pub standing: Standing,
 }
@@ -114,7 +114,7 @@ impl Claim {
             0 => Some(Identity::Nameless).filter(|_| same_mac && self.standing.is_leased()),
             node => Some(Identity::Id(node)),
         };
-        [Identity::Address(self.vtep.remote)].into_iter().chain(id)
+        [Identity::Address(self.endpoint.remote)].into_iter().chain(id)
     }
 
     /// The order of two claims of one node; the greater supersedes the other: the one with a lease, else the later one.

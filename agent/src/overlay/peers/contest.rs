@@ -32,7 +32,7 @@ impl Resource {
 
 /// The subnet and the MAC, if there is one, that a record claims.
 pub(super) fn resources(place: Place, claim: &Claim) -> impl Iterator<Item = Resource> + Clone + use<> {
-    [Resource::Subnet(place.0)].into_iter().chain(claim.vtep.mac.map(Resource::Mac))
+    [Resource::Subnet(place.0)].into_iter().chain(claim.endpoint.mac.map(Resource::Mac))
 }
 
 /// A claim with rivals.

@@ -33,9 +33,10 @@ fn place((subnet, key): At) -> Place {
 
 fn claim(written: &Written) -> Claim {
     let Written { mac, host, created, revision, is_leased, node } = *written;
-    let vtep = Vtep { mac: (mac != 0).then_some(MacAddr([2, 0, 0, 0, 0, mac])), remote: [10, 99, 0, host].into() };
+    let endpoint =
+        Endpoint { mac: (mac != 0).then_some(MacAddr([2, 0, 0, 0, 0, mac])), remote: [10, 99, 0, host].into() };
     let node = (node != 0).then(|| format!("node-{node}"));
-    Claim { vtep, standing: Standing::new(created, revision, is_leased, node.as_deref()) }
+    Claim { endpoint, standing: Standing::new(created, revision, is_leased, node.as_deref()) }
 }
 
 fn put(peers: &mut Peers, at: At, written: &Written) -> Vec<Delta> {
@@ -43,8 +44,8 @@ fn put(peers: &mut Peers, at: At, written: &Written) -> Vec<Delta> {
     peers.put(subnet, source, claim(written))
 }
 
-fn counting(peers: &Peers) -> BTreeMap<IpNetwork, Vtep> {
-    peers.iter().map(|(subnet, peer)| (*subnet, peer.vtep)).collect()
+fn counting(peers: &Peers) -> BTreeMap<IpNetwork, Endpoint> {
+    peers.iter().map(|(subnet, peer)| (*subnet, peer.endpoint)).collect()
 }
 
 /// Which records count, by the rules as they are told to people.
@@ -155,7 +156,7 @@ fn of_two_keys_of_one_subnet_the_same_one_counts() {
             for index in order {
                 put(&mut peers, records[index].0, &records[index].1);
             }
-            assert_eq!(counting(&peers)[&place((1, 0)).0].mac, claim(&records[expected - 1].1).vtep.mac);
+            assert_eq!(counting(&peers)[&place((1, 0)).0].mac, claim(&records[expected - 1].1).endpoint.mac);
             assert_eq!(peers.aside().count(), 1);
         }
     }
@@ -167,7 +168,7 @@ fn whoever_is_aside_comes_when_its_rival_goes_and_is_told_why_it_waits() {
     let mut peers = Peers::default();
     put(&mut peers, first_at, &first);
     assert!(put(&mut peers, second_at, &second).is_empty(), "the first one is not touched");
-    let (mac, other) = (claim(&first).vtep.mac.unwrap(), place(first_at).0);
+    let (mac, other) = (claim(&first).endpoint.mac.unwrap(), place(first_at).0);
     assert_eq!(peers.shadow_of(place(second_at)), Some(BadRecord::MacOfAnother { mac, other }));
     let deltas = peers.remove(place(first_at).0, place(first_at).1);
     assert!(
@@ -272,7 +273,7 @@ fn with_rivals(peers: &Peers) -> Vec<Place> {
     let has_rival = |(subnet, peer): &(&IpNetwork, &Peer)| {
         let at = (**subnet, peer.source);
         others.iter().any(|(other, claim)| {
-            *other != at && (other.0 == at.0 || claim.vtep.mac.is_some() && claim.vtep.mac == peer.vtep.mac)
+            *other != at && (other.0 == at.0 || claim.endpoint.mac.is_some() && claim.endpoint.mac == peer.endpoint.mac)
         })
     };
     let mut places: Vec<_> = peers.iter().filter(has_rival).map(|(subnet, peer)| (*subnet, peer.source)).collect();
@@ -370,7 +371,7 @@ proptest! {
                     peers.remove(subnet, source);
                 }
             }
-            let macs: Vec<_> = peers.iter().filter_map(|(subnet, peer)| Some((peer.vtep.mac?, *subnet))).collect();
+            let macs: Vec<_> = peers.iter().filter_map(|(subnet, peer)| Some((peer.endpoint.mac?, *subnet))).collect();
             let different: BTreeSet<_> = macs.iter().map(|(mac, _)| mac).collect();
             prop_assert_eq!(macs.len(), different.len(), "one MAC, one peer");
             prop_assert!(macs.iter().all(|(mac, subnet)| peers.of_mac(*mac) == Some(*subnet)));
@@ -399,7 +400,7 @@ proptest! {
         });
         let expected: BTreeMap<_, _> = records.iter()
             .filter(|(at, one)| count.contains(at) && !touches(at, one))
-            .map(|(at, one)| (place(*at).0, claim(one).vtep))
+            .map(|(at, one)| (place(*at).0, claim(one).endpoint))
             .collect();
         prop_assert_eq!(counting(&peers), expected);
         let own_counts = own.is_none_or(|(at, _)| count.contains(&at));

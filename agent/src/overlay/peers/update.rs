@@ -53,9 +53,10 @@ impl Peers {
                 changed.extend(self.contest.set(left, None));
             }
         }
-        let is_moved = before.is_none_or(|(at, before)| at != place || before.vtep != claim.vtep);
-        if before.is_none_or(|(_, before)| before.vtep.remote != claim.vtep.remote) {
-            let at_our_address = self.by_subnet.iter().filter(|(_, peer)| peer.vtep.remote == claim.vtep.remote);
+        let is_moved = before.is_none_or(|(at, before)| at != place || before.endpoint != claim.endpoint);
+        if before.is_none_or(|(_, before)| before.endpoint.remote != claim.endpoint.remote) {
+            let at_our_address =
+                self.by_subnet.iter().filter(|(_, peer)| peer.endpoint.remote == claim.endpoint.remote);
             at_our_address.for_each(|(subnet, peer)| self.contest.enter((*subnet, peer.source), peer.claim()));
         }
         concerned.iter().for_each(|resource| self.enter(*resource));
@@ -85,8 +86,8 @@ impl Peers {
     /// Whether another key claims our subnet, MAC or address.
     fn touches_own(&self, place: Place, claim: &Claim) -> bool {
         self.own.as_ref().is_some_and(|(own, ours)| {
-            let has_our_mac = ours.vtep.mac.is_some() && ours.vtep.mac == claim.vtep.mac;
-            *own != place && (own.0 == place.0 || has_our_mac || ours.vtep.remote == claim.vtep.remote)
+            let has_our_mac = ours.endpoint.mac.is_some() && ours.endpoint.mac == claim.endpoint.mac;
+            *own != place && (own.0 == place.0 || has_our_mac || ours.endpoint.remote == claim.endpoint.remote)
         })
     }
 
@@ -94,7 +95,7 @@ impl Peers {
     fn has_rival(&self, place: Place, claim: &Claim) -> bool {
         self.touches_own(place, claim)
             || self.by_subnet.get(&place.0).is_some_and(|peer| peer.source != place.1)
-            || claim.vtep.mac.and_then(|mac| self.of_mac(mac)).is_some_and(|subnet| subnet != place.0)
+            || claim.endpoint.mac.and_then(|mac| self.of_mac(mac)).is_some_and(|subnet| subnet != place.0)
             || resources(place, claim).any(|resource| self.contest.is_claimed(resource))
     }
 
@@ -148,10 +149,10 @@ impl Peers {
             let holder = self.contest.holder(Resource::Subnet(place.0));
             if holder.is_some_and(|holder| self.is_to_be_peer(holder)) {
                 // The subnet stays, with this record or another one.
-                self.forget_mac(counted.vtep.mac);
+                self.forget_mac(counted.endpoint.mac);
                 continue;
             }
-            let mac = self.contest.get(*place).and_then(|claim| claim.vtep.mac).map(Resource::Mac);
+            let mac = self.contest.get(*place).and_then(|claim| claim.endpoint.mac).map(Resource::Mac);
             let by = mac.and_then(|mac| self.contest.holder(mac)).map(|(subnet, _)| subnet);
             self.take(*place, by.filter(|subnet| *subnet != place.0), deltas);
         }

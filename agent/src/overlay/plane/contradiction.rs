@@ -93,7 +93,7 @@ impl Desired {
         let subnet = self.setup.net.subnet_of(route.destination.network())?;
         let peer = self.peers.get(&subnet).filter(|peer| self.is_ours_to_reach(peer))?;
         // A route to the very host that the record names leads to the peer without a tunnel.
-        let leads_there = route.via == Via::Direct(peer.vtep.remote);
+        let leads_there = route.via == Via::Direct(peer.endpoint.remote);
         let is_part = route.destination.prefix() > subnet.prefix();
         let is_asked_for = self.setup.mode == PeerMode::All || peer.presence.is_in_kernel();
         let goes_before = is_part || !is_asked_for || route.metric < self.peer_route(subnet).metric;
@@ -144,7 +144,7 @@ impl Desired {
     /// The MAC that a neighbour has although its peer has another one.
     pub(super) fn wrong_mac(&self, address: IpAddr, mac: Option<MacAddr>) -> Option<MacAddr> {
         let peer = self.setup.net.subnet_of(address).and_then(|subnet| self.peers.get(&subnet));
-        mac.filter(|mac| peer.is_some_and(|peer| !peer.presence.is_direct() && peer.vtep.mac != Some(*mac)))
+        mac.filter(|mac| peer.is_some_and(|peer| !peer.presence.is_direct() && peer.endpoint.mac != Some(*mac)))
     }
 
     /// Whether a row that contradicted the records does so still.

@@ -4,7 +4,7 @@ use ipnetwork::IpNetwork;
 
 use super::Plane;
 use crate::overlay::kernel::{Route, Row};
-use crate::overlay::peers::{Claim, Delta, Peer, Source, Vtep};
+use crate::overlay::peers::{Claim, Delta, Endpoint, Peer, Source};
 
 impl Plane {
     /// We hold this subnet, under this key, with this claim. To be called before the first chunk is taken, and whenever our
@@ -64,7 +64,7 @@ impl Plane {
         self.strangers.review(subnet, &self.desired, &mut self.work);
     }
 
-    fn changed(&mut self, subnet: IpNetwork, old: Vtep) {
+    fn changed(&mut self, subnet: IpNetwork, old: Endpoint) {
         self.strangers.note_former(old);
         self.host_changed(subnet, old.remote);
         if self.desired.target(&subnet).is_some() {
@@ -85,13 +85,13 @@ impl Plane {
 
     fn left(&mut self, subnet: IpNetwork, peer: &Peer) {
         self.work.forget_peer(&subnet);
-        self.strangers.note_former(peer.vtep);
+        self.strangers.note_former(peer.endpoint);
         self.strangers.recheck_contested();
         self.work.delete_all(self.desired.temporary.take(subnet));
         if peer.presence.is_direct() {
-            self.work.delete(Row::Route(self.desired.direct_route(subnet, peer.vtep.remote)));
+            self.work.delete(Row::Route(self.desired.direct_route(subnet, peer.endpoint.remote)));
         } else if peer.presence.is_wanted() || !peer.sighting.is_empty() {
-            self.work.delete_all(self.desired.rows(subnet, peer.vtep));
+            self.work.delete_all(self.desired.rows(subnet, peer.endpoint));
         }
     }
 }

@@ -10,7 +10,7 @@ use super::temporary::TemporaryNeighbours;
 use crate::overlay::backend::Ways;
 use crate::overlay::config::FamilyConfig;
 use crate::overlay::kernel::{Fdb, Neigh, Op, Route, Row};
-use crate::overlay::peers::{Peer, Peers, Vtep};
+use crate::overlay::peers::{Endpoint, Peer, Peers};
 
 /// When a peer is put into the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,15 +78,15 @@ impl Desired {
     }
 
     /// The VTEP of a subnet's peer, if the rows of its tunnel should be in the kernel.
-    pub(super) fn target(&self, subnet: &IpNetwork) -> Option<Vtep> {
+    pub(super) fn target(&self, subnet: &IpNetwork) -> Option<Endpoint> {
         let peer = self.peers.get(subnet).filter(|peer| peer.presence.is_wanted() && !peer.presence.is_direct());
-        peer.map(|peer| peer.vtep)
+        peer.map(|peer| peer.endpoint)
     }
 
     /// The same for the peer whose gateway this address is, with its subnet.
-    pub(super) fn target_of_gateway(&self, address: IpAddr) -> Option<(IpNetwork, Vtep)> {
+    pub(super) fn target_of_gateway(&self, address: IpAddr) -> Option<(IpNetwork, Endpoint)> {
         let subnet = self.subnet_of_gateway(address)?;
-        self.target(&subnet).map(|vtep| (subnet, vtep))
+        self.target(&subnet).map(|endpoint| (subnet, endpoint))
     }
 
     /// The subnet whose gateway this address would be: the one of which it is the first address.
@@ -105,7 +105,7 @@ impl Desired {
     /// The route of a peer's subnet as it should be, whether or not it should be there.
     pub(super) fn peer_route(&self, subnet: IpNetwork) -> Route {
         match self.peers.get(&subnet) {
-            Some(peer) if peer.presence.is_direct() => self.direct_route(subnet, peer.vtep.remote),
+            Some(peer) if peer.presence.is_direct() => self.direct_route(subnet, peer.endpoint.remote),
             _ => Route::peer(subnet, self.setup.net.index(&subnet)),
         }
     }
@@ -122,8 +122,8 @@ impl Desired {
     }
 
     /// The rows of a peer, in the order of their deletion.
-    pub(super) fn rows(&self, subnet: IpNetwork, vtep: Vtep) -> impl Iterator<Item = Row> + use<> {
-        let on_device = vtep.fdb().map(|fdb| [Row::Neigh(subnet.network()), Row::Fdb(fdb)]);
+    pub(super) fn rows(&self, subnet: IpNetwork, endpoint: Endpoint) -> impl Iterator<Item = Row> + use<> {
+        let on_device = endpoint.fdb().map(|fdb| [Row::Neigh(subnet.network()), Row::Fdb(fdb)]);
         [Row::Route(self.peer_route(subnet))].into_iter().chain(on_device.into_iter().flatten())
     }
 
@@ -131,7 +131,7 @@ impl Desired {
     /// Nothing if the peer is there.
     pub(super) fn puts(&self, subnet: IpNetwork) -> impl Iterator<Item = Op> {
         let peer = self.peers.get(&subnet).filter(|peer| peer.presence.is_wanted() && !peer.presence.is_in_kernel());
-        let fdb = peer.filter(|peer| !peer.presence.is_direct()).and_then(|peer| peer.vtep.fdb());
+        let fdb = peer.filter(|peer| !peer.presence.is_direct()).and_then(|peer| peer.endpoint.fdb());
         let tunnel = fdb.map(|fdb| {
             let neigh = Neigh { address: subnet.network(), mac: fdb.mac };
             [Op::PutFdb(fdb), Op::PutNeigh(neigh)]
@@ -160,7 +160,7 @@ impl Desired {
 
     fn wanted_fdb(&self, fdb: &Fdb) -> bool {
         let holder = self.peers.of_mac(fdb.mac);
-        holder.and_then(|subnet| self.target(&subnet)).is_some_and(|vtep| vtep.fdb() == Some(*fdb))
+        holder.and_then(|subnet| self.target(&subnet)).is_some_and(|endpoint| endpoint.fdb() == Some(*fdb))
     }
 
     /// The wanted route that has this one's prefix and metric, if it is another one: the kernel holds one of both.

@@ -24,7 +24,7 @@ impl Plane {
         loop {
             let subnet = self.work.next_undecided()?;
             if let Some(peer) = self.desired.peers.get(&subnet) {
-                return Some((subnet, peer.vtep.remote));
+                return Some((subnet, peer.endpoint.remote));
             }
         }
     }
@@ -38,13 +38,13 @@ impl Plane {
     pub fn decide(&mut self, subnet: IpNetwork, host: IpAddr, direct: bool) {
         let has_no_way = !direct && !self.desired.setup.ways.tunnel;
         let is_concerned =
-            |peer: &&Peer| peer.vtep.remote == host && (has_no_way || peer.presence.is_direct() != direct);
+            |peer: &&Peer| peer.endpoint.remote == host && (has_no_way || peer.presence.is_direct() != direct);
         let Some(peer) = self.desired.peers.get(&subnet).filter(is_concerned) else { return };
-        let (vtep, may_have_rows) = (peer.vtep, peer.presence.is_wanted() || !peer.sighting.is_empty());
+        let (endpoint, may_have_rows) = (peer.endpoint, peer.presence.is_wanted() || !peer.sighting.is_empty());
         // A row that is still wanted is not deleted: that is looked at when its turn comes.
         if may_have_rows && direct {
-            self.strangers.note_former(vtep);
-            self.work.delete_all(self.desired.rows(subnet, vtep));
+            self.strangers.note_former(endpoint);
+            self.work.delete_all(self.desired.rows(subnet, endpoint));
             self.work.delete_all(self.desired.temporary.take(subnet));
         } else if !direct && peer.presence.is_direct() {
             self.work.delete(Row::Route(self.desired.direct_route(subnet, host)));
@@ -72,7 +72,7 @@ impl Plane {
             return;
         }
         let concerned = |host: IpAddr| destination.is_none_or(|destination| destination.contains(host));
-        let peers = self.desired.peers.iter().filter(|(_, peer)| concerned(peer.vtep.remote));
+        let peers = self.desired.peers.iter().filter(|(_, peer)| concerned(peer.endpoint.remote));
         self.work.decide_all(peers.map(|(subnet, _)| *subnet));
     }
 

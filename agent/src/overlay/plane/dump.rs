@@ -75,7 +75,7 @@ impl Plane {
         let peers = &mut self.desired.peers;
         let holder = peers.of_mac(seen.row.mac).and_then(|subnet| peers.get_mut(&subnet));
         match holder {
-            Some(mut peer) if peer.vtep.fdb() == Some(seen.row) && !peer.presence.is_direct() => {
+            Some(mut peer) if peer.endpoint.fdb() == Some(seen.row) && !peer.presence.is_direct() => {
                 if seen.idle >= idle {
                     peer.sighting.show_idle_fdb();
                 } else {
@@ -93,7 +93,7 @@ impl Plane {
         let gateway = self.desired.subnet_of_gateway(seen.address);
         let peer = gateway.and_then(|subnet| self.desired.peers.get_mut(&subnet));
         if let Some(mut peer) = peer.filter(|peer| !peer.presence.is_direct()) {
-            if seen.mac.is_some() && seen.mac == peer.vtep.mac && seen.state == NeighState::Permanent {
+            if seen.mac.is_some() && seen.mac == peer.endpoint.mac && seen.state == NeighState::Permanent {
                 peer.sighting.show(PeerRow::Neigh);
                 return;
             }
@@ -146,7 +146,7 @@ impl Plane {
             }
             if !peer.presence.is_wanted() {
                 if !sighting.is_empty() {
-                    unwanted.push((subnet, peer.vtep));
+                    unwanted.push((subnet, peer.endpoint));
                 }
             } else if sighting.is_complete(is_direct) && (adopt || !self.work.is_peer_due(&subnet)) {
                 // What became due while the dump ran is not as the dump shows it.
@@ -163,8 +163,8 @@ impl Plane {
                 self.work.put_peer(subnet);
             }
         });
-        for (subnet, vtep) in unwanted {
-            self.work.delete_all(self.desired.rows(subnet, vtep));
+        for (subnet, endpoint) in unwanted {
+            self.work.delete_all(self.desired.rows(subnet, endpoint));
             self.work.delete_all(self.desired.temporary.take(subnet));
         }
         arrived.into_iter().for_each(|subnet| self.peer_arrived(subnet));

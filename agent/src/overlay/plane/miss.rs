@@ -58,7 +58,7 @@ impl Plane {
         let Some(block) = self.desired.setup.net.subnet_of(address) else { return Answer::Unknown };
         let Some(mut peer) = self.desired.peers.get_mut(&block) else { return self.refuse(address, block, now) };
         // Of a peer without a device nothing is asked.
-        let (vtep, Some(fdb)) = (peer.vtep, peer.vtep.fdb()) else { return Answer::Unknown };
+        let (endpoint, Some(fdb)) = (peer.endpoint, peer.endpoint.fdb()) else { return Answer::Unknown };
         peer.presence.ask();
         let (is_gateway, is_direct) = (address == block.network(), peer.presence.is_direct());
         if is_gateway || is_direct {
@@ -73,7 +73,7 @@ impl Plane {
         }
         self.work.answer(address, fdb.mac);
         if is_direct {
-            self.strangers.note_former(vtep);
+            self.strangers.note_former(endpoint);
             self.work.delete_all([Row::Neigh(address), Row::Fdb(fdb)]);
         } else if is_served {
             self.work.delete(Row::Neigh(address));
@@ -109,7 +109,7 @@ impl Plane {
         // The FDB row of the peer's MAC is gone, or a direct peer's route. The packet is lost in either case.
         peer.presence.lose();
         peer.sighting.clear();
-        let fdb = peer.vtep.fdb().filter(|_| !peer.presence.is_direct());
+        let fdb = peer.endpoint.fdb().filter(|_| !peer.presence.is_direct());
         fdb.into_iter().for_each(|fdb| self.work.put_fdb_now(fdb));
         self.work.put_peer(subnet);
         Answer::Peer(subnet)
@@ -117,7 +117,7 @@ impl Plane {
 
     /// The peer of this subnet has another VTEP: its temporary neighbours lead to the old MAC.
     pub(super) fn answer_again(&mut self, subnet: IpNetwork) {
-        let Some(fdb) = self.desired.peers.get(&subnet).and_then(|peer| peer.vtep.fdb()) else { return };
+        let Some(fdb) = self.desired.peers.get(&subnet).and_then(|peer| peer.endpoint.fdb()) else { return };
         let mut addresses = self.desired.temporary.of(subnet).peekable();
         if addresses.peek().is_some() {
             self.work.put_fdb_now(fdb);

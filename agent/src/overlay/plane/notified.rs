@@ -30,8 +30,8 @@ impl Plane {
     fn saw_fdb(&mut self, seen: &SeenFdb) {
         let row = seen.row;
         let holder = self.desired.peers.of_mac(row.mac);
-        if let Some((subnet, vtep)) = holder.and_then(|subnet| Some((subnet, self.desired.target(&subnet)?))) {
-            let is_right = vtep.fdb() == Some(row);
+        if let Some((subnet, endpoint)) = holder.and_then(|subnet| Some((subnet, self.desired.target(&subnet)?))) {
+            let is_right = endpoint.fdb() == Some(row);
             if !is_right || seen.ages {
                 self.drifted(subnet);
             }
@@ -48,13 +48,13 @@ impl Plane {
 
     fn saw_neigh(&mut self, seen: &SeenNeigh) {
         let address = seen.address;
-        if let Some((subnet, vtep)) = self.desired.target_of_gateway(address) {
-            if seen.state != NeighState::Permanent || seen.mac != vtep.mac {
+        if let Some((subnet, endpoint)) = self.desired.target_of_gateway(address) {
+            if seen.state != NeighState::Permanent || seen.mac != endpoint.mac {
                 self.strangers.note_overwritten(seen);
                 self.drifted(subnet);
             }
         } else if let Some(subnet) = self.temporary_of(address) {
-            let mac = self.desired.peers.get(&subnet).and_then(|peer| peer.vtep.mac);
+            let mac = self.desired.peers.get(&subnet).and_then(|peer| peer.endpoint.mac);
             if let Some(mac) = mac.filter(|mac| seen.mac != Some(*mac)) {
                 self.strangers.note_overwritten(seen);
                 self.work.answer(address, mac);

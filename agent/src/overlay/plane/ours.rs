@@ -20,7 +20,7 @@ impl Desired {
             Via::Unreachable | Via::Blackhole | Via::Link { .. } => protocol == PROTOCOL && inside,
             // flannel's own: through the very host of the peer's record.
             Via::Direct(host) => {
-                let is_host = || self.peers.get(&destination).is_some_and(|peer| peer.vtep.remote == host);
+                let is_host = || self.peers.get(&destination).is_some_and(|peer| peer.endpoint.remote == host);
                 inside && (protocol == PROTOCOL || self.setup.ways.host && is_host())
             }
             Via::Elsewhere | Via::Prohibit | Via::Throw => false,
@@ -33,7 +33,7 @@ impl Desired {
     /// Whether an FDB row that is not as a record asks is one that nobody has written: it ages, and harms no peer.
     pub(super) fn is_learned(&self, seen: &SeenFdb) -> bool {
         let holder = self.peers.of_mac(seen.row.mac).and_then(|subnet| self.peers.get(&subnet));
-        seen.ages && holder.is_none_or(|peer| peer.vtep.fdb() == Some(seen.row))
+        seen.ages && holder.is_none_or(|peer| peer.endpoint.fdb() == Some(seen.row))
     }
 }
 

@@ -15,7 +15,7 @@ use super::desired::Desired;
 use super::work::WorkQueue;
 use crate::overlay::MacAddr;
 use crate::overlay::kernel::{Fdb, Route, Row, SeenNeigh, SeenRoute};
-use crate::overlay::peers::Vtep;
+use crate::overlay::peers::Endpoint;
 
 /// How many rows that are left alone are remembered. Of more, the next comparison finds what has become wrong.
 const REMEMBERED: usize = 1024;
@@ -175,7 +175,7 @@ impl Strangers {
     }
 
     /// The FDB row of this endpoint was a peer's.
-    pub(super) fn note_former(&mut self, endpoint: Vtep) {
+    pub(super) fn note_former(&mut self, endpoint: Endpoint) {
         if self.former.len() < REMEMBERED {
             self.former.extend(endpoint.fdb());
         }

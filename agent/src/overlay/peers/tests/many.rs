@@ -40,7 +40,7 @@ fn however_many_records_share_a_mac_one_more_or_less_costs_no_more() {
             let said = |number: u32| {
                 let mut said = claim(&ranked(number, first_is_best));
                 if !same_node {
-                    said.vtep.remote = remote(number);
+                    said.endpoint.remote = remote(number);
                 }
                 said
             };
@@ -89,7 +89,7 @@ fn a_mac_that_is_given_up_again_and_again_by_turns_is_not_looked_for_by_all_each
         let (subnet, _) = one_of_many(number);
         let mut before = claim(&Written { is_leased: true, ..ranked(number, true) });
         let [_, a, b, c] = number.to_be_bytes();
-        before.vtep = Vtep { mac: Some(MacAddr([2, 1, 0, a, b, c])), remote: [10, 98, 0, 1].into() };
+        before.endpoint = Endpoint { mac: Some(MacAddr([2, 1, 0, a, b, c])), remote: [10, 98, 0, 1].into() };
         peers.put(subnet, Source(1), before);
     }
     let (subnet, source) = one_of_many(MANY);
@@ -97,7 +97,7 @@ fn a_mac_that_is_given_up_again_and_again_by_turns_is_not_looked_for_by_all_each
     peers.put(subnet, source, holder);
     for number in 0..MANY {
         let mut said = claim(&ranked(number, true));
-        said.vtep.remote = [10, 97, 0, 1].into();
+        said.endpoint.remote = [10, 97, 0, 1].into();
         said.standing = Standing::new(5_000, 5_000 + i64::from(number), false, None);
         few_steps(&mut peers, |peers| peers.put(one_of_many(number).0, Source(0), said));
     }
