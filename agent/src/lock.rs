@@ -22,6 +22,7 @@ use tracing::{info, warn};
 
 use crate::dataplane::holder::{Listener, listener};
 use crate::overlay::Shown;
+use crate::overlay::words::Span;
 use crate::passing::Passes;
 use crate::process;
 
@@ -109,7 +110,7 @@ impl Lock {
             match UnixListener::bind_addr(&address).and_then(|socket| Self::held(device, socket)) {
                 Ok(lock) => {
                     if told.is_some() {
-                        info!(%device, waited = ?began.elapsed(), "the other twilld has gone, taking over");
+                        info!(%device, waited = %Span(began.elapsed()), "the other twilld has gone, taking over");
                     }
                     return Ok(lock);
                 }
@@ -140,7 +141,7 @@ impl Lock {
                 if is_over {
                     return Err(Error::Held { device: device.to_owned(), patience, holder });
                 }
-                warn!(%device, %holder, ?patience, "another twilld keeps this device, waiting for it to stop");
+                warn!(%device, %holder, patience = %Span(patience), "another twilld keeps this device, waiting for it to stop");
                 waits(&format!("another twilld that keeps {device} to stop: {holder}"));
                 told = Some(holder);
             }

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use netlink_packet_core::Emitable;
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkHeader, LinkInfo, LinkMessage,
+    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkHeader, LinkInfo, LinkMessage, VxlanDf,
 };
 
 use crate::Mac;
@@ -25,15 +25,21 @@ const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 pub(crate) const IFLA_EXT_MASK: u16 = 29;
+const IFLA_PROTO_DOWN: u16 = 39;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 /// Leave out the counters, which are half of a link's message.
 pub(crate) const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 
 const IFF_UP: u32 = 1;
+const IFF_NOARP: u32 = 1 << 7;
 const IFF_LOWER_UP: u32 = 1 << 16;
 
 /// A VXLAN device as it should be.
+///
+/// Of what another program can change on a living device, this leaves out what takes no packet from the tunnel: multicast,
+/// allmulticast, promisc, TOS, flow label, ageing (all rows are permanent), queue lengths. What is not a field here is to be as
+/// the kernel makes it: ARP on, not held down, TTL and DF of the host's choosing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VxlanSpec {
     /// The device's name, up to 15 bytes.
@@ -69,6 +75,10 @@ pub struct Link {
     pub up: bool,
     /// The carrier is there (`IFF_LOWER_UP`).
     pub lower_up: bool,
+    /// No address is resolved (`IFF_NOARP`): the kernel asks nobody for a MAC.
+    pub no_arp: bool,
+    /// Held down by a program (`IFLA_PROTO_DOWN`): it has no carrier.
+    pub proto_down: bool,
     /// The MAC, if it is an Ethernet device or alike.
     pub mac: Option<Mac>,
     /// The MTU.
@@ -96,6 +106,10 @@ pub struct Vxlan {
     pub underlay: Option<u32>,
     /// The default remote or multicast group, which gets what has no FDB row.
     pub remote: Option<IpAddr>,
+    /// The outer packets' TTL; 0: the host's.
+    pub ttl: u8,
+    /// The outer packets' "don't fragment" (`VXLAN_DF_...`); 0: unset.
+    pub df: u8,
     /// Learns FDB rows from received packets.
     pub learning: bool,
     /// Group-based policy extension.
@@ -151,9 +165,13 @@ impl VxlanSpec {
             (Some(self.underlay) != vxlan.underlay)
                 .then_some(Difference::Underlay { wanted: self.underlay, seen: vxlan.underlay }),
             flag(self.learning, vxlan.learning, |wanted, seen| Difference::Learning { wanted, seen }),
+            (vxlan.ttl != 0).then_some(Difference::Ttl { seen: vxlan.ttl }),
+            (vxlan.df != 0).then_some(Difference::Df { seen: vxlan.df }),
             (Some(self.mac) != seen.mac).then_some(Difference::Mac { wanted: self.mac, seen: seen.mac }),
             (self.mtu != seen.mtu).then_some(Difference::Mtu { wanted: self.mtu, seen: seen.mtu }),
             seen.master.map(|seen| Difference::Master { seen }),
+            seen.no_arp.then_some(Difference::NoArp),
+            seen.proto_down.then_some(Difference::ProtoDown),
             (!seen.up).then_some(Difference::Down),
         ];
         differences.into_iter().flatten().collect()
@@ -168,27 +186,30 @@ impl VxlanSpec {
     /// A changed `local` is at once the source of packets to peers spoken to before, too; the kernel drops its cached
     /// routes with the change.
     pub fn change_messages(&self, ifindex: u32, differences: &[Difference]) -> Vec<LinkMessage> {
-        let (mut vxlan, mut plain, mut up, mut messages) = (Vec::new(), Vec::new(), false, Vec::new());
+        let (mut vxlan, mut plain, mut messages) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut set, mut cleared) = (LinkFlags::empty(), LinkFlags::empty());
         for difference in differences.iter().filter(|difference| difference.live_change()) {
             match difference {
                 Difference::Local { .. } => vxlan.push(local(self.local)),
                 Difference::Underlay { .. } => vxlan.push(InfoVxlan::Link(self.underlay)),
                 Difference::Learning { .. } => vxlan.push(InfoVxlan::Learning(self.learning)),
+                Difference::Ttl { .. } => vxlan.push(InfoVxlan::Ttl(0)),
+                Difference::Df { .. } => vxlan.push(InfoVxlan::Df(VxlanDf::Unset)),
                 Difference::Mac { .. } => plain.push(LinkAttribute::Address(self.mac.to_vec())),
                 Difference::Mtu { .. } => plain.push(LinkAttribute::Mtu(self.mtu)),
                 Difference::Master { .. } => messages.push(with(ifindex, vec![LinkAttribute::Controller(0)])),
-                Difference::Down => up = true,
+                Difference::NoArp => cleared |= LinkFlags::Noarp,
+                Difference::ProtoDown => plain.push(LinkAttribute::ProtoDown(0)),
+                Difference::Down => set |= LinkFlags::Up,
                 _ => (),
             }
         }
         if !vxlan.is_empty() {
             messages.push(with(ifindex, vec![info(vxlan)]));
         }
-        if up || !plain.is_empty() {
+        if !(plain.is_empty() && (set | cleared).is_empty()) {
             let mut message = with(ifindex, plain);
-            if up {
-                message.header = up_message(ifindex).header;
-            }
+            (message.header.flags, message.header.change_mask) = (set, set | cleared);
             messages.push(message);
         }
         messages
@@ -248,6 +269,8 @@ impl Link {
             name: String::new(),
             up: flags & IFF_UP != 0,
             lower_up: flags & IFF_LOWER_UP != 0,
+            no_arp: flags & IFF_NOARP != 0,
+            proto_down: false,
             mac: None,
             mtu: 0,
             master: None,
@@ -261,6 +284,7 @@ impl Link {
                 IFLA_ADDRESS => link.mac = value.try_into().ok(),
                 IFLA_MTU => link.mtu = u32_value(value).unwrap_or(0),
                 IFLA_MASTER => link.master = u32_value(value).filter(|ifindex| *ifindex != 0),
+                IFLA_PROTO_DOWN => link.proto_down = value.first().is_some_and(|byte| *byte != 0),
                 IFLA_LINKINFO => link.read_info(Attributes::new(value)),
                 IFLA_AF_SPEC => link.conf = Conf::read(Attributes::new(value)),
                 _ => (),
@@ -293,12 +317,14 @@ impl Vxlan {
                 2 | 16 => vxlan.remote = address(value),
                 3 => vxlan.underlay = u32_value(value).filter(|ifindex| *ifindex != 0),
                 4 | 17 => vxlan.local = address(value),
+                5 => vxlan.ttl = value.first().copied().unwrap_or(0),
                 7 => vxlan.learning = flag,
                 13 => vxlan.l2miss = flag,
                 14 => vxlan.l3miss = flag,
                 15 => vxlan.port = value.try_into().map_or(0, u16::from_be_bytes),
                 23 => vxlan.gbp = true, // a flag that is there or not
                 25 => vxlan.external = flag,
+                29 => vxlan.df = value.first().copied().unwrap_or(0),
                 _ => (),
             }
         }

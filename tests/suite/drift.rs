@@ -53,9 +53,7 @@ impl Pair {
         harm(&node);
         let start = Instant::now();
         wait_until(&format!("mended: {what}"), MENDED, || node.is_again(&self.before));
-        wait_until("a port of no device", MENDED, || {
-            node.ip_json("link show flannel.1").unwrap()[0]["master"].is_null()
-        });
+        wait_until("a port of no device, and its other settings are right", MENDED, || is_right(&node));
         let took = start.elapsed();
         ping.wait_received(5);
         let report = ping.stop();
@@ -63,6 +61,19 @@ impl Pair {
         assert!(report.lost <= LOST, "{what}: {report:?}");
         report.lost
     }
+}
+
+/// Whether the device's settings are what the daemon makes them, apart from those in [`State`].
+fn is_right(node: &Node) -> Result<(), String> {
+    let shown = &node.ip_json("-d link show flannel.1").map_err(|error| format!("{error:#}"))?[0];
+    let flags = shown["flags"].to_string();
+    let vxlan = &shown["linkinfo"]["info_data"];
+    let is_right = shown["master"].is_null()
+        && shown["proto_down"].as_bool() != Some(true)
+        && !flags.contains("NOARP")
+        && vxlan["ttl"].as_u64().unwrap_or_default() == 0
+        && vxlan["df"].as_str().unwrap_or("unset") == "unset";
+    if is_right { Ok(()) } else { Err(shown.to_string()) }
 }
 
 /// Runs command lines on node 1, in each mode; `{mac}`, `{subnet}`, `{gateway}` and `{host}` are the peer's.
@@ -195,6 +206,32 @@ fn the_device_keeps_its_mac() {
 #[test]
 fn the_device_keeps_its_mtu() {
     mended(&["ip link set flannel.1 mtu 1300"]);
+}
+
+/// Without ARP no packet asks for a peer. The peer that is there has permanent rows; another one comes by a packet.
+#[test]
+fn the_device_keeps_arp_on() {
+    for mode in MODES {
+        let pair = Pair::new(mode);
+        pair.mends(&format!("{mode}: arp off"), |node| run(node, "ip link set flannel.1 arp off"));
+        let peer = recorded(130);
+        pair.lab.put_peer(&peer);
+        wait_until("a new peer is reached", MENDED, || {
+            pair.pods[0].send(std::net::Ipv4Addr::from(u32::from(peer.subnet.network()) + 5));
+            pair.node().holds_exactly(&[pair.peer.clone(), peer.clone()])
+        });
+    }
+}
+
+#[test]
+fn the_device_keeps_its_carrier() {
+    mended(&["ip link set flannel.1 protodown on"]);
+}
+
+/// Outer packets with a TTL of 1 reach no host behind a router.
+#[test]
+fn the_device_keeps_its_ttl() {
+    mended(&["ip link set flannel.1 type vxlan ttl 1", "ip link set flannel.1 type vxlan df set"]);
 }
 
 /// A bridge would get all that the device receives.

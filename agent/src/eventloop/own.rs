@@ -127,7 +127,7 @@ impl<D: Dataplane> EventLoop<D> {
             FightEvent::Disputed { found, writes, within } => {
                 let advice = found.advice();
                 let Writes { overwritten, deleted, under_another_key, not_shown } = writes;
-                warn!(overwritten, deleted, under_another_key, not_shown, ?within, %subnet, %found, "{advice}");
+                warn!(overwritten, deleted, under_another_key, not_shown, within = %Span(within), %subnet, %found, "{advice}");
                 if let Some(disputed) = &mut self.health.disputed {
                     *disputed = advice;
                 }

@@ -14,10 +14,12 @@ use std::time::Duration;
 use nix::sys::signal::{SigSet, Signal};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tracing::field::display;
 use tracing::{info, warn};
 
 use super::{EventLoop, clock, peers_of, programmed_of};
 use crate::dataplane::Dataplane;
+use crate::overlay::words::Span;
 use crate::snapshot::in_words;
 
 /// How long a clean stop may take to program everyone.
@@ -80,11 +82,11 @@ impl<D: Dataplane> EventLoop<D> {
             family.finish(started + STOP_WITHIN);
         }
         let (peers, programmed) = (peers_of(&self.families), programmed_of(&self.families));
-        let took = started.elapsed();
+        let took = display(Span(started.elapsed()));
         if self.program_all_on_exit && programmed < peers {
-            warn!(peers, programmed, ?took, "stopping, not every peer could be put into the kernel");
+            warn!(peers, programmed, took, "stopping, not every peer could be put into the kernel");
         } else {
-            info!(peers, programmed, ?took, "stopping; device, routes, record and subnet.env stay");
+            info!(peers, programmed, took, "stopping; device, routes, record and subnet.env stay");
         }
     }
 }

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep};
 use super::{Found, Held, Search};
 use crate::overlay::alloc::Relation;
 use crate::overlay::record::{Record, SubnetKey};
+use crate::overlay::words::Span;
 use crate::store::{LeaseId, Store, Written};
 
 /// The member that asks; its value is who asks.
@@ -99,7 +100,7 @@ impl<S: Store> Search<'_, S> {
             }
             if silent < wait && reminded.elapsed() >= REMIND {
                 reminded = Instant::now();
-                tracing::warn!(subnet = %key, waited = ?began.elapsed(), last_read = ?took, "still waiting for the answer of another node: only the time counts in which etcd answers at once");
+                tracing::warn!(subnet = %key, waited = %Span(began.elapsed()), last_read = %Span(took), "still waiting for the answer of another node: only the time counts in which etcd answers at once");
             }
         }
         true
@@ -116,11 +117,11 @@ impl<S: Store> Search<'_, S> {
         let holder = record.holder();
         match relation {
             Relation::Stranger => {
-                tracing::warn!(subnet = %key, %holder, ?wait, "another node's record has our public IP: asking whether that node is alive");
+                tracing::warn!(subnet = %key, %holder, wait = %Span(wait), "another node's record has our public IP: asking whether that node is alive");
             }
             _ => {
                 let instance = record.instance.as_ref().map(|instance| instance.id.as_str());
-                tracing::info!(subnet = %key, %holder, instance, ours = self.wanted.instance, ?wait, "the record with our public IP and node id is from before the last boot, or a clone wrote it; asking whether a clone is alive");
+                tracing::info!(subnet = %key, %holder, instance, ours = self.wanted.instance, wait = %Span(wait), "the record with our public IP and node id is from before the last boot, or a clone wrote it; asking whether a clone is alive");
             }
         }
         match self.store.update(&raw.key, &record.to_json(), lease, raw.revision).await {

@@ -37,7 +37,7 @@ impl Display for Command<'_> {
     }
 }
 
-/// A time as a number of its two largest units: `23h59m`, `59m30s`, `30s`.
+/// A time as a number of its two largest units: `23h59m`, `59m30s`, `30s`; one of less than a second in whole milliseconds.
 #[derive(Debug, Clone, Copy)]
 pub struct Span(pub Duration);
 
@@ -45,6 +45,7 @@ impl Display for Span {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let seconds = self.0.as_secs();
         match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+            (0, 0, 0) if !self.0.is_zero() => write!(f, "{}ms", self.0.as_millis()),
             (0, 0, seconds) => write!(f, "{seconds}s"),
             (0, minutes, seconds) => write!(f, "{minutes}m{seconds}s"),
             (hours, minutes, _) => write!(f, "{hours}h{minutes}m"),
@@ -165,6 +166,13 @@ impl Display for Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_is_rounded_to_what_an_operator_reads() {
+        let micros = [0, 317_921, 317, 4_111_930, 90_500_000, 86_399_000_000];
+        let words = micros.map(|micros| Span(Duration::from_micros(micros)).to_string());
+        assert_eq!(words, ["0s", "317ms", "0ms", "4s", "1m30s", "23h59m"]);
+    }
 
     #[test]
     fn each_operation_is_a_command() {

@@ -94,6 +94,44 @@ fn a_port_of_another_device_is_taken_out() {
     });
 }
 
+/// What `ip link set` can do to the device that takes packets from the tunnel.
+#[test]
+fn what_takes_packets_from_the_tunnel_is_told_and_set_right() {
+    in_namespace(|| {
+        let mut host = Host::new();
+        let wanted = spec("x0", 1, underlay(&mut host.dumper));
+        let cases = [
+            ("arp off", Difference::NoArp),
+            ("protodown on", Difference::ProtoDown),
+            ("type vxlan ttl 1", Difference::Ttl { seen: 1 }),
+            ("type vxlan df set", Difference::Df { seen: 1 }),
+        ];
+        let mut all = Vec::new();
+        for together in [false, true] {
+            for (line, expected) in &cases {
+                ip(&format!("link set x0 {line}"));
+                let seen = host.dumper.link_named("x0").unwrap().unwrap();
+                all.push(expected.clone());
+                let differences = wanted.differences(&seen);
+                assert!(all.iter().all(|expected| differences.contains(expected)), "{line}: {differences:?}");
+                assert!(differences.iter().all(Difference::live_change));
+                if !together {
+                    change(wanted.change_messages(seen.index, &differences));
+                    all.clear();
+                    assert_eq!(wanted.differences(&host.dumper.link_named("x0").unwrap().unwrap()), []);
+                }
+            }
+        }
+        ip("link set x0 down");
+        let differences = wanted.differences(&host.dumper.link_named("x0").unwrap().unwrap());
+        assert_eq!(differences.len(), cases.len() + 1, "{differences:?}");
+        change(wanted.change_messages(host.ifindex(), &differences));
+        let seen = host.dumper.link_named("x0").unwrap().unwrap();
+        assert_eq!(wanted.differences(&seen), []);
+        assert!(seen.up && seen.lower_up);
+    });
+}
+
 #[test]
 fn a_changed_local_address_is_used_towards_known_peers_at_once() {
     in_namespace(|| {
