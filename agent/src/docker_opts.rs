@@ -10,12 +10,13 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use ipnetwork::IpNetwork;
 use serde_json::{Map, Value, json};
 
+use crate::cli;
 use crate::cni::subnet::{self, SubnetEnv};
 use crate::files::{self, Form};
 use crate::handoff::host_address;
@@ -57,25 +58,21 @@ pub struct Options {
     /// Put the settings into this configuration file of Docker's, whose other settings stay, and write no variables.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["docker_env", "individual", "combined", "key"])]
     pub daemon_json: Option<PathBuf>,
-    /// Wait until there is a subnet.
-    #[arg(long)]
-    pub wait: bool,
+    /// Wait until there is a subnet, for 60s or as long as given here: --wait=5m. Ends with 1 if there is none by then.
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "60s",
+          value_parser = cli::duration)]
+    pub wait: Option<Duration>,
 }
 
 /// Writes the file that the options ask for.
 ///
 /// # Errors
-/// A `subnet.env` that is not there or not whole (flannel's script takes it for empty), and a file that can't be written.
+/// A `subnet.env` that is not there or not whole (flannel's script takes it for empty) once the wait is over, and a file that
+/// can't be written.
 pub fn run(options: &Options) -> Result<()> {
-    let env = loop {
-        match subnet::read(&options.subnet_file) {
-            Ok(env) => break env,
-            Err(error) if options.wait => {
-                out::note(format_args!("twill: waiting for the node's subnet: {}", error.msg));
-                wait_for_subnet(&options.subnet_file);
-            }
-            Err(error) => bail!("{}", error.msg),
-        }
+    let env = match options.wait {
+        Some(longest) => wait_for_subnet(&options.subnet_file, longest)?,
+        None => subnet::read(&options.subnet_file).map_err(|error| anyhow!("{}", error.msg))?,
     };
     let settings = Settings::of(&env, options)?;
     if let Some(file) = &options.daemon_json {
@@ -91,9 +88,22 @@ pub fn run(options: &Options) -> Result<()> {
     put(&options.docker_env, &settings.variables(options, &std::env::vars().collect()))
 }
 
-fn wait_for_subnet(file: &Path) {
-    while subnet::read(file).is_err() {
-        std::thread::sleep(LOOK_EVERY);
+/// Reads `subnet.env`, again and again for this long while it is not there or not whole.
+fn wait_for_subnet(file: &Path, longest: Duration) -> Result<SubnetEnv> {
+    let begin = Instant::now();
+    let mut said = false;
+    loop {
+        let error = match subnet::read(file) {
+            Ok(env) => return Ok(env),
+            Err(error) => error.msg,
+        };
+        let left = longest.saturating_sub(begin.elapsed());
+        ensure!(!left.is_zero(), "no subnet after {longest:?}: {error}; twilld writes this file when it has a subnet");
+        if !said {
+            out::note(format_args!("twill: waiting {longest:?} for the node's subnet: {error}"));
+            said = true;
+        }
+        std::thread::sleep(left.min(LOOK_EVERY));
     }
 }
 

@@ -124,6 +124,21 @@ fn it_waits_for_the_subnet_if_it_is_told_to() {
     assert!(folder.path().join("out.env").exists());
 }
 
+/// A wait without an end would keep Docker from starting, and the operator from its reason.
+#[test]
+fn the_wait_ends_and_says_what_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let waits = ["--wait=50ms", "-d", "out.env"];
+    let Output { status, stderr, .. } = docker_opts(folder.path(), &waits).output().unwrap();
+    let said = String::from_utf8_lossy(&stderr);
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("no subnet after 50ms: ") && said.contains("subnet.env"), "{said}");
+    assert!(!folder.path().join("out.env").exists());
+    // A time needs the equals sign: the word behind a bare --wait is none.
+    let Output { status, stderr, .. } = docker_opts(folder.path(), &["--wait", "5s"]).output().unwrap();
+    assert_eq!(status.code(), Some(2), "{}", String::from_utf8_lossy(&stderr));
+}
+
 #[test]
 fn docker_s_own_configuration_gets_the_settings_and_keeps_its_others() {
     let folder = node(DUAL);
