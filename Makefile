@@ -45,7 +45,9 @@ dist-programs: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS := $(STAT
 dist-programs: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER := aarch64-linux-gnu-gcc
 dist-programs: export TWILL_COMMIT ?= $(shell git describe --always --dirty --abbrev=12 --exclude '*' 2>/dev/null)
 dist-programs: setup ## build the static programs that are shipped (ARCH=amd64 or arm64)
-	cargo build --profile dist --target $(RUST_TARGET) --package twill-agent --bins
+	@# These two would take the place of the flags above.
+	env -u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS \
+		cargo build --locked --profile dist --target $(RUST_TARGET) --package twill-agent --bins
 
 # Images are kept where podman and buildah look for them; `make dist` writes archives.
 image: root deploy-tools dist-programs ## build the image twill:<version> (ARCH=amd64 or arm64), without a Docker daemon
@@ -56,6 +58,7 @@ deb: deploy-tools dist-programs ## build the Debian package, into target/dist-ou
 	@bash deploy/debian/build.sh --arch $(ARCH) --output target/dist-out/twill_$(VERSION)-1_$(ARCH).deb
 
 dist: root deploy-tools ## a release: tarballs, images, packages, chart, SBOM, checksums, in target/dist-out (ARCHS=amd64 leaves arm64 out)
+	@bash deploy/release.sh --check
 	@bash deploy/setup/release.sh
 	@for arch in $(ARCHS); do $(MAKE) --no-print-directory dist-programs ARCH=$$arch || exit 1; done
 	@bash deploy/release.sh $(ARCHS)

@@ -2,27 +2,35 @@
 # Puts a release together in target/dist-out, from the programs that `make dist-programs` has built for each architecture.
 #
 #   release.sh ARCH...
+#   release.sh --check      only whether there may be a release: no file differs from the commit
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# The modes of the files in the archives must not depend on who builds them.
+umask 022
 
-readonly out=target/dist-out
+readonly final=target/dist-out
 [[ $# -gt 0 ]] || { printf 'release.sh: no architecture\n' >&2 && exit 2; }
+changed=$(git status --porcelain)
+[[ -z $changed ]] ||
+    { printf 'release.sh: a release is built of a commit, and these files differ from it:\n%s\n' "$changed" >&2 && exit 1; }
+[[ $1 != --check ]] || exit 0
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 commit=${TWILL_COMMIT:-$(git rev-parse --short=12 HEAD)}
 epoch=$(git log -1 --format=%ct)
 PATH=$PWD/target/deploy-tools/bin:$PATH
 export SOURCE_DATE_EPOCH=$epoch
 
-rm -rf "$out"
-mkdir -p "$out"
 work=$(mktemp -d)
+# Beside its place, so that a release which fails leaves the one before it as it is.
+out=$(mktemp -d -p target dist-out.XXXXXX)
+chmod 755 "$out"
 cleanup() {
     umount -q "$work/storage/overlay" 2>/dev/null || true
-    rm -rf "$work"
+    rm -rf "$work" "$out"
 }
 trap cleanup EXIT
 
-# cargo-cyclonedx writes beside each manifest of the workspace, with the workspace's path here, which must not count.
+# cargo-cyclonedx writes beside each manifest of the workspace. The file has this machine's path in it; sed replaces it.
 sbom() {
     cargo cyclonedx --quiet --format json --target all --override-filename sbom.cdx
     sed "s,$PWD,/twill,g" agent/sbom.cdx.json >"$1"
@@ -37,6 +45,7 @@ archive() {
 tarball() {
     local arch=$1 programs=$2
     local name=twill-$version-linux-$arch
+    bash deploy/setup/static.sh "$programs"/{twilld,twill,flannel}
     mkdir -p "$work/$name"/{bin,doc,deploy}
     install -m 755 "$programs"/{twilld,twill,flannel} "$work/$name/bin/"
     # Under the names by which the documents call them.
@@ -59,6 +68,8 @@ for arch in "$@"; do
         --root "$work/storage" --archive "$out/twill-$version-image-$arch.tar"
 done
 target/deploy-tools/helm package deploy/helm/twill --destination "$out" >/dev/null
-cd "$out"
-sha256sum -- * >SHA256SUMS
-ls -l
+sums=$(cd "$out" && sha256sum -- *)
+printf '%s\n' "$sums" >"$out/SHA256SUMS"
+rm -rf "$final"
+mv -T "$out" "$final"
+ls -l "$final"

@@ -25,6 +25,7 @@ esac
 fast=()
 [[ $compression != fast ]] || fast=(--fast)
 PATH=$PWD/target/deploy-tools/bin:$PATH
+bash deploy/setup/static.sh "target/$target/dist"/{twilld,twill,flannel}
 
 # The programs are stripped already. The times of the files are those of the commit, so that two builds are the same.
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || date +%s)

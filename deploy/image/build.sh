@@ -25,13 +25,7 @@ done
 [[ -n $programs && -n $tag ]] || { printf 'build.sh: --programs and --tag are needed\n' >&2 && exit 2; }
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-for program in twilld flannel; do
-    [[ -x $programs/$program ]] || { printf 'build.sh: no %s in %s\n' "$program" "$programs" >&2 && exit 1; }
-    # An empty image has no loader.
-    if readelf --program-headers "$programs/$program" | grep -q INTERP; then
-        printf 'build.sh: %s is not static: build it by make dist-programs\n' "$programs/$program" >&2 && exit 1
-    fi
-done
+bash deploy/setup/static.sh "$programs"/{twilld,flannel}
 
 # What is copied, with owner, mode and time of its own: the image must not depend on who builds it.
 stage=$(mktemp -d)

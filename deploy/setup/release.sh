@@ -20,7 +20,9 @@ if [[ ! -d $(rustc --print sysroot)/lib/rustlib/aarch64-unknown-linux-gnu/lib ]]
     rustup target add aarch64-unknown-linux-gnu </dev/null ||
         fail 'no standard library for arm64: make dist ARCHS=amd64 does without'
 fi
-if [[ ! -x target/deploy-tools/bin/cargo-cyclonedx ]]; then
-    printf 'setup: building cargo-cyclonedx\n'
-    cargo install --quiet --locked --root target/deploy-tools cargo-cyclonedx@0.5.9 || fail 'cargo-cyclonedx could not be built'
+readonly cyclonedx=0.5.9
+# By its version: another one in its place is replaced.
+if [[ $(target/deploy-tools/bin/cargo-cyclonedx cyclonedx --version 2>/dev/null) != *" $cyclonedx" ]]; then
+    printf 'setup: building cargo-cyclonedx %s\n' "$cyclonedx"
+    cargo install --quiet --locked --force --root target/deploy-tools "cargo-cyclonedx@$cyclonedx" || fail 'cargo-cyclonedx could not be built'
 fi
