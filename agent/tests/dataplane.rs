@@ -303,3 +303,44 @@ fn a_device_in_external_mode_on_our_port_is_an_obstacle_and_a_start_that_fails_t
         assert_eq!(error, obstacle);
     });
 }
+
+/// Reads what the kernel tells up to this. Nothing of it is of a device's rows.
+async fn told(kernel: &mut Kernel, awaited: &Notification) {
+    loop {
+        match kernel.next_event().unwrap() {
+            Some(KernelEvent::Row(row)) if row == *awaited => return,
+            Some(KernelEvent::Row(row @ (Notification::Fdb(_) | Notification::Neigh(_)))) => panic!("{row:?}"),
+            Some(_) => {}
+            None => kernel.readable().await,
+        }
+    }
+}
+
+#[test]
+fn without_a_device_routes_are_put_seen_and_heard_of() {
+    in_namespace(async |mut kernel, device| {
+        let device = Device { name: "host-gw".into(), vxlan: None, ..device };
+        assert_eq!(kernel.make(&device).await.unwrap(), Made::AsWanted);
+        assert!(!ip("-o link show").contains("vxlan"), "a device was made");
+        let host = "10.99.0.2".parse().unwrap();
+        assert!(kernel.is_direct(host).unwrap());
+        let route = Route::direct("10.5.2.0/24".parse().unwrap(), 2, host);
+        assert_eq!(kernel.apply(&[Op::PutRoute(route)]).unwrap(), []);
+        // What another VXLAN device of this host has is no row of ours.
+        ip("link add flannel.1 type vxlan id 1 local 10.99.0.1 dstport 8472 dev eth0 nolearning");
+        ip("link set flannel.1 up");
+        ip("neigh add 10.5.2.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud permanent");
+        let observed = observe(&mut kernel);
+        assert!(observed.fdb.is_empty() && observed.neighbours.is_empty(), "{observed:?}");
+        let seen = *observed.routes.iter().find(|seen| seen.route == route).unwrap();
+        assert!(seen.ifindex.is_some(), "it leads through a link of this host");
+        ip("route del 10.5.2.0/24");
+        told(&mut kernel, &Notification::Gone(Row::Route(route))).await;
+        // The same once more with sockets that hear of it already.
+        assert_eq!(kernel.make(&Device { mtu: 1400, ..device }).await.unwrap(), Made::AsWanted);
+        ip("route add 10.5.2.0/24 via 10.99.0.2 proto 116 metric 1002");
+        told(&mut kernel, &Notification::Route(seen)).await;
+        assert_eq!(kernel.apply(&[Op::Delete(Row::Route(route))]).unwrap(), []);
+        assert!(!ip("route").contains("10.5.2.0/24"));
+    });
+}

@@ -172,8 +172,8 @@ async fn a_reservation_waits_for_its_node_and_stays_one(release: Release) {
     let said = twill(&etcd, &["reserve", "10.5.200.0/24", "--public-ip=10.99.0.1"]).unwrap();
     assert_eq!(said, "10.5.200.0/24 is reserved for 10.99.0.1");
     twill(&etcd, &["reserve", "10.5.201.0/24", "--node", "node-2"]).unwrap();
-    assert_eq!(line(&etcd, "10.5.200.0/24"), "10.5.200.0/24 10.99.0.1 - - reservation reserved, not used yet");
-    assert_eq!(line(&etcd, "10.5.201.0/24"), "10.5.201.0/24 - - node-2 reservation reserved, not used yet");
+    assert_eq!(line(&etcd, "10.5.200.0/24"), "10.5.200.0/24 10.99.0.1 - - - reservation reserved, not used yet");
+    assert_eq!(line(&etcd, "10.5.201.0/24"), "10.5.201.0/24 - - - node-2 reservation reserved, not used yet");
 
     let store = etcd.store();
     for (node, subnet) in [(1, "10.5.200.0-24"), (2, "10.5.201.0-24")] {
@@ -182,7 +182,7 @@ async fn a_reservation_waits_for_its_node_and_stays_one(release: Release) {
         let raw = store.record(subnet).await.unwrap().unwrap();
         assert_eq!((raw.value, raw.lease), (record(node).to_json(), 0));
     }
-    assert_eq!(line(&etcd, "10.5.200.0/24"), "10.5.200.0/24 10.99.0.1 02:00:00:00:00:01 node-1 reservation ok");
+    assert_eq!(line(&etcd, "10.5.200.0/24"), "10.5.200.0/24 10.99.0.1 vxlan 02:00:00:00:00:01 node-1 reservation ok");
 
     let held = join(&store, &config(250), &record(3)).await.1.unwrap();
     let (_keeper, mut lease) = keep(&store, held.clone(), lease::TTL).await;
