@@ -38,12 +38,13 @@ pub async fn run(etcd: &EtcdFlags, asked: &Asked, file: &Path) -> Result<Stands>
     let key = store.config_key().to_owned();
     let work = asked.retry(async || {
         loop {
-            if let Written::At(_) = store.create_config(&text).await? {
-                return Ok::<_, Error>(None);
-            }
-            // `None`: it was deleted meanwhile.
+            // Read first: etcd refuses a transaction that could write to whoever may only read, also where it would not write.
             if let Some(there) = store.config().await? {
-                return Ok(Some(there));
+                return Ok::<_, Error>(Some(there));
+            }
+            // Not written: another one wrote it meanwhile.
+            if let Written::At(_) = store.create_config(&text).await? {
+                return Ok(None);
             }
         }
     });

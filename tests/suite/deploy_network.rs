@@ -51,6 +51,30 @@ fn the_network_config_is_written_once_and_never_changed() {
     assert!(code == Some(4) && said.contains(r"there: \u{1b}[2J; asked for"), "{said}");
 }
 
+/// etcd refuses a transaction that could write to whoever may only read, so the config has to be read first.
+#[test]
+fn a_user_who_may_only_read_finds_the_config_and_one_who_may_write_makes_it() {
+    let lab = Lab::with_nodes(1);
+    let key = format!("{PREFIX}/config");
+    for (role, permission) in [("node", "read"), ("setup", "readwrite")] {
+        lab.etcdctl(&["user", "add", &format!("{role}:secret")]).unwrap();
+        lab.etcdctl(&["role", "add", role]).unwrap();
+        lab.etcdctl(&["role", "grant-permission", role, permission, &key]).unwrap();
+        lab.etcdctl(&["user", "grant-role", role, role]).unwrap();
+    }
+    for words in ["user add root:secret", "user grant-role root root", "auth enable"] {
+        lab.etcdctl(&words.split(' ').collect::<Vec<_>>()).unwrap();
+    }
+    let text = r#"{"Network":"10.5.0.0/16"}"#;
+    let [node, setup] = ["node", "setup"]
+        .map(|user| init(&lab, text, &[&format!("--etcd-username={user}"), "--etcd-password=secret", "--if-missing"]));
+    let needed = format!("the user needs a role with readwrite permission on {key}");
+    assert!(node.0 == Some(1) && node.1.contains(&needed), "{node:?}");
+    assert_eq!(setup, (Some(0), format!("{key} is written\n")));
+    let again = init(&lab, text, &["--etcd-username=node", "--etcd-password=secret", "--if-missing"]);
+    assert_eq!(again, (Some(0), format!("{key} is there already and says the same: left as it is\n")));
+}
+
 #[test]
 fn what_is_no_regular_file_is_neither_waited_for_nor_read() {
     let lab = Lab::with_nodes(1);
