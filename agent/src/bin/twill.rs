@@ -65,7 +65,12 @@ enum Command {
         node: Option<String>,
     },
     /// Put the CNI plugin and its configuration where the container runtime looks for them.
+    ///
+    /// A configuration 10-flannel.conflist that is somebody else's is kept, once, as 10-flannel.conflist.before-twill.
     InstallCni {
+        /// The configuration to put there, instead of the built-in one (flannel's own: `flannel` and `portmap`).
+        #[arg(long, value_name = "FILE")]
+        conflist: Option<PathBuf>,
         /// Where plugins are.
         #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
         bin_dir: PathBuf,
@@ -141,7 +146,9 @@ impl Command {
                 let work = async { Ok(reserve::release(&store, &asked.read(&store).await?, &subnet, force).await?) };
                 asked.within(work).await?
             }
-            Command::InstallCni { bin_dir, conf_dir } => install::install_cni(&bin_dir, &conf_dir)?.to_string(),
+            Command::InstallCni { conflist, bin_dir, conf_dir } => {
+                install::install_cni(conflist.as_deref(), &bin_dir, &conf_dir)?.to_string()
+            }
         };
         out::print_done(&said)?;
         Ok(ExitCode::SUCCESS)

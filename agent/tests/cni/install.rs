@@ -78,6 +78,37 @@ fn links_in_their_places_are_replaced_and_what_they_lead_to_stays() {
 }
 
 #[test]
+fn the_operator_s_configuration_is_what_is_installed_and_an_earlier_one_is_kept() {
+    let root = tempfile::tempdir().unwrap();
+    let (conf, mine) = (root.path().join("net.d"), root.path().join("mine.conflist"));
+    fs::create_dir(&conf).unwrap();
+    fs::write(conf.join(CONFLIST), "an earlier flannel's").unwrap();
+    let install = |text: &str| {
+        fs::write(&mine, text).unwrap();
+        let dir = |flag: &str, name: &str| format!("--{flag}={}", root.path().join(name).display());
+        let mut twill = Command::new(env!("CARGO_BIN_EXE_twill"));
+        twill.arg("install-cni").args([
+            dir("bin-dir", "bin"),
+            dir("conf-dir", "net.d"),
+            dir("conflist", "mine.conflist"),
+        ]);
+        twill.output().unwrap()
+    };
+    let refused = install("{}");
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert_eq!(names(&conf), [CONFLIST]);
+    let text = r#"{"cniVersion":"1.0.0","name":"cbr0","plugins":[{"type":"flannel","delegate":{"mtu":1400}}]}"#;
+    for _ in 0..2 {
+        let output = install(text);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(names(&conf), [CONFLIST.to_owned(), format!("{CONFLIST}.before-twill")]);
+        assert_eq!(fs::read_to_string(conf.join(CONFLIST)).unwrap(), text);
+        let kept = fs::read_to_string(conf.join(format!("{CONFLIST}.before-twill"))).unwrap();
+        assert_eq!(kept, "an earlier flannel's");
+    }
+}
+
+#[test]
 fn without_a_umask_nobody_else_can_write_what_it_makes() {
     let root = tempfile::tempdir().unwrap();
     let mut command = Command::new("sh");
