@@ -17,10 +17,24 @@ the rest: sizes, ports, etcd's roles and certificates, upgrades.
 ```
 kubectl create namespace twill-system
 kubectl label namespace twill-system pod-security.kubernetes.io/enforce=privileged
-kubectl -n twill-system create secret generic twill-etcd --from-file=ca.crt --from-file=tls.crt --from-file=tls.key
-helm install twill deploy/helm/twill --namespace twill-system --set etcd.endpoints='{https://10.0.0.5:2379}' \\
-    --set image.repository=REGISTRY/twill
+kubectl -n twill-system create secret generic twill-etcd \\
+    --from-file=ca.crt --from-file=tls.crt=node.crt --from-file=tls.key=node.key
+kubectl -n twill-system create secret generic twill-etcd-setup \\
+    --from-file=ca.crt --from-file=tls.crt=setup.crt --from-file=tls.key=setup.key
+cat >values.yaml <<'END'
+image:
+  repository: registry.example/net/twill
+etcd:
+  endpoints: [https://10.0.0.5:2379]
+network:
+  config: {Network: 10.5.0.0/16, Backend: {Type: vxlan}}
+END
+helm install twill deploy/helm/twill --namespace twill-system --values values.yaml
+kubectl -n twill-system rollout status daemonset/twill
 ```
+
+`setup.crt` is for the Job that writes the network config (`deploy/etcd/README.md`). Where etcd has a config already, set
+`network.create=false`: then neither `network.config` nor that Secret is needed.
 
 With `--set metrics.enabled=true` twilld's metrics can be scraped, and with `--set metrics.podMonitor.enabled=true` besides the
 Prometheus operator has them scraped. `deploy/README.md`, *Metrics*, names them and says who can read what.

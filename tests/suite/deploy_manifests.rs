@@ -202,6 +202,80 @@ fn the_overlays_ask_for_no_more_than_they_need() {
     }
 }
 
+/// Such a Job must not wait on a node that is dead.
+#[test]
+fn the_job_tolerates_what_a_new_node_has_and_ends() {
+    let documents = documents(&kustomize("on-demand"));
+    let job = &of_kind(&documents, "Job")["spec"];
+    let tolerated: BTreeSet<&str> = job["template"]["spec"]["tolerations"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|toleration| toleration["key"].as_str().unwrap())
+        .collect();
+    assert!(tolerated.contains("node.kubernetes.io/not-ready"), "{tolerated:?}");
+    assert!(!tolerated.contains("node.kubernetes.io/unreachable"), "{tolerated:?}");
+    assert!(job["activeDeadlineSeconds"].as_u64().unwrap() < job["ttlSecondsAfterFinished"].as_u64().unwrap());
+    // Nobody else's processes have it.
+    assert_eq!(containers(of_kind(&documents, "Job")).next().unwrap()["securityContext"]["runAsUser"], 8471);
+}
+
+/// What kustomize makes of an overlay beside deploy/ with these files.
+fn kustomize_own(files: &[(&str, &str)]) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let overlay = folder.path().join("my-cluster");
+    std::fs::create_dir_all(folder.path().join("deploy")).unwrap();
+    std::fs::create_dir(&overlay).unwrap();
+    run(Command::new("cp").arg("-r").arg(deploy("kubernetes")).arg(folder.path().join("deploy")));
+    files.iter().for_each(|(name, text)| std::fs::write(overlay.join(name), text).unwrap());
+    run(Command::new(tool("kubectl")).arg("kustomize").arg(&overlay))
+}
+
+/// The first block of YAML behind this line of deploy/README.md.
+fn of_readme(line: &str) -> String {
+    let readme = std::fs::read_to_string(deploy("README.md")).unwrap();
+    let (_, behind) = readme.split_once(line).unwrap_or_else(|| panic!("no {line} in deploy/README.md"));
+    behind.split_once("```yaml\n").unwrap().1.split_once("```").unwrap().0.to_owned()
+}
+
+#[test]
+fn the_overlay_in_the_readme_sets_what_is_the_cluster_s() {
+    let all = documents(&kustomize_own(&[("kustomization.yaml", &of_readme("## Kubernetes\n"))]));
+    for document in all.iter().filter(|document| document["kind"] == "DaemonSet" || document["kind"] == "Job") {
+        for container in containers(document) {
+            assert_eq!(container["image"], "registry.example/net/twill:0.1.0");
+        }
+    }
+    let data =
+        |key: &str| all.iter().map(|d| &d["data"][key]).find(|value| value.is_string()).unwrap().as_str().unwrap();
+    assert_eq!(data("FLANNELD_ETCD_ENDPOINTS"), "https://10.0.0.5:2379,https://10.0.0.6:2379");
+    let network: Value = serde_json::from_str(data("net-conf.json")).unwrap();
+    assert_eq!(network["Network"], "10.5.0.0/16");
+    assert_eq!(all.iter().filter(|document| document["data"]["net-conf.json"].is_string()).count(), 1);
+}
+
+#[test]
+fn the_component_conflist_gives_the_init_container_the_operator_s_configuration() {
+    let lines = of_readme("the component `conflist`");
+    let overlay = format!("  resources: [../deploy/kubernetes/overlays/on-demand]\n{lines}");
+    let list = r#"{"cniVersion":"1.0.0","name":"cbr0","plugins":[{"type":"flannel"}]}"#;
+    let text = kustomize_own(&[("kustomization.yaml", &overlay), ("10-flannel.conflist", list)]);
+    let all = documents(&text);
+    let map = all.iter().find(|document| document["data"]["10-flannel.conflist"] == list).unwrap();
+    let agents = of_kind(&all, "DaemonSet");
+    let volumes = agents["spec"]["template"]["spec"]["volumes"].as_array().unwrap();
+    let volume = volumes.iter().find(|volume| volume["name"] == "conflist").unwrap();
+    assert_eq!(volume["configMap"]["name"], map["metadata"]["name"], "a changed one has another name");
+    assert!(map["metadata"]["name"].as_str().unwrap().starts_with("twill-cni-"));
+    programs_know_their_flags(&all);
+    are_bounded(&all, &["NET_ADMIN"]);
+    let init = containers(agents).next().unwrap();
+    assert!(texts(&init["args"]).contains(&"--conflist=/etc/twill/cni/10-flannel.conflist".to_owned()));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    fit_every_release(&[file.path()]);
+}
+
 /// The version stands in the workspace's Cargo.toml; all that names an image follows.
 #[test]
 fn the_version_is_the_same_everywhere() {
@@ -210,7 +284,7 @@ fn the_version_is_the_same_everywhere() {
     let agents = documents(&kustomize("all"));
     let agents = of_kind(&agents, "DaemonSet");
     assert_eq!(agents["metadata"]["labels"]["app.kubernetes.io/version"], version);
-    assert!(containers(agents).all(|container| container["image"] == format!("twill:{version}")));
+    assert!(containers(agents).all(|container| container["image"] == format!("registry.invalid/twill:{version}")));
     let chart = documents(&std::fs::read_to_string(deploy("helm/twill/Chart.yaml")).unwrap());
     assert_eq!((chart[0]["version"].as_str(), chart[0]["appVersion"].as_str()), (Some(version), Some(version)));
 }

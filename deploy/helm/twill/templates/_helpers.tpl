@@ -16,6 +16,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 
 {{- define "twill.image" -}}
+{{- $_ := required "image.repository: where the image is, as in registry.example/net/twill" .Values.image.repository -}}
 {{- if .Values.image.digest -}}
 {{ .Values.image.repository }}@{{ .Values.image.digest }}
 {{- else -}}
@@ -33,8 +34,8 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- fail (printf "etcd.endpoints: %s is https, and etcd.tls.enabled is false" .) }}
 {{- end }}
 {{- end }}
-- --etcd-endpoints={{ required "etcd.endpoints: at least one is needed, as in https://10.0.0.5:2379" (join "," .Values.etcd.endpoints) }}
-- --etcd-prefix={{ .Values.etcd.prefix }}
+- {{ printf "--etcd-endpoints=%s" (required "etcd.endpoints: at least one is needed, as in https://10.0.0.5:2379" (join "," .Values.etcd.endpoints)) | quote }}
+- {{ printf "--etcd-prefix=%s" .Values.etcd.prefix | quote }}
 {{- if $tls }}
 - --etcd-cafile=/etc/twill/etcd/ca.crt
 {{- if .Values.etcd.tls.clientCertificate }}
@@ -49,13 +50,24 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 - name: FLANNELD_ETCD_USERNAME
   valueFrom:
     secretKeyRef:
-      name: {{ . }}
+      name: {{ . | quote }}
       key: username
 - name: FLANNELD_ETCD_PASSWORD
   valueFrom:
     secretKeyRef:
-      name: {{ . }}
+      name: {{ . | quote }}
       key: password
+{{- end }}
+
+{{- /* The Job's Secrets: it needs rights that the nodes lack, unless it is given their Secret by name. */ -}}
+{{- define "twill.setupTls" -}}
+{{- $node := .Values.etcd.tls.secretName -}}
+{{- .Values.network.tlsSecretName | default (ternary (printf "%s-setup" $node) $node .Values.etcd.tls.clientCertificate) }}
+{{- end }}
+
+{{- define "twill.setupPassword" -}}
+{{- $node := .Values.etcd.passwordSecretName -}}
+{{- .Values.network.passwordSecretName | default (ternary (printf "%s-setup" $node) "" (ne $node "")) }}
 {{- end }}
 
 {{- /* Where twilld serves /healthz, /readyz and /metrics. The pod's address is the node's: the pods use the node's network. */ -}}
