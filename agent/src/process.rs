@@ -62,6 +62,26 @@ pub fn daemon_signals() {
     let _ = mask.thread_set_mask();
 }
 
+/// Has names looked up in /etc/hosts and by DNS, whatever /etc/nsswitch.conf says, in a statically linked program. glibc has code
+/// for these two in itself. For each other word there, such as `resolve` or `myhostname`, it loads a library of the host, which
+/// brings the host's own glibc into this process: if that is another version, the process may crash.
+///
+/// Call it before there are threads. A dynamically linked program has the host's glibc, and follows /etc/nsswitch.conf.
+pub fn look_up_names_by_files_and_dns() {
+    #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
+    #[expect(unsafe_code, reason = "std has no call for it")]
+    {
+        unsafe extern "C" {
+            /// In glibc since 2.0, declared in nss.h; the `libc` crate lacks it. It copies what it needs of both texts.
+            fn __nss_configure_lookup(database: *const libc::c_char, services: *const libc::c_char) -> libc::c_int;
+        }
+        // SAFETY: both texts end with a zero and live for ever, and no other thread looks up a name yet.
+        let result = unsafe { __nss_configure_lookup(c"hosts".as_ptr(), c"files dns".as_ptr()) };
+        // It fails for want of memory only. Names are then looked up as /etc/nsswitch.conf says.
+        let _ = result;
+    }
+}
+
 /// Whether a process has CAP_NET_ADMIN among its effective capabilities, as far as /proc shows them. `process` is its pid, or
 /// `self`.
 pub(crate) fn has_net_admin(process: impl Display) -> Option<bool> {

@@ -25,6 +25,8 @@ mod network;
 mod package;
 #[path = "deploy_scripts.rs"]
 mod scripts;
+#[path = "deploy_statically_linked.rs"]
+mod statically_linked;
 #[path = "deploy_units.rs"]
 mod units;
 

@@ -157,6 +157,7 @@ impl Command {
 
 pub(crate) fn main() -> ExitCode {
     process::command_signals();
+    process::look_up_names_by_files_and_dns();
     out::panics("twill");
     let flags: Flags = cli::read();
     let _last_lines = log::to_stderr(0, log::Format::Text);

@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         return twill::main();
     }
     process::daemon_signals();
+    process::look_up_names_by_files_and_dns();
     let flags = Flags::read();
     let _last_lines = log::to_stderr(flags.verbosity, flags.log_format);
     log::panics();
