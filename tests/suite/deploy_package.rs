@@ -144,15 +144,22 @@ fn installed_ready_upgraded_and_removed(release: &str) {
     }
 
     machine.must("dpkg -i /root/1.deb");
-    assert_eq!(machine.must("systemctl is-enabled twilld").trim(), "enabled");
+    // A node that is told nothing yet would stop its flanneld at the next boot.
+    assert_eq!(machine.must("systemctl is-enabled twilld || true").trim(), "disabled");
     assert_eq!(machine.property("ActiveState"), "inactive", "it starts once it is told where etcd is");
+    // The file may have a password in it.
+    assert_eq!(machine.must("stat -c '%a %U:%G' /etc/default/twilld").trim(), "640 root:root");
     assert!(machine.must("twilld --version").starts_with("twilld 0."));
-    let settings = format!("FLANNELD_ETCD_ENDPOINTS={}\nFLANNELD_NODE_ID=node1\n", lab.etcd().url());
+    let settings = format!("FLANNELD_ETCD_ENDPOINTS={}\nFLANNELD_NODE_ID=node1\n", etcd_by_name(&lab, &machine));
     machine.must(&format!("printf '{settings}' >>/etc/default/twilld"));
-    machine.must("systemctl start twilld");
+    a_flanneld_runs(&machine);
+    machine.must("systemctl enable --now twilld");
     assert_eq!(machine.property("ActiveState"), "active");
+    assert_eq!(machine.must("systemctl is-active flanneld || true").trim(), "inactive");
+    assert_eq!(machine.must("cat /root/twilld-at-stop").trim(), "inactive", "both agents ran for a moment");
     assert!(machine.property("StatusText").starts_with("ready"), "{}", machine.property("StatusText"));
     machine.hand_over_subnet(&node);
+    the_unit_lets_it_do_its_work(&lab, &node, &machine);
     the_plugin_is_installed(&machine);
 
     let mut other = lab.node(2).twilld(&[]);
@@ -177,6 +184,34 @@ fn installed_ready_upgraded_and_removed(release: &str) {
     machine.must("dpkg -P twill");
     let left = machine.must("find /usr /etc /var/lib /lib/ -name '*twill*' ! -path '*/dpkg/*'");
     assert_eq!(left, "", "the package leaves files");
+}
+
+/// etcd's URL with a name for its address, and services before those that find the name that are libraries of the host.
+fn etcd_by_name(lab: &Lab, machine: &Machine) -> String {
+    let url = lab.etcd().url();
+    let (address, port) = url.strip_prefix("http://").unwrap().rsplit_once(':').unwrap();
+    machine.must(&format!("echo '{address} etcd.example' >>/etc/hosts"));
+    machine.copy(b"hosts: hesiod resolve myhostname files dns\n", "/etc/nsswitch.conf");
+    format!("http://etcd.example:{port}")
+}
+
+/// A flanneld that notes, while it stops, how far twilld is.
+fn a_flanneld_runs(machine: &Machine) {
+    let unit = "[Service]\nExecStart=/bin/sleep infinity\n\
+                ExecStop=/bin/sh -c 'systemctl show --value -p ActiveState twilld >/root/twilld-at-stop'\n";
+    machine.copy(unit.as_bytes(), "/etc/systemd/system/flanneld.service");
+    machine.must("systemctl daemon-reload && systemctl start flanneld");
+}
+
+/// What a unit that protects too much keeps from the daemon, without an end of it: the boot id, by which clones are told apart,
+/// and the kernel's values against frames from the tunnel.
+fn the_unit_lets_it_do_its_work(lab: &Lab, node: &Node, machine: &Machine) {
+    let records = lab.records();
+    assert!(records.len() == 1 && records[0].value.contains(r#""Instance":{"ID":"#), "{records:?}");
+    for (value, expected) in [("accept_ra", "0"), ("accept_redirects", "0"), ("disable_ipv6", "1")] {
+        let there = node.exec(&format!("cat /proc/sys/net/ipv6/conf/flannel.1/{value}")).unwrap();
+        assert_eq!(there.trim(), expected, "{value}: {}", machine.journal());
+    }
 }
 
 /// Two pings go on meanwhile; what they lose is counted at their end.

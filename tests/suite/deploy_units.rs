@@ -98,6 +98,19 @@ fn the_environment_file_has_every_variable_and_each_is_explained() {
     );
 }
 
+/// What the package makes /etc/default/twilld of.
+#[test]
+fn the_short_environment_file_sets_nothing_and_says_what_the_long_one_says() {
+    let [short, long] =
+        ["twilld.default", "twilld.env"].map(|file| fs::read_to_string(deploy("systemd").join(file)).unwrap());
+    assert!(short.lines().all(|line| line.is_empty() || line.starts_with('#')), "it sets something");
+    let variables: Vec<&str> = short.lines().filter(|line| line.starts_with("#FLANNELD_")).collect();
+    assert!(variables.len() > 1, "{variables:?}");
+    for line in variables {
+        assert!(long.lines().any(|other| other == line), "twilld.env has no {line}");
+    }
+}
+
 #[test]
 fn the_defaults_in_the_environment_file_are_the_daemon_s() {
     let help = run(Command::new(twill_lab::program("twilld").unwrap()).arg("--help"));

@@ -20,6 +20,9 @@ exec unshare --mount --pid --uts --ipc --cgroup --fork --kill-child bash -euc '
     # The kernel parameters are those of all machines here.
     mount --bind proc/sys proc/sys
     mount -o remount,bind,ro proc/sys
+    # These are of the network.
+    mount --bind proc/sys/net/ipv6/conf proc/sys/net/ipv6/conf
+    mount -o remount,bind,rw proc/sys/net/ipv6/conf
     mount -t sysfs -o ro sysfs sys
     mount -t cgroup2 cgroup2 sys/fs/cgroup
     mount -t tmpfs -o mode=755 tmpfs run
