@@ -50,6 +50,8 @@ pub struct Held {
     pub key: SubnetKey,
     /// What the record says.
     pub record: Record,
+    /// The `create_revision` of its key: another node's record that has the same one was written over ours.
+    pub created: i64,
     /// The record's `mod_revision`: what our next write compares.
     pub revision: i64,
     /// The etcd lease that it hangs on; `None`: a reservation, which never ends.
@@ -184,27 +186,28 @@ impl<S: Store> Search<'_, S> {
             lease => Some(self.inherit(lease).await),
         };
         if raw.value == record.to_json() && lease.map_or(0, |lease| lease.0) == raw.lease {
-            return Some(Held { key, record, revision, lease });
+            return Some(Held { key, record, created: raw.created, revision, lease });
         }
-        let held = self.overwrite(key, record, lease, revision).await?;
+        let held = self.overwrite(key, record, lease, &raw).await?;
         if is_strangers && raw.lease != 0 {
             revoke(self.store, LeaseId(raw.lease)).await;
         }
         Some(held)
     }
 
-    /// Writes our record over what is at this revision. `None`: something else is there by now.
+    /// Writes our record over what is there. `None`: something else is there by now.
     async fn overwrite(
         &mut self,
         key: SubnetKey,
         record: Record,
         lease: Option<LeaseId>,
-        revision: i64,
+        there: &RawRecord,
     ) -> Option<Held> {
+        let created = there.created;
         let (text, value) = (key.to_string(), record.to_json());
         loop {
-            match self.store.update(&text, &value, lease, revision).await {
-                Ok(Written::At(revision)) => return Some(self.done(Held { key, record, revision, lease })),
+            match self.store.update(&text, &value, lease, there.revision).await {
+                Ok(Written::At(revision)) => return Some(self.done(Held { key, record, created, revision, lease })),
                 Ok(Written::Conflict) => return self.adopt(key, record, lease).await,
                 Err(error) => self.outage.failed("update", &error).await,
             }
@@ -228,7 +231,7 @@ impl<S: Store> Search<'_, S> {
         loop {
             match self.store.create(&text, &value, lease).await {
                 Ok(Written::At(revision)) => {
-                    return self.alone(Held { key, record, revision, lease }).await;
+                    return self.alone(Held { key, record, created: revision, revision, lease }).await;
                 }
                 Ok(Written::Conflict) => match self.adopt(key, record.clone(), lease).await {
                     Some(held) => return self.alone(held).await,
@@ -270,7 +273,8 @@ impl<S: Store> Search<'_, S> {
     async fn adopt(&mut self, key: SubnetKey, record: Record, lease: Option<LeaseId>) -> Option<Held> {
         let raw = self.look(&key).await?;
         let is_ours = raw.lease == lease.map_or(0, |lease| lease.0) && raw.value == record.to_json();
-        is_ours.then(|| self.done(Held { key, record, revision: raw.revision, lease }))
+        let RawRecord { created, revision, .. } = raw;
+        is_ours.then(|| self.done(Held { key, record, created, revision, lease }))
     }
 
     fn done(&mut self, held: Held) -> Held {

@@ -79,7 +79,7 @@ impl<S: Store> Search<'_, S> {
             return None;
         }
         let lease = Some(self.grant().await);
-        self.overwrite(key, self.record_since(revision), lease, revision).await
+        self.overwrite(key, self.record_since(revision), lease, &raw).await
     }
 
     /// Whether the record stays at this revision for so long, all the while that the store answers.

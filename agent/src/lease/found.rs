@@ -119,6 +119,14 @@ impl Found {
         Self::Void { reason: shown(&reason), value: value_of(&record.to_json()) }
     }
 
+    pub(super) fn written_over(record: &Record, value: &[u8]) -> Self {
+        let reason = format!(
+            "the record of {} was written over ours, and a node makes its record only where there is none",
+            record.holder()
+        );
+        Self::Void { reason: shown(&reason), value: value_of(value) }
+    }
+
     pub(super) fn changed(value: &[u8]) -> Self {
         Self::Changed { value: value_of(value) }
     }

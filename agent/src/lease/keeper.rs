@@ -93,6 +93,8 @@ pub struct Keeper<S> {
     unsure: bool,
     /// A lease of our own making that no record hangs on yet.
     unused: Option<LeaseId>,
+    /// The last lease of our own making; one that we follow is not.
+    granted: Option<LeaseId>,
     /// What others do to our record.
     contest: Contest,
     /// Who asked last whether we live, and the events about such questions.
@@ -136,6 +138,7 @@ impl<S: Store> Keeper<S> {
             has_ended: false,
             unsure: false,
             unused: None,
+            granted: held.lease,
             contest: Contest::new(now),
             asked_by: String::new(),
             questions: Repeats::in_a_minute(1),
@@ -296,7 +299,7 @@ impl<S: Store> Keeper<S> {
     async fn lost(&mut self, holder: String, its_lease: i64) -> Over {
         // Whoever took the key over with a lease of its own left ours with nothing on it. First, since hearing of the loss
         // ends the process; etcd has answered us just now.
-        let ours = [self.unused, self.held.lease.filter(|lease| Some(*lease) != self.unused)];
+        let ours = [self.unused, self.granted.filter(|lease| Some(*lease) != self.unused)];
         let revoked = async {
             for lease in ours.into_iter().flatten().filter(|lease| lease.0 != its_lease) {
                 revoke(&self.store, lease).await;

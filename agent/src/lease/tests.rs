@@ -288,6 +288,7 @@ async fn an_outage_longer_than_the_lease_ends_with_a_new_one() {
 async fn a_subnet_that_went_to_another_is_lost() {
     let store = FakeStore::new();
     let mut node = node(&store, 1).await;
+    store.remove(&node.key());
     store.put(&node.key(), &record(2).to_json(), 0);
     assert_eq!(node.next().await, LeaseEvent::Lost { holder: "10.99.0.2 (node node-2)".to_owned() });
     assert_eq!(node.events.recv().await, None);
@@ -317,6 +318,7 @@ async fn a_subnet_that_another_took_with_a_lease_of_its_own_leaves_no_lease_of_o
     let store = FakeStore::new();
     let mut node = node(&store, 1).await;
     let its = store.grant(TTL).await.unwrap();
+    store.remove(&node.key());
     store.put(&node.key(), &record(2).to_json(), its.0);
     assert!(matches!(node.next().await, LeaseEvent::Lost { .. }));
     assert_eq!(store.leases(), [its]);

@@ -20,7 +20,7 @@ impl<S: Store> Keeper<S> {
     pub(super) async fn judge(&mut self, raw: RawRecord) -> Result<(), Over> {
         let parsed = Record::parse(&raw.value);
         let key = self.held.key;
-        let owner = parsed.as_ref().map(|record| self.owner_of(&key, record, raw.lease));
+        let owner = parsed.as_ref().map(|record| self.owner_of(&key, record, &raw));
         let found = match (owner, &parsed) {
             (Ok(KeyOwner::Another(relation)), Ok(other)) => {
                 return Err(self.lost(self.holder(other, relation), raw.lease).await);
@@ -29,7 +29,7 @@ impl<S: Store> Keeper<S> {
             (Ok(owner), Ok(record)) => found(owner, record, &raw.value),
             _ => Found::unreadable(&raw.value),
         };
-        self.held.revision = raw.revision;
+        (self.held.created, self.held.revision) = (raw.created, raw.revision);
         self.want_written();
         let harms = !parsed.is_ok_and(|record| self.leads_here(&record));
         self.disturbed(found, harms, raw.revision).await
@@ -37,7 +37,7 @@ impl<S: Store> Keeper<S> {
 
     /// Our own record, perhaps with other members than we wrote, or on another lease.
     async fn judge_ours(&mut self, raw: &RawRecord, ours: &Record, follow: bool) -> Result<(), Over> {
-        self.held.revision = raw.revision;
+        (self.held.created, self.held.revision) = (raw.created, raw.revision);
         if follow && raw.lease != self.held.lease.map_or(0, |lease| lease.0) {
             self.rehang(raw.lease).await?;
         }
@@ -60,7 +60,7 @@ impl<S: Store> Keeper<S> {
     pub(super) async fn judge_overlap(&mut self, raw: &RawRecord) -> Result<(), Stop> {
         let parsed = Record::parse(&raw.value);
         let owner = raw.key.parse::<SubnetKey>().ok().zip(parsed.as_ref().ok());
-        let owner = owner.map(|(key, record)| (self.owner_of(&key, record, raw.lease), record));
+        let owner = owner.map(|(key, record)| (self.owner_of(&key, record, raw), record));
         let another = match &owner {
             Some((KeyOwner::Another(relation), other)) => Some((*relation, other)),
             // Our key was free, and a clone has a lease.
@@ -148,11 +148,14 @@ impl<S: Store> Keeper<S> {
         }
     }
 
-    fn owner_of(&self, key: &SubnetKey, record: &Record, lease: i64) -> KeyOwner {
+    fn owner_of(&self, key: &SubnetKey, record: &Record, raw: &RawRecord) -> KeyOwner {
         let own_lease = self.held.lease.map_or(0, |lease| lease.0);
-        let Self { config, addresses, held, .. } = self;
-        let holder = Holder { config, record: &held.record, addresses, lease: own_lease, has_ended: self.has_ended };
-        holder.owner_of(key, record, lease)
+        let Self { config, addresses, held, has_ended, .. } = self;
+        // Each key has a creation of its own.
+        let created = if raw.key == self.key { held.created } else { 0 };
+        let (record_of_ours, has_ended) = (&held.record, *has_ended);
+        let holder = Holder { config, record: record_of_ours, addresses, created, lease: own_lease, has_ended };
+        holder.owner_of(key, record, (raw.created, raw.lease))
     }
 
     fn is_reservation(&self, key: &str, record: &Record, lease: i64) -> bool {
@@ -180,6 +183,7 @@ fn found(owner: KeyOwner, record: &Record, value: &[u8]) -> Found {
         KeyOwner::SameAddress => Found::same_address(record),
         KeyOwner::Later => Found::clone_of(record),
         KeyOwner::OnOurLease => Found::on_our_lease(record),
+        KeyOwner::WrittenOver => Found::written_over(record, value),
         KeyOwner::Copy(how) => Found::copy(how, record, value),
         KeyOwner::Void(bad) => Found::void(&bad, value),
         KeyOwner::Ours { .. } | KeyOwner::Another(_) => Found::changed(value),

@@ -13,7 +13,10 @@ impl<S: Store> Keeper<S> {
         let lease = self.living_lease().await?;
         self.contest.writes(Instant::now());
         match self.store.create(&self.key, &self.held.record.to_json(), Some(lease)).await? {
-            Written::At(revision) => self.recreated(revision).await?,
+            Written::At(revision) => {
+                self.held.created = revision;
+                self.recreated(revision).await?;
+            }
             Written::Conflict => self.look().await?,
         }
         Ok(())
@@ -27,7 +30,7 @@ impl<S: Store> Keeper<S> {
             return Ok(lease);
         }
         let lease = self.store.grant(self.ttl).await?;
-        self.unused = Some(lease);
+        (self.unused, self.granted) = (Some(lease), Some(lease));
         self.held.lease = Some(lease);
         self.renewed(self.ttl);
         Ok(lease)
@@ -62,8 +65,9 @@ impl<S: Store> Keeper<S> {
 
     /// Follows the lease that somebody, in our name, hung the record on.
     pub(super) async fn rehang(&mut self, lease: i64) -> Result<(), Over> {
-        // Nothing hangs on the one before any more.
-        for unused in [self.unused.take(), self.held.lease].into_iter().flatten().filter(|unused| unused.0 != lease) {
+        // Nothing of ours hangs on the one before any more. One that we followed may be another node's.
+        let before = self.held.lease.filter(|held| self.granted == Some(*held));
+        for unused in [self.unused.take(), before].into_iter().flatten().filter(|unused| unused.0 != lease) {
             revoke(&self.store, unused).await;
         }
         self.held.lease = (lease != 0).then_some(LeaseId(lease));

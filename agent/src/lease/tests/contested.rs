@@ -59,7 +59,15 @@ async fn what_no_node_follows_is_put_back_at_once_under_our_lease_and_named() {
     store.put(&node.key(), value("10.99.0.2", "vxlan", DATA).as_bytes(), ours);
     let LeaseEvent::Recreated { found: Some(found), .. } = node.next().await else { panic!() };
     assert!(found.to_string().contains("hangs on our own lease"), "{found}");
-    // With a lease of its own it has the subnet.
+    // With a lease of its own, but written over ours.
+    sleep(CALM).await;
+    store.put(&node.key(), value("10.99.0.2", "vxlan", DATA).as_bytes(), foreign);
+    let LeaseEvent::Recreated { found: Some(found), .. } = node.next().await else { panic!() };
+    assert!(found.to_string().contains("was written over ours"), "{found}");
+    let now = node.stored().unwrap();
+    assert_eq!((&now.value, now.lease), (&before.value, before.lease));
+    // Where ours had gone it has the subnet.
+    store.remove(&node.key());
     store.put(&node.key(), value("10.99.0.2", "vxlan", DATA).as_bytes(), foreign);
     assert_eq!(node.next().await, LeaseEvent::Lost { holder: "10.99.0.2".to_owned() });
 }

@@ -80,6 +80,8 @@ pub struct Holder<'a> {
     pub record: &'a Record,
     /// The addresses that our record may have: the one last written, and those asked for since.
     pub addresses: &'a [Addresses],
+    /// The `create_revision` of its key as we know it.
+    pub created: i64,
     /// The etcd lease it hangs on; 0: none.
     pub lease: i64,
     /// Our lease has ended, and our record with it: the subnet was free.
@@ -105,6 +107,8 @@ pub enum KeyOwner {
     Void(BadRecord),
     /// It would be followed, but hangs on our own lease: no other node writes such a record.
     OnOurLease,
+    /// It would be followed, but was written over ours: no other node does that.
+    WrittenOver,
     /// It would be followed and has our node id, but its writer cannot have the subnet by it: while our lease lives, our key
     /// is never free for another node. A copy of an earlier record of ours, or a forged one.
     Copy(Copied),
@@ -120,8 +124,8 @@ pub enum Copied {
 }
 
 impl Holder<'_> {
-    /// Judges a record under the key `key` that hangs on `lease`.
-    pub fn owner_of(&self, key: &SubnetKey, record: &Record, lease: i64) -> KeyOwner {
+    /// Judges a record under the key `key`, which was created at this revision and hangs on `lease`.
+    pub fn owner_of(&self, key: &SubnetKey, record: &Record, (created, lease): (i64, i64)) -> KeyOwner {
         let hold = hold(self.config, key, record, lease);
         let relation = relation((self.record.node.as_deref(), self.instance()), record);
         let is_our_instance = self.instance().is_some() && self.instance() == instance_of(record);
@@ -153,6 +157,10 @@ impl Holder<'_> {
                 }
             }
             Hold::Followed if lease != 0 && lease == self.lease => KeyOwner::OnOurLease,
+            // Another node makes a record where there is none; that of the same address may take one over.
+            Hold::Followed if created == self.created && !self.has_our_address(record) && !self.has_our_id(record) => {
+                KeyOwner::WrittenOver
+            }
             // If our lease has ended without our knowing, etcd refuses to put ours back, and this is judged again.
             Hold::Followed if self.has_our_id(record) && !self.has_ended => KeyOwner::Copy(Copied::WithAnotherAddress),
             Hold::Followed => KeyOwner::Another(relation),

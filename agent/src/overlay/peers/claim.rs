@@ -8,7 +8,8 @@
 //!    the name of a living node need not be that node. Flannel's records have no node id, and flannel keeps the MAC when only
 //!    its `--public-ip` changes: of two that have a lease and one MAC, and neither of which has an id, the one written last
 //!    counts too, as flannel's own nodes have it.
-//! 2. Of two nodes, the one with a lease counts: it was alive a day ago at most. A record without one may be anybody's.
+//! 2. Of two nodes, one with a lease (it was alive a day ago at most) or with a node id (its subnet is reserved for it) counts
+//!    before one with neither, whose record may be anybody's.
 //! 3. Else the one whose record was created first: the other one came into a place that was taken.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -124,7 +125,8 @@ impl Claim {
 
     /// The order of counting; the smaller goes first. `is_superseded`: a rival of the same node supersedes it.
     pub(super) fn rank(&self, place: Place, is_superseded: bool) -> Rank {
-        (is_superseded, !self.standing.is_leased(), self.standing.created(), place)
+        let may_be_anybodys = !self.standing.is_leased() && self.standing.node == 0;
+        (is_superseded, may_be_anybodys, self.standing.created(), place)
     }
 }
 

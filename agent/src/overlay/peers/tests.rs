@@ -66,7 +66,8 @@ fn that_count(records: &BTreeMap<At, Written>) -> BTreeSet<At> {
                     && same_node(one, other)
                     && (other.is_leased, other.revision) > (one.is_leased, one.revision)
             };
-            (records.iter().any(|other| later(&other)), !one.is_leased, one.created, *at)
+            let may_be_anybodys = !one.is_leased && one.node == 0;
+            (records.iter().any(|other| later(&other)), may_be_anybodys, one.created, *at)
         })
         .collect();
     ranked.sort_unstable();
@@ -106,20 +107,21 @@ fn a_peer_costs_no_more_than_it_did() {
 }
 
 #[test]
-fn of_two_nodes_the_leased_one_counts_else_the_one_that_was_there_first() {
-    for (leased, expected) in [([true, true], 1), ([true, false], 1), ([false, true], 2), ([false, false], 1)] {
+fn of_two_nodes_the_one_that_was_there_first_counts_unless_it_may_be_anybodys() {
+    for leased in [[true, true], [true, false], [false, true], [false, false]] {
         let [mut first, mut second] = pair();
         (first.1.is_leased, second.1.is_leased) = (leased[0], leased[1]);
-        assert_eq!(winner([first, second]), expected, "{leased:?}");
+        // Without a lease its subnet is reserved for it.
+        assert_eq!(winner([first, second]), 1, "{leased:?}");
         // The one that was there first has been written since, as flannel does at each renewal.
         first.1.revision = 900;
-        assert_eq!(winner([first, second]), expected, "{leased:?}");
+        assert_eq!(winner([first, second]), 1, "{leased:?}");
         // The newcomer is none of Twill's, or none that says who it is.
         second.1.node = 0;
-        assert_eq!(winner([first, second]), expected, "{leased:?}");
+        assert_eq!(winner([first, second]), 1, "{leased:?}");
         // Nor is the first.
         (first.1.node, first.1.revision) = (0, 50);
-        let expected = if leased == [true, true] { 2 } else { expected };
+        let expected = if leased[1] { 2 } else { 1 };
         assert_eq!(winner([first, second]), expected, "{leased:?}, perhaps one node of flannel's with a new address");
     }
 }
@@ -184,8 +186,9 @@ fn who_claims_what_is_ours_is_no_peer_and_goes_before_us_only_by_the_same_rules(
     let cases = [
         // Leased, and came later: the other nodes stay with us.
         (own_at, other_at, own, other, None),
-        // We have a reservation, the other one a lease.
-        (own_at, other_at, Written { is_leased: false, ..own }, other, Some(other_at)),
+        // Our subnet is reserved for us, and the other one has a lease; we have no node id.
+        (own_at, other_at, Written { is_leased: false, ..own }, other, None),
+        (own_at, other_at, Written { is_leased: false, node: 0, ..own }, other, Some(other_at)),
         // It was there before us.
         (other_at, own_at, other, own, Some(own_at)),
         // It has our address too, and was written after us, with a lease and without one.

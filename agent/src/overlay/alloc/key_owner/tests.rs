@@ -4,6 +4,9 @@ use super::*;
 use crate::overlay::record::{Instance, VtepData};
 
 const LEASE: i64 = 7;
+/// When our key was created, and when one that was made after ours had gone.
+const CREATED: i64 = 20;
+const CREATED_AFTER: i64 = 30;
 
 fn config() -> NetworkConfig {
     NetworkConfig::parse(br#"{"Network":"10.5.0.0/16"}"#).unwrap()
@@ -26,8 +29,9 @@ fn judged(record: &Record, lease: i64) -> KeyOwner {
 fn judged_by(ours: &Record, has_ended: bool, record: &Record, lease: i64) -> KeyOwner {
     let (config, addresses) = (config(), [(ours.public_ip, None)]);
     let own_lease = if has_ended { 0 } else { LEASE };
-    let holder = Holder { config: &config, record: ours, addresses: &addresses, lease: own_lease, has_ended };
-    holder.owner_of(&"10.5.7.0-24".parse().unwrap(), record, lease)
+    let holder =
+        Holder { config: &config, record: ours, addresses: &addresses, created: CREATED, lease: own_lease, has_ended };
+    holder.owner_of(&"10.5.7.0-24".parse().unwrap(), record, (CREATED_AFTER, lease))
 }
 
 fn text(value: &str, lease: i64) -> KeyOwner {
@@ -70,6 +74,29 @@ fn only_a_record_that_others_follow_takes_the_subnet() {
             assert_eq!(bad.reason(), reason, "{value}");
         }
     }
+}
+
+#[test]
+fn another_node_s_record_that_was_written_over_ours_takes_nothing() {
+    let (config, ours, addresses) = (config(), ours(), [([10, 99, 0, 1].into(), None)]);
+    let owner = |value: &str, lease| {
+        let holder = Holder {
+            config: &config,
+            record: &ours,
+            addresses: &addresses,
+            created: CREATED,
+            lease: LEASE,
+            has_ended: false,
+        };
+        let record = Record::parse(value.as_bytes()).unwrap();
+        holder.owner_of(&"10.5.7.0-24".parse().unwrap(), &record, (CREATED, lease))
+    };
+    for lease in [0, 8] {
+        assert_eq!(owner(&value("10.99.0.3", "vxlan", DATA), lease), KeyOwner::WrittenOver);
+    }
+    // Who has our address may take a silent holder's record over.
+    let same_address = r#"{"PublicIP":"10.99.0.1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"NodeID":"other"}"#;
+    assert!(matches!(owner(same_address, 8), KeyOwner::Another(_)));
 }
 
 #[test]
@@ -136,8 +163,9 @@ fn of_two_clones_exactly_one_goes_on() {
 fn judged_as_reservation(record: &Record, lease: i64) -> KeyOwner {
     let (config, ours) = (config(), ours());
     let addresses = [(ours.public_ip, None)];
-    let holder = Holder { config: &config, record: &ours, addresses: &addresses, lease: 0, has_ended: false };
-    holder.owner_of(&"10.5.7.0-24".parse().unwrap(), record, lease)
+    let holder =
+        Holder { config: &config, record: &ours, addresses: &addresses, created: CREATED, lease: 0, has_ended: false };
+    holder.owner_of(&"10.5.7.0-24".parse().unwrap(), record, (CREATED_AFTER, lease))
 }
 
 #[test]
