@@ -321,6 +321,8 @@ async fn a_subnet_that_another_took_with_a_lease_of_its_own_leaves_none_of_ours(
     let (_keeper, mut lease) = keep(&store, held.clone(), lease::TTL).await;
     let its = store.grant(lease::TTL).await.unwrap();
     let (key, id) = (Etcd::key(&held.key.to_string()), format!("{:x}", its.0));
+    // Nothing of the keeper's runs before the next await.
+    etcd.ctl(&["del", &key]);
     etcd.ctl(&["put", "--lease", &id, &key, std::str::from_utf8(&record(2).to_json()).unwrap()]);
     assert!(matches!(heard(&mut lease).await, LeaseEvent::Lost { .. }));
     let leases = etcd.ctl(&["lease", "list"]);

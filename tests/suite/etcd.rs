@@ -32,7 +32,7 @@ fn a_subnet_that_another_node_takes_ends_the_daemon_which_names_it() {
     let (lab, mut daemons, _pods) = Lab::running(1, NODE_CONFIG, &[]);
     let own = lab.node(1).as_peer();
     let thief = Peer { public_ip: "10.99.1.200".parse().unwrap(), mac: "02:00:00:00:00:c8".to_owned(), ..own };
-    lab.put_peer(&thief);
+    lab.take_subnet(&mut daemons[0], &thief);
     assert_eq!(daemons[0].wait_exit(PATIENCE).status.code(), Some(3));
     let said = daemons[0].lines(&["another node holds our subnet"]);
     assert!(!said.is_empty() && said.iter().all(|line| line.contains("10.99.1.200")), "{said:?}");

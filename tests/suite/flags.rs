@@ -83,7 +83,7 @@ fn a_lost_subnet_ends_it_with_3() {
     let [mut daemon] = lab.start_all(&[]).try_into().unwrap();
     let mut other = lab.node(1).as_peer();
     other.public_ip = "10.99.0.77".parse().unwrap();
-    lab.put_peer(&other);
+    lab.take_subnet(&mut daemon, &other);
     assert_eq!(daemon.wait_exit(PATIENCE).status.code(), Some(3), "{}", daemon.log());
     assert!(daemon.log().contains("10.99.0.77"), "{}", daemon.log());
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::etcd::{Etcd, KeyValue};
@@ -194,6 +195,15 @@ impl Lab {
     #[track_caller]
     pub fn put_peer(&self, peer: &Peer) {
         self.put(&peer.key(), &peer.record());
+    }
+
+    /// Has another node take the subnet of a daemon that can do nothing meanwhile: its record goes, and the other one comes.
+    #[track_caller]
+    pub fn take_subnet(&self, daemon: &mut Twilld, thief: &Peer) {
+        daemon.signal(Signal::SIGSTOP);
+        self.delete(&thief.key());
+        self.put_peer(thief);
+        daemon.signal(Signal::SIGCONT);
     }
 
     /// The seconds that the etcd lease `id` was granted for.

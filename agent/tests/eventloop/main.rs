@@ -369,6 +369,7 @@ async fn our_record_comes_back_and_a_taken_subnet_ends_the_loop() {
     let ended = Node::run(PeerMode::All, Shared::default(), &[1], async |node| {
         node.store.remove(&node.key);
         node.until("our record again", |node| node.store.records().contains_key(&node.key)).await;
+        node.store.remove(&node.key);
         node.store.put(&node.key, &peer(66).1, 7);
         tokio::time::sleep(Duration::from_secs(3600)).await;
     })
