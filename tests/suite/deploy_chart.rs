@@ -153,6 +153,12 @@ fn names_that_look_like_numbers_stay_names() {
     assert_eq!(volume["secret"]["secretName"], "0123");
     let twilld = containers(of_kind(&rendered, "DaemonSet")).find(|container| container["name"] == "twilld").unwrap();
     assert_eq!(twilld["env"][1]["valueFrom"]["secretKeyRef"]["name"], "true");
+    let chart = ["7", "--namespace=0123", &values("everything")];
+    for document in documents(&run(helm("template").args(chart).arg(deploy("helm/twill")))) {
+        let metadata = &document["metadata"];
+        let names = (&metadata["namespace"], &metadata["labels"]["app.kubernetes.io/instance"]);
+        assert_eq!(names, (&"0123".into(), &"7".into()), "{}", document["kind"]);
+    }
 }
 
 #[test]

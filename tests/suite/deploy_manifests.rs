@@ -231,16 +231,16 @@ fn kustomize_own(files: &[(&str, &str)]) -> String {
     run(Command::new(tool("kubectl")).arg("kustomize").arg(&overlay))
 }
 
-/// The first block of YAML behind this line of deploy/README.md.
-fn of_readme(line: &str) -> String {
-    let readme = std::fs::read_to_string(deploy("README.md")).unwrap();
-    let (_, behind) = readme.split_once(line).unwrap_or_else(|| panic!("no {line} in deploy/README.md"));
+/// The first block of YAML behind these words of a document in deploy/.
+fn of_document(name: &str, words: &str) -> String {
+    let document = std::fs::read_to_string(deploy(name)).unwrap();
+    let (_, behind) = document.split_once(words).unwrap_or_else(|| panic!("no {words} in deploy/{name}"));
     behind.split_once("```yaml\n").unwrap().1.split_once("```").unwrap().0.to_owned()
 }
 
 #[test]
 fn the_overlay_in_the_readme_sets_what_is_the_cluster_s() {
-    let all = documents(&kustomize_own(&[("kustomization.yaml", &of_readme("## Kubernetes\n"))]));
+    let all = documents(&kustomize_own(&[("kustomization.yaml", &of_document("README.md", "## Kubernetes\n"))]));
     for document in all.iter().filter(|document| document["kind"] == "DaemonSet" || document["kind"] == "Job") {
         for container in containers(document) {
             assert_eq!(container["image"], "registry.example/net/twill:0.1.0");
@@ -255,8 +255,19 @@ fn the_overlay_in_the_readme_sets_what_is_the_cluster_s() {
 }
 
 #[test]
+fn the_patch_for_a_migration_keeps_the_agent_to_the_nodes_with_the_label() {
+    let patches = of_document("MIGRATION.md", "## In Kubernetes\n");
+    let overlay = format!("resources: [../deploy/kubernetes/overlays/all]\npatches:\n{patches}");
+    let all = documents(&kustomize_own(&[("kustomization.yaml", &overlay)]));
+    let selector = |kind: &str| of_kind(&all, kind)["spec"]["template"]["spec"]["nodeSelector"].clone();
+    assert_eq!(selector("DaemonSet"), serde_json::json!({"kubernetes.io/os": "linux", "overlay-agent": "twill"}));
+    // No node has the label yet when the Job runs.
+    assert_eq!(selector("Job"), serde_json::json!({"kubernetes.io/os": "linux"}));
+}
+
+#[test]
 fn the_component_conflist_gives_the_init_container_the_operator_s_configuration() {
-    let lines = of_readme("the component `conflist`");
+    let lines = of_document("README.md", "the component `conflist`");
     let overlay = format!("  resources: [../deploy/kubernetes/overlays/on-demand]\n{lines}");
     let list = r#"{"cniVersion":"1.0.0","name":"cbr0","plugins":[{"type":"flannel"}]}"#;
     let text = kustomize_own(&[("kustomization.yaml", &overlay), ("10-flannel.conflist", list)]);

@@ -1,6 +1,6 @@
 {{- define "twill.selector" -}}
 app.kubernetes.io/name: twill
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "twill.labels" -}}
