@@ -13,6 +13,8 @@ const IFA_LOCAL: u16 = 2;
 const IFA_FLAGS: u16 = 8;
 /// In IPv4 `IFA_F_SECONDARY`: another address of the same prefix came before.
 const IFA_F_TEMPORARY: u32 = 0x01;
+/// Its valid lifetime has no end.
+const IFA_F_PERMANENT: u32 = 0x80;
 /// No duplicate address detection.
 const IFA_F_NODAD: u8 = 0x02;
 const IFA_F_DADFAILED: u32 = 0x08;
@@ -75,6 +77,16 @@ impl Seen {
     /// Made by privacy extensions: the kernel takes another one within days (`temp_prefered_lft`).
     pub fn is_temporary(&self) -> bool {
         self.address.address.is_ipv6() && self.has(IFA_F_TEMPORARY)
+    }
+
+    /// Another address of the same prefix came before. Only IPv4 has such.
+    pub fn is_secondary(&self) -> bool {
+        self.address.address.is_ipv4() && self.has(IFA_F_TEMPORARY)
+    }
+
+    /// The kernel removes it when its valid lifetime is over, unless somebody renews that: a DHCP client, a router.
+    pub fn ends(&self) -> bool {
+        !self.has(IFA_F_PERMANENT)
     }
 
     /// Its preferred lifetime is over: new connections shall use another one.

@@ -370,6 +370,25 @@ fn a_deprecated_address_that_stands_first_is_not_taken() {
 }
 
 #[test]
+fn a_permanent_address_goes_before_one_with_a_lifetime_which_serves_where_it_is_the_only_one() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(NODE_CONFIG);
+    let node = lab.node(1);
+    let own = format!("{}/16 dev eth0", node.addr());
+    node.exec(&format!("ip addr change {own} valid_lft 3000 preferred_lft 3000")).unwrap();
+    let mut daemon = node.twilld(&[]);
+    daemon.wait_ready();
+    wait_recorded(&lab, &format!(r#""PublicIP":"{}""#, node.addr()));
+    daemon.wait_log(&[&format!("{} ends unless its lifetime is renewed", node.addr())], PATIENCE);
+    node.exec("ip addr add 192.168.7.7/24 dev eth0").unwrap();
+    daemon.kill();
+    let mut daemon = node.twilld(&[]);
+    daemon.wait_ready();
+    wait_recorded(&lab, r#""PublicIP":"192.168.7.7""#);
+    assert_eq!(daemon.lines(&["192.168.7.7 ends"]), [] as [String; 0]);
+}
+
+#[test]
 fn an_address_that_becomes_deprecated_is_followed_to_a_better_one_only() {
     for mode in MODES {
         let mut pair = Pair::new(mode, &[]);

@@ -172,6 +172,8 @@ fn address(seen: &Seen) -> Address {
         peer: seen.peer,
         temporary: seen.is_temporary(),
         deprecated: seen.is_deprecated(),
+        ends: seen.ends(),
+        secondary: seen.is_secondary(),
         tentative: seen.is_tentative(),
         duplicate: seen.is_duplicate(),
         scope,

@@ -8,7 +8,9 @@
 //!
 //! **Of an interface's addresses** the one is taken that lasts, since peers are told it and the record goes by it. In
 //! this order, and within it in the kernel's: scope global before scope link; preferred before deprecated; in IPv4, with
-//! its link's prefix before a /32 of its own, which mostly is a virtual address that moves from node to node. Never by
+//! its link's prefix before a /32 of its own, which mostly is a virtual address that moves from node to node; permanent before
+//! one with a lifetime (DHCP, router advertisements), but in IPv4 not if the permanent one is a secondary one of the same
+//! prefix. An address with a lifetime serves as well, since most hosts have no other: the log says that it ends. Never by
 //! itself: a temporary address (privacy extensions), a link-local one (fe80::/10, 169.254.0.0/16), one of scope host, one
 //! that another host has (duplicate address detection failed). A tentative one is
 //! waited for ([`awaited`]), and so is any other where there is a link-local one only ([`ChooseError::may_pass`]). An
@@ -134,7 +136,9 @@ impl Interface {
         };
         let mut others: Vec<String> = self.addresses.iter().filter(beside).map(Address::to_string).collect();
         others.extend(virtual_ones.map(|one| format!("{} is a /32, as a virtual address has it", one.ip())));
-        let own = taken.blemish().map(|blemish| format!("; {} {blemish}", taken.ip())).unwrap_or_default();
+        let ends = taken.ends.then(|| "ends unless its lifetime is renewed (DHCP, router advertisements)".to_owned());
+        let own: String =
+            taken.blemish().into_iter().chain(ends).map(|words| format!("; {} {words}", taken.ip())).collect();
         if others.is_empty() { own } else { format!("{own}; passed over: {}", list(&others)) }
     }
 }

@@ -19,6 +19,10 @@ pub struct Address {
     pub temporary: bool,
     /// Its preferred lifetime is over.
     pub deprecated: bool,
+    /// It goes when its lifetime is over, unless a DHCP client or a router renews that.
+    pub ends: bool,
+    /// In IPv4: an address of the same prefix came before it.
+    pub secondary: bool,
     /// Duplicate address detection is not through: nothing can be sent from it yet.
     pub tentative: bool,
     /// Another host on the link has it: nothing can be sent from it.
@@ -69,7 +73,8 @@ impl From<IpNetwork> for Address {
     fn from(net: IpNetwork) -> Self {
         let (temporary, deprecated, tentative, duplicate) = (false, false, false, false);
         let scope = Scope::Global;
-        Self { net, peer: None, temporary, deprecated, tentative, duplicate, scope, barred: None }
+        let (ends, secondary) = (false, false);
+        Self { net, peer: None, temporary, deprecated, ends, secondary, tentative, duplicate, scope, barred: None }
     }
 }
 
@@ -171,6 +176,7 @@ impl Address {
             link_local: self.is_link_local(),
             deprecated: self.deprecated,
             alone: self.net.is_ipv4() && self.link().prefix() == 32 && self.peer.is_none(),
+            ends: self.ends || self.secondary,
         })
     }
 
@@ -196,4 +202,7 @@ pub(super) struct Rank {
     /// An IPv4 /32: beside an address with a link's prefix it is mostly a virtual one, which moves to another node
     /// (keepalived, kube-vip, MetalLB).
     pub(super) alone: bool,
+    /// It has a lifetime, or is one that was added beside the first of its prefix: that one is the host's own although a DHCP
+    /// client renews it, and a permanent one beside it is mostly a virtual one (pacemaker) or a second one for other uses.
+    pub(super) ends: bool,
 }

@@ -137,6 +137,8 @@ fn eth0(addresses: &[&str]) -> Interface {
             match word {
                 "temporary" => address.temporary = true,
                 "deprecated" => address.deprecated = true,
+                "ends" => address.ends = true,
+                "secondary" => address.secondary = true,
                 "tentative" => address.tentative = true,
                 "duplicate" => address.duplicate = true,
                 "host" => address.scope = Scope::Host,
@@ -166,6 +168,14 @@ fn of_several_addresses_the_one_that_lasts_is_taken_whatever_stands_first() {
         (&["fd99::a/64 temporary", "fd99::b/64 duplicate", "fd99::c/64 tentative"], true, None),
         (&["10.0.0.9/24 deprecated", "10.0.0.5/24"], false, Some("10.0.0.5")),
         (&["10.0.0.9/24 deprecated"], false, Some("10.0.0.9")),
+        // With a lifetime only where there is no permanent one, unless that one came second.
+        (&["10.0.0.9/24 ends", "10.1.0.5/24"], false, Some("10.1.0.5")),
+        (&["fd99::a/64 ends", "fd99::10/64"], true, Some("fd99::10")),
+        (&["10.0.0.9/24 ends", "10.0.0.5/24 secondary"], false, Some("10.0.0.9")),
+        (&["10.0.0.9/24", "10.0.0.5/24 secondary"], false, Some("10.0.0.9")),
+        (&["10.0.0.9/24 ends", "10.1.0.5/32"], false, Some("10.0.0.9")),
+        (&["10.0.0.9/24 ends"], false, Some("10.0.0.9")),
+        (&["10.0.0.9/24 deprecated ends", "10.1.0.5/24 ends"], false, Some("10.1.0.5")),
         (&["10.0.0.9/32", "10.0.0.5/24"], false, Some("10.0.0.5")),
         (&["10.0.0.9/32"], false, Some("10.0.0.9")),
         (&["10.0.0.9/24 host", "10.0.0.8/24 link", "10.0.0.5/24"], false, Some("10.0.0.5")),
