@@ -12,6 +12,7 @@ use tokio::time::Sleep;
 use tracing::{debug, info, warn};
 
 use crate::dataplane::Dataplane;
+use crate::masquerade::RulesState;
 use crate::overlay::peers::Delta;
 use crate::overlay::plane::Plane;
 use crate::overlay::records::{Raw, Records};
@@ -84,8 +85,8 @@ pub struct Parts<D> {
     pub program_all_on_exit: bool,
     /// Reads the store from the start, for when we are somebody else.
     pub read_again: ReadAgain,
-    /// What is wrong with the nftables rules; nothing is right.
-    pub rules: watch::Receiver<Option<String>>,
+    /// How the nftables rules are.
+    pub rules: watch::Receiver<RulesState>,
     /// Where it is published what the loop knows.
     pub publisher: Publisher,
 }
@@ -226,17 +227,14 @@ impl<D: Dataplane> EventLoop<D> {
     /// Works out whether we are ready. Asked between two pieces of work only, so that it does not flicker with each.
     fn note_ready(&mut self) {
         for family in &mut self.families {
-            let routes = family.look_for_contested().into_iter().map(|words| (words, family_plane::contested::ROUTE));
-            let rules =
-                family.look_for_diversion(clock::now()).into_iter().map(|words| (words, family_plane::contested::RULE));
-            for (words, advice) in routes.chain(rules) {
-                self.told.contested(&family.device.name, &words, advice, clock::now());
+            let routes = family.look_for_contested();
+            let rules = family.look_for_diversion(clock::now()).into_iter();
+            let rules = rules.map(|words| (words, family_plane::contested::RULE.to_owned()));
+            for (words, advice) in routes.into_iter().chain(rules) {
+                self.told.contested(&family.device.name, &words, &advice, clock::now());
             }
         }
-        let behind = self.families.iter().filter(|family| !family.in_sync());
-        let behind = behind.map(|family| {
-            Missing::new(Part::Kernel, format_args!("{} is not as the records want it", family.device.name))
-        });
+        let behind = self.families.iter().filter_map(FamilyPlane::lack).map(|why| Missing::new(Part::Kernel, why));
         let displaced = self.displaced().into_iter().map(|why| Missing::new(Part::Etcd, why));
         let contested =
             self.families.iter().flat_map(FamilyPlane::blocking).map(|why| Missing::new(Part::Contested, why));

@@ -118,16 +118,24 @@ impl Error {
     }
 }
 
+/// How the rules are, for whoever asks whether the node is ready.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RulesState {
+    /// Why they are not as they should be, or not for long; `None` while they are.
+    pub problem: Option<String>,
+    /// How often tables were restored after another program had changed them.
+    pub restores: u64,
+}
+
 /// Keeps the rules as they should be, until nobody listens any more; those of an earlier run that are not wanted go.
-/// What comes back is `None` while they are, else why not.
 ///
 /// The work is done on a thread of its own, in this thread's network namespace: big rule sets of others take their time,
 /// and a packet that waits for the event loop must not.
 ///
 /// # Errors
 /// When there is no thread to be had.
-pub fn keep(wanted: WantedRules, resync: Duration) -> io::Result<watch::Receiver<Option<String>>> {
-    let (state, told) = watch::channel(Some("not written yet".to_owned()));
+pub fn keep(wanted: WantedRules, resync: Duration) -> io::Result<watch::Receiver<RulesState>> {
+    let (state, told) = watch::channel(RulesState { problem: Some("not written yet".to_owned()), restores: 0 });
     // The thread comes first: a runtime that finds none could not be dropped here, within another one.
     let (give, take) = mpsc::sync_channel::<Runtime>(1);
     let work = move || {
@@ -146,7 +154,7 @@ pub fn keep(wanted: WantedRules, resync: Duration) -> io::Result<watch::Receiver
 }
 
 /// Opens the sockets anew after each failure of one.
-async fn keep_for_ever(wanted: &WantedRules, resync: Duration, state: &watch::Sender<Option<String>>) {
+async fn keep_for_ever(wanted: &WantedRules, resync: Duration, state: &watch::Sender<RulesState>) {
     let guard_only = rules::tables(wanted).iter().all(Table::is_guard_only);
     let (mut pause, mut said) = (REOPEN, false);
     let mut fight = Fight::new(Instant::now());
@@ -309,7 +317,7 @@ impl<'a> Masquerade<'a> {
     }
 
     /// Keeps the rules as they should be until a socket fails.
-    async fn keep(mut self, resync: Duration, state: &watch::Sender<Option<String>>, fight: &mut Fight) {
+    async fn keep(mut self, resync: Duration, state: &watch::Sender<RulesState>, fight: &mut Fight) {
         let mut timer = tokio::time::interval(resync);
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut looked: Option<Instant> = None;

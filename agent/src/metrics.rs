@@ -84,10 +84,13 @@ impl Scrape {
     fn of_repairs(&self) -> Vec<Metric> {
         let peers = self.each(|family| family.counts.peers_mended);
         let comparisons = self.each(|family| family.counts.comparisons);
+        let (devices, tables) = (self.each(|family| family.restores), alone(self.snapshot.nftables_restores));
         vec![
             (Counter, "mended_rows", "rows of other programs that contradicted the records", self.mended_rows()),
             (Counter, "mended_peers", "peers whose rows were missing or wrong and put again", peers),
             (Counter, "comparisons", "complete comparisons of the kernel with the records", comparisons),
+            (Counter, "device_restores", "times that another program changed or deleted the device", devices),
+            (Counter, "nftables_restores", "times that another program changed the nftables tables", tables),
         ]
     }
 }

@@ -26,6 +26,8 @@ pub struct Snapshot {
     pub lease: Option<Lease>,
     /// etcd, as the reader of the records finds it.
     pub etcd: Etcd,
+    /// Times that the nftables tables were restored after another program had changed them.
+    pub nftables_restores: u64,
     /// The address families, one or two.
     pub families: Vec<Family>,
 }
@@ -77,13 +79,15 @@ pub struct Family {
     pub counts: Counts,
     /// Times that events of the kernel were lost, because they came faster than they were read.
     pub overruns: u64,
+    /// Times that the device was restored after another program had changed or deleted it.
+    pub restores: u64,
 }
 
 impl Family {
     /// A family with this device, of which nothing is known yet.
     pub fn new(device: &Device) -> Self {
         let (peers, counts) = (Tally::default(), Counts::default());
-        Self { device: device.clone(), is_in_step: false, peers, counts, overruns: 0 }
+        Self { device: device.clone(), is_in_step: false, peers, counts, overruns: 0, restores: 0 }
     }
 }
 

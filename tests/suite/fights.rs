@@ -31,6 +31,32 @@ fn a_device_that_is_deleted_again_and_again() {
     assert!(daemon.terminate().status.success());
 }
 
+/// Each look may find the device and the tables right, and yet the tunnel carries next to nothing.
+#[test]
+fn a_node_whose_device_or_tables_another_program_keeps_changing_is_not_ready_until_it_is_calm() {
+    let lab = Lab::with_nodes(1);
+    lab.put_config(NODE_CONFIG);
+    let node = lab.node(1);
+    let mut daemon = node.twilld(&["--ip-masq"]);
+    daemon.wait_ready();
+    for (line, why) in [
+        (
+            "ip link set flannel.1 address 02:00:00:00:00:01",
+            "kernel: another program keeps changing the device flannel.1",
+        ),
+        ("nft flush ruleset", "nftables: another program keeps changing the tables"),
+    ] {
+        wait_until(why, LONG, || {
+            node.exec(line).unwrap();
+            !daemon.lines(&["WARN not ready", why]).is_empty()
+        });
+        wait_until("it is ready again", LONG, || {
+            daemon.lines(&["ready"]).last().is_some_and(|line| line.contains("INFO ready"))
+        });
+        assert_eq!(daemon.lines(&["not ready", why]).len(), 1, "{}", daemon.log());
+    }
+}
+
 #[test]
 fn a_subnet_env_that_is_overwritten_again_and_again() {
     let lab = Lab::with_nodes(1);

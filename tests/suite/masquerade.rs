@@ -107,8 +107,9 @@ fn a_tool_that_comes_back_again_and_again_is_named_few_times_and_mended_each_tim
         wait_until(&format!("mended, time {round}"), PATIENCE, || rules(&node, "ip twill.1") == before);
     }
     daemon.wait_log(&["nft (pid "], PATIENCE);
+    // They are in; three times mended; the node is not ready while that goes on.
     let lines = daemon.log().lines().filter(|line| line.contains("nftables")).count();
-    assert!(lines <= 4, "{}", daemon.log());
+    assert!(lines <= 5, "{}", daemon.log());
     assert!(daemon.terminate().status.success());
 }
 

@@ -292,7 +292,8 @@ fn the_bridge_of_a_former_subnet_is_named_and_does_not_keep_a_node_from_being_re
         let named = pair.filled(&format!(
             "peer {{subnet}}: a route of an address of this host, `{shown} dev br9 proto kernel metric 0`, goes before ours"
         ));
-        pair.daemons[0].wait_log(&["WARN", &named], PATIENCE);
+        let advice = if blocks { "give it a higher metric" } else { "once its pods are gone: ip link del br9" };
+        pair.daemons[0].wait_log(&["WARN", &named, advice], PATIENCE);
         if blocks {
             pair.daemons[0].wait_log(&["not ready", &named], PATIENCE);
         }
@@ -304,6 +305,37 @@ fn the_bridge_of_a_former_subnet_is_named_and_does_not_keep_a_node_from_being_re
         }
         pair.run("ip link del br9");
         pair.daemons[0].wait_ready();
+        pair.pods[0].ping(pair.pods[1].addr()).unwrap();
+    }
+}
+
+/// What is no bridge of pods was never ours: an address on it takes the peer's packets, and this node cannot run pods.
+#[test]
+fn an_address_of_a_peer_s_subnet_on_another_device_is_named_and_the_node_is_not_ready() {
+    let on_eth0 = ["ip addr add {pod}/24 dev eth0", "ip addr del {pod}/24 dev eth0"];
+    let on_a_bridge_of_hosts = [
+        "ip tuntap add tap9 mode tap",
+        "ip link add br9 type bridge",
+        "ip link set tap9 master br9",
+        "ip link set br9 up",
+        "ip addr add {pod}/24 dev br9",
+        "ip link del br9",
+    ];
+    for (mode, device, lines) in
+        [(MODES[0], "eth0", &on_eth0[..]), (MODES[1], "eth0", &on_eth0), (MODES[0], "br9", &on_a_bridge_of_hosts)]
+    {
+        let mut pair = Pair::new(mode);
+        let (undo, harm) = lines.split_last().unwrap();
+        harm.iter().for_each(|line| pair.run(line));
+        let named = pair.filled(&format!(
+            "peer {{subnet}}: a route of an address of this host, `{{subnet}} dev {device} proto kernel metric 0`, goes before ours"
+        ));
+        pair.daemons[0].wait_log(&["WARN not ready", &named], PATIENCE);
+        pair.run(undo);
+        wait_until("ready again", PATIENCE, || {
+            let last = pair.daemons[0].lines(&["ready"]).pop().unwrap();
+            held(!last.contains("not ready"), last)
+        });
         pair.pods[0].ping(pair.pods[1].addr()).unwrap();
     }
 }

@@ -34,7 +34,8 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(Ended::LeaseLost { holder }) => {
-            error!(%holder, "stopped: another node holds our subnet; start again for another one, and make the pods with addresses of this one anew");
+            error!(%holder, "stopped: another node holds our subnet; start again for another one, and make the pods with addresses of this one anew. \
+                Once those are gone, remove their bridge (ip link del cni0, or as the CNI config names it): it still leads that subnet to this node");
             ExitCode::from(LEASE_LOST)
         }
         Ok(Ended::Broken { part }) => {

@@ -1,12 +1,16 @@
 //! Between the overlay's rows and netlink's: no decision is made here but what a row of ours looks like on the wire.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use netlink_ext::link::Link;
 use netlink_ext::{Request, fdb, neigh, route, rule};
 
 use crate::overlay::MacAddr;
-use crate::overlay::kernel::{Fdb, NeighState, Op, PROTOCOL, Route, Row, SeenFdb, SeenNeigh, SeenRoute, Via};
+use crate::overlay::kernel::{
+    Fdb, NeighState, Op, OtherDevice, PROTOCOL, Route, Row, SeenFdb, SeenNeigh, SeenRoute, Via,
+};
 use crate::overlay::rules::{DeadEnd, Does, Rule};
 
 /// The request that carries out an operation on the device of this index.
@@ -112,6 +116,18 @@ pub(super) fn dead_end(seen: &route::Route) -> DeadEnd {
     DeadEnd { to: seen.destination, metric: seen.metric, is_throw: seen.kind == route::Kind::Throw }
 }
 
+/// The devices by their indices. A bridge with a port that leads to other hosts is no bridge of pods.
+pub(super) fn devices(links: Vec<Link>) -> BTreeMap<u32, OtherDevice> {
+    let has_kind = |link: &Link, kind: &str| link.kind.as_deref() == Some(kind);
+    let of_hosts: BTreeSet<u32> =
+        links.iter().filter(|link| !has_kind(link, "veth")).filter_map(|link| link.master).collect();
+    let device = |link: Link| {
+        let may_be_pods_bridge = has_kind(&link, "bridge") && !of_hosts.contains(&link.index);
+        (link.index, OtherDevice { name: link.name, may_be_pods_bridge })
+    };
+    links.into_iter().map(device).collect()
+}
+
 fn unspecified(route: &route::Route) -> IpAddr {
     match route.destination {
         ipnetwork::IpNetwork::V4(_) => IpAddr::from([0; 4]),
@@ -122,4 +138,46 @@ fn unspecified(route: &route::Route) -> IpAddr {
 /// Whether an address is IPv6's link-local: the kernel gives each device one by itself.
 pub(super) fn is_link_local(address: IpNetwork) -> bool {
     matches!(address, IpNetwork::V6(net) if net.ip().is_unicast_link_local())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(index: u32, kind: &str, master: Option<u32>) -> Link {
+        Link {
+            index,
+            name: format!("if{index}"),
+            up: true,
+            lower_up: true,
+            no_arp: false,
+            proto_down: false,
+            mac: None,
+            mtu: 1500,
+            master,
+            kind: Some(kind.to_owned()),
+            vxlan: None,
+            conf: netlink_ext::conf::Conf::default(),
+        }
+    }
+
+    #[test]
+    fn a_bridge_of_veths_may_be_the_pods_one_and_no_other_device() {
+        let links = vec![
+            link(1, "bridge", None),
+            link(2, "bridge", None),
+            link(3, "veth", Some(2)),
+            link(4, "bridge", None),
+            link(5, "veth", Some(4)),
+            link(6, "tun", Some(4)),
+            link(7, "veth", None),
+            link(8, "vlan", None),
+        ];
+        let may_be: Vec<u32> = devices(links)
+            .into_iter()
+            .filter(|(_, device)| device.may_be_pods_bridge)
+            .map(|(index, _)| index)
+            .collect();
+        assert_eq!(may_be, [1, 2]);
+    }
 }

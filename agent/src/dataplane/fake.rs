@@ -9,7 +9,9 @@ use ipnetwork::IpNetwork;
 use super::{Dataplane, Device, Error, KernelEvent, Made, Refused};
 use crate::overlay::MacAddr;
 use crate::overlay::iface::Interface;
-use crate::overlay::kernel::{Fdb, NeighState, Observed, Op, PROTOCOL, Route, Row, SeenFdb, SeenNeigh, SeenRoute, Via};
+use crate::overlay::kernel::{
+    Fdb, NeighState, Observed, Op, OtherDevice, PROTOCOL, Route, Row, SeenFdb, SeenNeigh, SeenRoute, Via,
+};
 use crate::overlay::rules::{DeadEnd, Rule, Way};
 
 /// A model of the tables that Twill writes to.
@@ -118,8 +120,11 @@ impl Dataplane for FakeKernel {
         Ok(self.direct.contains(&host))
     }
 
-    fn device_name(&mut self, ifindex: u32) -> Result<Option<String>, Error> {
-        Ok(self.interfaces.iter().find(|interface| interface.index == ifindex).map(|interface| interface.name.clone()))
+    fn devices(&mut self) -> Result<BTreeMap<u32, OtherDevice>, Error> {
+        let one = |Interface { index, name, .. }: &Interface| {
+            (*index, OtherDevice { name: name.clone(), may_be_pods_bridge: false })
+        };
+        Ok(self.interfaces.iter().map(one).collect())
     }
 
     fn rules(&mut self) -> Result<Vec<Rule>, Error> {

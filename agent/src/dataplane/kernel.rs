@@ -4,7 +4,7 @@
 //! Each socket may fail. Then all of them are closed and opened again at the next [`Dataplane::make`], which has to be
 //! followed by a comparison: what the kernel told meanwhile is lost.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 
 use netlink_ext::change::{ChangeScope, ChangeSocket};
@@ -17,7 +17,7 @@ use super::live::{Live, LiveLink};
 use super::{Dataplane, Device, Error, KernelEvent, Made, Refused, convert, underlay};
 use crate::overlay::MacAddr;
 use crate::overlay::iface::Interface;
-use crate::overlay::kernel::{Miss, Observed, Op};
+use crate::overlay::kernel::{Miss, Observed, Op, OtherDevice};
 use crate::overlay::rules::{DeadEnd, Rule, Way};
 
 /// Room for some 10,000 misses: the kernel doubles it and charges some 830 bytes for each.
@@ -286,11 +286,10 @@ impl Dataplane for Kernel {
         Ok(route.is_some_and(|route| route.kind == route::Kind::Unicast && route.gateway.is_none()))
     }
 
-    fn device_name(&mut self, ifindex: u32) -> Result<Option<String>, Error> {
+    fn devices(&mut self) -> Result<BTreeMap<u32, OtherDevice>, Error> {
         self.refresh()?;
         let links = self.looker.links().map_err(Error::from);
-        let links = self.noted(links)?;
-        Ok(links.into_iter().find(|link| link.index == ifindex).map(|link| link.name))
+        Ok(convert::devices(self.noted(links)?))
     }
 
     fn apply(&mut self, ops: &[Op]) -> Result<Vec<Refused>, Error> {

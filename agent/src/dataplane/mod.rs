@@ -3,6 +3,7 @@
 //! `kernel` is the real one, `fake` a model of it in memory that can be told to fail. This folder is the only one that
 //! imports netlink crates; it knows nothing of etcd or of records.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::net::IpAddr;
@@ -11,7 +12,7 @@ use ipnetwork::IpNetwork;
 
 use crate::overlay::MacAddr;
 use crate::overlay::iface::Interface;
-use crate::overlay::kernel::{Miss, Notification, Observed, Op};
+use crate::overlay::kernel::{Miss, Notification, Observed, Op, OtherDevice};
 use crate::overlay::rules::{DeadEnd, Rule, Way};
 
 mod convert;
@@ -152,8 +153,8 @@ pub trait Dataplane {
     /// Whether this host sends to an address without a gateway in between.
     fn is_direct(&mut self, host: IpAddr) -> Result<bool, Error>;
 
-    /// The name of the device of this index, if there is one.
-    fn device_name(&mut self, ifindex: u32) -> Result<Option<String>, Error>;
+    /// All devices of this host by their indices.
+    fn devices(&mut self) -> Result<BTreeMap<u32, OtherDevice>, Error>;
 
     /// Applies operations in order; those that the kernel refuses don't keep the others from being done.
     fn apply(&mut self, ops: &[Op]) -> Result<Vec<Refused>, Error>;

@@ -11,6 +11,7 @@ use crate::overlay::iface::Interface;
 use crate::overlay::plane::miss::Answer;
 use crate::overlay::plane::{Chunk, Plane};
 use crate::overlay::repeats::Repeats;
+use crate::overlay::restores::Restores;
 use crate::overlay::words::Command;
 
 mod compare;
@@ -69,6 +70,8 @@ pub struct FamilyPlane<D> {
     /// When the device was last mended.
     mended_at: Option<Instant>,
     mends: Repeats,
+    /// How often the device was mended, and whether another program keeps changing it.
+    restores: Restores,
     /// A comparison has been made. Before the first one nothing but answers is written.
     adopted: bool,
     /// The last operations failed, and that was said.
@@ -108,6 +111,7 @@ impl<D: Dataplane> FamilyPlane<D> {
             again: false,
             mended_at: None,
             mends: Repeats::in_a_minute(MENDS_IN_A_ROW),
+            restores: Restores::default(),
             adopted: false,
             failing: false,
             sockets: Sockets::default(),
@@ -222,6 +226,7 @@ impl<D: Dataplane> FamilyPlane<D> {
             self.sockets.restored(&self.device.name);
         }
         self.plane.wake(now);
+        self.restores.wake(now);
         if std::mem::take(&mut self.again) {
             if self.observing {
                 self.again = true;
@@ -327,6 +332,20 @@ impl<D: Dataplane> FamilyPlane<D> {
         self.made && self.adopted && self.plane.is_settled()
     }
 
+    /// Why the kernel does not have what is wanted, or does not have it for long.
+    pub(super) fn lack(&self) -> Option<String> {
+        let device = &self.device.name;
+        if self.restores.is_fight() {
+            return Some(format!("another program keeps changing the device {device}"));
+        }
+        (!self.in_sync()).then(|| format!("{device} is not as the records want it"))
+    }
+
+    /// How often the device was restored after another program had changed or deleted it.
+    pub(super) fn restores(&self) -> u64 {
+        self.restores.total()
+    }
+
     /// How often events of the kernel were lost.
     pub(super) fn overruns(&self) -> u64 {
         self.overruns
@@ -334,7 +353,7 @@ impl<D: Dataplane> FamilyPlane<D> {
 
     /// When [`FamilyPlane::work`] has something to do without being told anything.
     pub(super) fn next_wake(&self) -> Instant {
-        let others = [self.plane.next_wake(), self.diversions.next_look()];
+        let others = [self.plane.next_wake(), self.diversions.next_look(), self.restores.due()];
         others.into_iter().flatten().fold(self.check_at, Instant::min)
     }
 }

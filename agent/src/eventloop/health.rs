@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use super::clock;
 use super::systemd::Systemd;
+use crate::masquerade::RulesState;
 use crate::overlay::repeats::Repeats;
 use crate::snapshot::{Etcd, Missing, Part, Snapshot, in_words};
 
@@ -31,8 +32,8 @@ pub(super) struct Health {
     pub underlay: Option<String>,
     /// Why `subnet.env` cannot be written, if it can't.
     pub file: Option<String>,
-    /// What is wrong with the nftables rules.
-    pub rules: watch::Receiver<Option<String>>,
+    /// How the nftables rules are.
+    pub rules: watch::Receiver<RulesState>,
     /// What was missing when that was told last.
     said: Option<Vec<Missing>>,
     changes: Changes,
@@ -55,7 +56,7 @@ impl Default for Changes {
 
 impl Health {
     /// Nothing is wrong yet; `rules` tells of the nftables rules.
-    pub(super) fn new(rules: watch::Receiver<Option<String>>) -> Self {
+    pub(super) fn new(rules: watch::Receiver<RulesState>) -> Self {
         Self {
             etcd: Etcd::default(),
             lease: None,
@@ -90,7 +91,7 @@ impl Health {
             (Part::Etcd, listing),
             (Part::Underlay, self.underlay.clone()),
         ];
-        let after = [(Part::SubnetEnv, self.file.clone()), (Part::Nftables, self.rules.borrow().clone())];
+        let after = [(Part::SubnetEnv, self.file.clone()), (Part::Nftables, self.rules.borrow().problem.clone())];
         let missing = |(part, reason): (Part, Option<String>)| reason.map(|reason| Missing::new(part, reason));
         before.into_iter().filter_map(missing).chain(planes).chain(after.into_iter().filter_map(missing)).collect()
     }
@@ -155,7 +156,7 @@ mod tests {
     use crate::eventloop::lines::Lines;
 
     fn health() -> Health {
-        Health::new(watch::channel(None).1)
+        Health::new(watch::channel(RulesState::default()).1)
     }
 
     /// A snapshot in which this is missing in the kernel.

@@ -10,6 +10,7 @@ impl<D: Dataplane> EventLoop<D> {
         self.publisher.publish(|snapshot| {
             snapshot.missing = missing;
             set(&mut snapshot.etcd, &self.health.etcd);
+            snapshot.nftables_restores = self.health.rules.borrow().restores;
             if snapshot.lease.as_ref() != Some(&self.own.lease) {
                 snapshot.lease = Some(self.own.lease.clone());
             }
@@ -22,6 +23,7 @@ impl<D: Dataplane> EventLoop<D> {
                 shown.peers = family.plane.tally();
                 shown.counts = family.plane.counts();
                 shown.overruns = family.overruns();
+                shown.restores = family.restores();
             }
         });
     }

@@ -7,6 +7,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use super::health::Health;
 use super::signals::{Order, Signals};
 use crate::lease::LeaseEvent;
+use crate::masquerade::RulesState;
 use crate::store::StoreEvent;
 
 /// What the tasks beside the loop tell it.
@@ -36,12 +37,12 @@ pub(super) enum News {
 pub(super) struct Sources {
     signals: Signals,
     pub feeds: Feeds,
-    rules: watch::Receiver<Option<String>>,
+    rules: watch::Receiver<RulesState>,
     look: Interval,
 }
 
 impl Sources {
-    pub(super) fn new(signals: Signals, feeds: Feeds, rules: watch::Receiver<Option<String>>) -> Self {
+    pub(super) fn new(signals: Signals, feeds: Feeds, rules: watch::Receiver<RulesState>) -> Self {
         let mut look = interval(Health::every());
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self { signals, feeds, rules, look }

@@ -9,8 +9,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::RulesState;
 use crate::overlay::Shown;
 use crate::overlay::repeats::Repeats;
+use crate::overlay::restores::Restores;
 
 /// So many repairs may follow each other at once.
 const AT_ONCE: u32 = 10;
@@ -31,6 +33,7 @@ pub(super) struct Writer {
 /// Our side of it.
 pub(super) struct Fight {
     mended: Repeats,
+    restores: Restores,
     removed: Repeats,
     problems: Repeats,
     /// The time until which the repairs made so far use up the allowance of one every [`EVERY`].
@@ -41,12 +44,14 @@ pub(super) struct Fight {
 impl Fight {
     pub(super) fn new(now: Instant) -> Self {
         let lines = || Repeats::in_a_minute(NAMED);
-        Self { mended: lines(), removed: lines(), problems: lines(), paid: now, last: None }
+        let restores = Restores::default();
+        Self { mended: lines(), restores, removed: lines(), problems: lines(), paid: now, last: None }
     }
 
     /// Tables were mended that this one had changed.
     pub(super) fn mended(&mut self, tables: &[String], by: Option<Writer>, now: Instant) {
         self.paid = self.paid.max(now) + EVERY;
+        self.restores.restored(now.into_std());
         if self.mended.admit(now.into_std()) {
             warn!(tables = tables.join(", "), by = %who(by.as_ref()), "another program changed our nftables rules; the daemon restored them");
         }
@@ -60,16 +65,20 @@ impl Fight {
         }
     }
 
-    /// Says how the rules are, in the log too where that is bad news.
-    pub(super) fn tell(&mut self, state: &watch::Sender<Option<String>>, problem: Option<String>) {
+    /// Says how the rules are, in the log too where that is bad news. While another program keeps changing them they are
+    /// not in place, whatever the last look found.
+    pub(super) fn tell(&mut self, state: &watch::Sender<RulesState>, problem: Option<String>) {
+        self.restores.wake(Instant::now().into_std());
+        let fight = || self.restores.is_fight().then(|| "another program keeps changing the tables".to_owned());
+        let new = RulesState { problem: problem.clone().or_else(fight), restores: self.restores.total() };
         state.send_if_modified(|now| {
-            let news = *now != problem;
-            if let (true, Some(problem)) = (news, &problem)
+            if let Some(problem) = problem.filter(|_| now.problem != new.problem)
                 && self.problems.admit(Instant::now().into_std())
             {
                 warn!(%problem, "nftables rules are not in place, trying until they are");
             }
-            *now = problem;
+            let news = *now != new;
+            *now = new;
             news
         });
     }
@@ -79,9 +88,11 @@ impl Fight {
         self.paid.checked_sub(EVERY * AT_ONCE).unwrap_or(self.paid)
     }
 
-    /// Waits until something that went on without a line has to be said, and says how often it did. Cancel-safe.
+    /// Waits until something that went on without a line has to be said, and says how often it did; or until a fight is over.
+    /// Cancel-safe.
     pub(super) async fn count(&mut self) {
-        let due = [&self.mended, &self.removed, &self.problems].into_iter().filter_map(Repeats::due).min();
+        let due = [&self.mended, &self.removed, &self.problems].into_iter().filter_map(Repeats::due);
+        let due = due.chain(self.restores.due()).min();
         match due {
             Some(due) => tokio::time::sleep_until(Instant::from_std(due)).await,
             None => std::future::pending().await,
@@ -109,6 +120,29 @@ fn who(writer: Option<&Writer>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_rules_are_not_in_place_while_another_program_keeps_changing_them() {
+        let mut fight = Fight::new(Instant::now());
+        let (state, told) = watch::channel(RulesState::default());
+        let problem = |fight: &mut Fight| {
+            fight.tell(&state, None);
+            told.borrow().problem.clone()
+        };
+        for _ in 0..AT_ONCE {
+            fight.mended(&[], None, Instant::now());
+            assert_eq!(problem(&mut fight), None);
+        }
+        fight.mended(&[], None, Instant::now());
+        assert_eq!(problem(&mut fight).as_deref(), Some("another program keeps changing the tables"));
+        assert_eq!(told.borrow().restores, u64::from(AT_ONCE) + 1);
+        // It waits until that is over.
+        let began = Instant::now();
+        while problem(&mut fight).is_some() {
+            fight.count().await;
+        }
+        assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    }
 
     #[test]
     fn some_repairs_are_made_at_once_and_then_one_a_second() {

@@ -225,3 +225,12 @@ pub enum NeighState {
     /// Any other.
     Other,
 }
+
+/// A device that is not ours, as far as a route through it concerns us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherDevice {
+    /// Its name.
+    pub name: String,
+    /// It is a bridge whose ports are veths or that has none, as the CNI plugin `bridge` makes it for pods.
+    pub may_be_pods_bridge: bool,
+}

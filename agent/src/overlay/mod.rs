@@ -19,6 +19,7 @@ pub mod programmed;
 pub mod record;
 pub mod records;
 pub mod repeats;
+pub mod restores;
 pub mod rules;
 mod settings;
 pub mod shown;

@@ -12,7 +12,7 @@ use crate::dataplane::kernel::Kernel;
 use crate::dataplane::{Dataplane, Device};
 use crate::eventloop::{EventLoop, FamilyPlane, Feeds, OwnRecord, Parts};
 use crate::lease::{self, Held, Keeper};
-use crate::masquerade::{self, Side, WantedRules};
+use crate::masquerade::{self, RulesState, Side, WantedRules};
 use crate::overlay::plane::Plane;
 use crate::passing::Passing;
 use crate::site::{self, Site, TunnelEnd};
@@ -55,13 +55,9 @@ fn side(site: &Site, held: &Held, end: &TunnelEnd) -> Result<Side> {
     Ok(Side { network, subnet: site::own_subnet(&held.key, end)?, device })
 }
 
-/// Starts what keeps the nftables rules, also where none are wanted: those of an earlier run go then. Returns what is
-/// wrong with them.
-async fn keep_rules(
-    wanted: &WantedRules,
-    resync: Duration,
-    passing: &Passing,
-) -> Result<watch::Receiver<Option<String>>> {
+/// Starts what keeps the nftables rules, also where none are wanted: those of an earlier run go then. Returns how
+/// they are.
+async fn keep_rules(wanted: &WantedRules, resync: Duration, passing: &Passing) -> Result<watch::Receiver<RulesState>> {
     const STEP: &str = "start the thread that keeps the nftables rules";
     passing.wait(STEP, async || masquerade::keep(wanted.clone(), resync)).await.context(STEP)
 }

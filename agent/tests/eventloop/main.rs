@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that meets an error has failed; so has its helper")]
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -12,9 +13,10 @@ use twill_agent::dataplane::fake::FakeKernel;
 use twill_agent::dataplane::{Dataplane, Device, Error, KernelEvent, Made, Refused};
 use twill_agent::eventloop::{Ended, EventLoop, FamilyPlane, Feeds, OwnRecord, Parts, Signals};
 use twill_agent::lease::{self, Keeper};
+use twill_agent::masquerade::RulesState;
 use twill_agent::overlay::alloc::SubnetRequest;
 use twill_agent::overlay::iface::{Interface, Wish};
-use twill_agent::overlay::kernel::{Miss, NeighState, Observed, Op, Via};
+use twill_agent::overlay::kernel::{Miss, NeighState, Observed, Op, OtherDevice, Via};
 use twill_agent::overlay::plane::{PeerMode, Plane, Setup};
 use twill_agent::overlay::records::Records;
 use twill_agent::overlay::rules::{DeadEnd, Rule, Way};
@@ -73,8 +75,8 @@ impl Dataplane for Shared {
         self.kernel().is_direct(host)
     }
 
-    fn device_name(&mut self, ifindex: u32) -> Result<Option<String>, Error> {
-        self.kernel().device_name(ifindex)
+    fn devices(&mut self) -> Result<BTreeMap<u32, OtherDevice>, Error> {
+        self.kernel().devices()
     }
 
     fn rules(&mut self) -> Result<Vec<Rule>, Error> {
@@ -169,7 +171,7 @@ impl Node {
         let (keeper, lease) = Keeper::spawn(store.clone(), site.config.clone(), held, lease::TTL, margin);
         let feeds = Feeds { store: store.follow(), lease };
         let (publisher, snapshot) = Publisher::new();
-        let (_rules, rules) = watch::channel(None);
+        let (_rules, rules) = watch::channel(RulesState::default());
         let again = store.clone();
         let turn = EventLoop::new(Parts {
             site,

@@ -87,7 +87,7 @@ async fn who_deletes_the_device_again_and_again_is_counted_once_a_minute() {
         }
         assert_eq!(log.with("the daemon restored it").len(), 10);
         tokio::time::sleep(Duration::from_secs(130)).await;
-        let counted = log.with("another program keeps changing the device");
+        let counted = log.with("the daemon restores it at most once a second");
         assert!(counted.len() == 1 && counted[0].contains("times=20"), "{counted:?}");
     })
     .await;

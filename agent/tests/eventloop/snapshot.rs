@@ -1,11 +1,39 @@
 //! What the loop publishes of itself.
 
+use twill_agent::snapshot::in_words;
+
 use super::*;
 
 /// The number of misses of this kind that came to this result.
 fn misses(snapshot: &Snapshot, kind: &str, result: &str) -> u64 {
     let mut counts = snapshot.families[0].counts.misses();
     counts.find_map(|(of_kind, of_result, count)| ((of_kind, of_result) == (kind, result)).then_some(count)).unwrap()
+}
+
+/// Each time the device is there again, and yet no packet passes for long.
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_device_another_program_keeps_changing_is_not_ready_until_it_is_calm() {
+    Node::run(PeerMode::All, Shared::default(), &[1], async |node| {
+        let now = || node.snapshot.borrow().clone();
+        let is_fight = || in_words(&now().missing) == "kernel: another program keeps changing the device flannel.1";
+        node.until("ready", |_| now().missing.is_empty()).await;
+        for time in 1..=30 {
+            node.kernel.kernel().device = None;
+            node.kernel.tell(KernelEvent::Device);
+            node.until("it is restored", |_| now().families[0].restores == time && now().families[0].is_in_step).await;
+            assert_eq!(is_fight(), time > 10, "{time}: {:?}", now().missing);
+        }
+        let calm = tokio::time::Instant::now();
+        node.until("ready again", |_| now().missing.is_empty()).await;
+        assert!((9..=11).contains(&calm.elapsed().as_secs()), "{:?}", calm.elapsed());
+        // One more is no fight anew once the minute is over.
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        node.kernel.kernel().device = None;
+        node.kernel.tell(KernelEvent::Device);
+        node.until("it is restored", |_| now().families[0].restores == 31 && now().families[0].is_in_step).await;
+        assert_eq!(now().missing, []);
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -67,6 +67,7 @@ impl<D: Dataplane> FamilyPlane<D> {
             return;
         }
         self.mended_at = Some(now);
+        self.restores.restored(now);
         if self.mends.admit(now) {
             warn!(%device, how = %made, "another program changed or deleted the device; the daemon restored it");
         }

@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 
 use super::desired::{Desired, PeerMode};
 use crate::overlay::MacAddr;
-use crate::overlay::kernel::{Fdb, Route, Row, Via};
+use crate::overlay::kernel::{Fdb, OtherDevice, Route, Row, Via};
 
 /// `RTPROT_KERNEL`: a route that comes and goes with an address of the device.
 const KERNEL: u8 = 2;
@@ -43,8 +43,12 @@ impl Contested {
 
     /// Whether the route may be that of the pods' bridge, which keeps the address of a subnet that this node has lost until
     /// its operator removes it. Such a route does not make this node unfit to run pods.
-    pub fn may_be_our_former(&self) -> bool {
-        self.is_of_an_address() && self.part == self.route.destination
+    ///
+    /// The bridge's name is in the CNI config, which the daemon does not read, and the bridge plugin leaves no mark on it. So
+    /// any bridge that could be one counts; a route of any other device is no left-over.
+    pub fn may_be_our_former(&self, device: Option<&OtherDevice>) -> bool {
+        let is_bridge = device.is_some_and(|device| device.may_be_pods_bridge);
+        is_bridge && self.is_of_an_address() && self.part == self.route.destination
     }
 }
 
