@@ -317,6 +317,16 @@ async fn told(kernel: &mut Kernel, awaited: &Notification) {
 }
 
 #[test]
+fn a_link_local_host_is_never_reached_directly() {
+    in_namespace(async |mut kernel, _| {
+        ip("addr add fd99::1/64 dev eth0 nodad");
+        assert!(kernel.is_direct("fd99::2".parse().unwrap()).unwrap());
+        // A route through it would have to name the link: the kernel refuses one that doesn't.
+        assert!(!kernel.is_direct("fe80::2".parse().unwrap()).unwrap());
+    });
+}
+
+#[test]
 fn without_a_device_routes_are_put_seen_and_heard_of() {
     in_namespace(async |mut kernel, device| {
         let device = Device { name: "host-gw".into(), vxlan: None, ..device };

@@ -281,6 +281,10 @@ impl Dataplane for Kernel {
 
     fn is_direct(&mut self, host: IpAddr) -> Result<bool, Error> {
         self.refresh()?;
+        // A route through a link-local host would have to name its link.
+        if convert::is_link_local(host.into()) {
+            return Ok(false);
+        }
         let route = self.looker.route_to(host, None).map_err(Error::from);
         let route = self.noted(route)?;
         Ok(route.is_some_and(|route| route.kind == route::Kind::Unicast && route.gateway.is_none()))
