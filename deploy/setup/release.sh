@@ -21,8 +21,8 @@ if [[ ! -d $(rustc --print sysroot)/lib/rustlib/aarch64-unknown-linux-gnu/lib ]]
         fail 'no standard library for arm64: make dist ARCHS=amd64 does without'
 fi
 readonly cyclonedx=0.5.9
-# By its version: another one in its place is replaced.
-if [[ $(target/deploy-tools/bin/cargo-cyclonedx cyclonedx --version 2>/dev/null) != *" $cyclonedx" ]]; then
+# By the version that cargo has noted: another one in its place is replaced.
+if ! grep -qs "^\"cargo-cyclonedx $cyclonedx " target/deploy-tools/.crates.toml; then
     printf 'setup: building cargo-cyclonedx %s\n' "$cyclonedx"
     cargo install --quiet --locked --force --root target/deploy-tools "cargo-cyclonedx@$cyclonedx" || fail 'cargo-cyclonedx could not be built'
 fi
