@@ -59,7 +59,7 @@ deb: deploy-tools dist-programs ## build the Debian package, into target/dist-ou
 
 dist: root deploy-tools ## a release: tarballs, images, packages, chart, SBOM, checksums, in target/dist-out (ARCHS=amd64 leaves arm64 out)
 	@bash deploy/release.sh --check
-	@bash deploy/setup/release.sh
+	@bash deploy/setup/release.sh $(ARCHS)
 	@for arch in $(ARCHS); do $(MAKE) --no-print-directory dist-programs ARCH=$$arch || exit 1; done
 	@bash deploy/release.sh $(ARCHS)
 

@@ -14,7 +14,7 @@ for release in bookworm trixie; do
     mkdir -p "$roots"
     # Runs side by side must never see half a root: each has a folder of its own beside its place.
     work=$(mktemp -d -p "$roots")
-    if ! debootstrap --variant=minbase --include=systemd-sysv "$release" "$work/$release" >"$log" 2>&1 </dev/null; then
+    if ! debootstrap --force-check-gpg --variant=minbase --include=systemd-sysv "$release" "$work/$release" >"$log" 2>&1 </dev/null; then
         tail -n 20 "$log" >&2
         printf 'setup: no root of Debian %s\n' "$release" >&2
         exit 1
