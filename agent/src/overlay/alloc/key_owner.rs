@@ -158,7 +158,7 @@ impl Holder<'_> {
             }
             Hold::Followed if lease != 0 && lease == self.lease => KeyOwner::OnOurLease,
             // Another node makes a record where there is none; that of the same address may take one over.
-            Hold::Followed if created == self.created && !self.has_our_address(record) && !self.has_our_id(record) => {
+            Hold::Followed if created == self.created && !self.has_ended && !self.may_take_over(record) => {
                 KeyOwner::WrittenOver
             }
             // If our lease has ended without our knowing, etcd refuses to put ours back, and this is judged again.
@@ -173,6 +173,11 @@ impl Holder<'_> {
             (None, None) => self.instance().is_none() && record.macs() == self.record.macs(),
             (ours, theirs) => ours == theirs,
         }
+    }
+
+    /// Whether the record's node may write over ours, if we don't answer it.
+    fn may_take_over(&self, record: &Record) -> bool {
+        self.has_our_address(record) || self.has_our_id(record)
     }
 
     fn has_our_id(&self, record: &Record) -> bool {

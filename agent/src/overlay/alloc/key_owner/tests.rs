@@ -79,21 +79,18 @@ fn only_a_record_that_others_follow_takes_the_subnet() {
 #[test]
 fn another_node_s_record_that_was_written_over_ours_takes_nothing() {
     let (config, ours, addresses) = (config(), ours(), [([10, 99, 0, 1].into(), None)]);
-    let owner = |value: &str, lease| {
-        let holder = Holder {
-            config: &config,
-            record: &ours,
-            addresses: &addresses,
-            created: CREATED,
-            lease: LEASE,
-            has_ended: false,
-        };
+    let owner_after = |has_ended, value: &str, lease| {
+        let (config, record, addresses, created) = (&config, &ours, &addresses, CREATED);
+        let holder = Holder { config, record, addresses, created, lease: LEASE, has_ended };
         let record = Record::parse(value.as_bytes()).unwrap();
         holder.owner_of(&"10.5.7.0-24".parse().unwrap(), &record, (CREATED, lease))
     };
+    let owner = |value: &str, lease| owner_after(false, value, lease);
     for lease in [0, 8] {
         assert_eq!(owner(&value("10.99.0.3", "vxlan", DATA), lease), KeyOwner::WrittenOver);
     }
+    // Once our lease has ended the subnet was free: a restored etcd counts its revisions anew.
+    assert!(matches!(owner_after(true, &value("10.99.0.3", "vxlan", DATA), 8), KeyOwner::Another(_)));
     // Who has our address may take a silent holder's record over.
     let same_address = r#"{"PublicIP":"10.99.0.1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"NodeID":"other"}"#;
     assert!(matches!(owner(same_address, 8), KeyOwner::Another(_)));
