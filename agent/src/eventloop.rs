@@ -235,7 +235,7 @@ impl<D: Dataplane> EventLoop<D> {
             }
         }
         let behind = self.families.iter().filter_map(FamilyPlane::lack).map(|why| Missing::new(Part::Kernel, why));
-        let displaced = self.displaced().into_iter().map(|why| Missing::new(Part::Etcd, why));
+        let displaced = self.displaced().into_iter().map(|why| Missing::new(Part::Record, why));
         let contested =
             self.families.iter().flat_map(FamilyPlane::blocking).map(|why| Missing::new(Part::Contested, why));
         self.publish(self.health.missing(behind.chain(displaced).chain(contested)));
@@ -312,7 +312,8 @@ impl<D: Dataplane> EventLoop<D> {
             StoreEvent::Config(config) => self.config_changed(config),
             StoreEvent::Down { reason } => {
                 warn!(%reason, "etcd does not answer; the data plane goes on");
-                self.health.etcd.outages += 1;
+                // Told again within one outage where its reason is another.
+                self.health.etcd.outages += u64::from(self.health.etcd.down.is_none());
                 self.health.etcd.down = Some(reason.to_string());
             }
             StoreEvent::Up => {

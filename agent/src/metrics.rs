@@ -98,6 +98,7 @@ impl Scrape {
 impl Scrape {
     fn missing(&self) -> Vec<Sample> {
         let mut parts: Vec<&str> = self.snapshot.missing.iter().map(|missing| missing.part.name()).collect();
+        parts.sort_unstable();
         parts.dedup();
         parts.into_iter().map(|part| (vec![("part", part.to_owned())], 1)).collect()
     }
@@ -181,12 +182,13 @@ mod tests {
 
     #[test]
     fn what_is_known_is_in_the_text() {
-        let mut snapshot = Snapshot { missing: vec![Missing::new(Part::Etcd, "gone")], ..Snapshot::default() };
+        let missing = [Part::Etcd, Part::Kernel, Part::Etcd].map(|part| Missing::new(part, "gone")).into();
+        let mut snapshot = Snapshot { missing, ..Snapshot::default() };
         snapshot.etcd.down = Some("gone".to_owned());
         let text = text(&snapshot);
         for line in ["twill_ready 0", "twill_missing{part=\"etcd\"} 1", "twill_etcd_up 0", "twill_etcd_outages_total 0"]
         {
-            assert!(text.lines().any(|there| there == line), "{line} in {text}");
+            assert_eq!(text.lines().filter(|there| *there == line).count(), 1, "{line} in {text}");
         }
         assert!(text.ends_with("# EOF\n"));
     }

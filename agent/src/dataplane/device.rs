@@ -25,8 +25,7 @@ impl Kernel {
             return Ok(Made::AsWanted);
         };
         let (mut made, link) = self.link(&spec).await?;
-        let tolerated: Vec<Difference> =
-            spec.differences(&link).into_iter().filter(|difference| *difference != Difference::Down).collect();
+        let tolerated: Vec<Difference> = spec.differences(&link).into_iter().filter(may_be_the_kernel_s).collect();
         if made != Made::AsWanted {
             for difference in &tolerated {
                 warn!(device = %device.name, %difference, "the kernel does not make the device as wanted, going on with it");
@@ -232,6 +231,12 @@ fn taken(links: &[Link], spec: &VxlanSpec) -> Option<Error> {
 
 fn taken_port(spec: &VxlanSpec, holder: String) -> Error {
     Error::PortTaken { name: spec.name.clone(), port: spec.port, holder }
+}
+
+/// Whether it may be the kernel that does not make a device so: it lacks the feature, or caps the MTU. Anything else that
+/// differs right after it was set is another program's doing, and is set right again.
+fn may_be_the_kernel_s(difference: &Difference) -> bool {
+    matches!(difference, Difference::L2Miss { .. } | Difference::Gbp { .. } | Difference::Mtu { .. })
 }
 
 /// Whether a device may stay as it is although it differs: one that flannel made has no `l2miss`, and the kernel cannot

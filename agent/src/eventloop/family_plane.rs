@@ -261,7 +261,12 @@ impl<D: Dataplane> FamilyPlane<D> {
 
     /// Does all that is due at once, until `deadline`.
     pub(super) fn finish(&mut self, deadline: Instant) {
-        while self.made && self.plane.is_due() && clock::now() < deadline {
+        while self.made && (self.plane.is_due() || self.plane.has_undecided()) && clock::now() < deadline {
+            // A route that an earlier daemon has put is a stray until its peer is decided.
+            if self.plane.has_undecided() {
+                self.decide();
+                continue;
+            }
             let chunk = self.plane.next_chunk(CHUNK);
             self.apply(chunk, clock::now());
         }

@@ -83,7 +83,8 @@ impl<D: Dataplane> EventLoop<D> {
         }
         let (peers, programmed) = (peers_of(&self.families), programmed_of(&self.families));
         let took = display(Span(started.elapsed()));
-        if self.program_all_on_exit && programmed < peers {
+        let wanted: usize = self.families.iter().map(|family| family.plane.tally().wanted).sum();
+        if self.program_all_on_exit && wanted > 0 {
             warn!(peers, programmed, took, "stopping, not every peer could be put into the kernel");
         } else {
             info!(peers, programmed, took, "stopping; device, routes, record and subnet.env stay");

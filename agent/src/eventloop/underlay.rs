@@ -198,8 +198,8 @@ impl<D: Dataplane> EventLoop<D> {
             self.own.record = record;
             // Records are judged by who we are: one that had our new address, or our old one, has to be looked at again.
             self.store = Some((self.read_again)());
-            // Whether etcd answers, the new reader finds out by itself.
-            self.health.etcd.down = None;
+            // Whether etcd answers, the new reader finds out by itself. Until then a read is under way.
+            (self.health.etcd.down, self.health.etcd.is_listing) = (None, true);
         }
         self.write_env();
         Ok(())

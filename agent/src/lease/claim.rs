@@ -78,8 +78,12 @@ impl<S: Store> Search<'_, S> {
         if !self.is_silent(&key, revision, INSTANCE_WAIT).await {
             return None;
         }
-        let lease = Some(self.grant().await);
-        self.overwrite(key, self.record_since(revision), lease, &raw).await
+        // Deleted and made anew, so that the key has another creation: by that a node whose record it was tells that it is gone.
+        let (store, text) = (self.store, key.to_string());
+        match self.outage.retry("delete", || store.delete(&text, raw.revision)).await {
+            Written::At(_) => self.create(key).await,
+            Written::Conflict => None,
+        }
     }
 
     /// Whether the record stays at this revision for so long, all the while that the store answers.

@@ -251,6 +251,11 @@ impl Plane {
         self.strangers.take_contested_changed()
     }
 
+    /// [`Plane::contested`] is to be asked again.
+    pub fn recheck_contested(&mut self) {
+        self.strangers.recheck_contested();
+    }
+
     /// The routes of other programs that go before ours, in order.
     pub fn contested(&self) -> Vec<Contested> {
         self.strangers.contested(&self.desired)

@@ -6,6 +6,7 @@ use tracing::debug;
 
 use super::FamilyPlane;
 use crate::dataplane::Dataplane;
+use crate::eventloop::clock;
 use crate::overlay::Shown;
 use crate::overlay::kernel::OtherDevice;
 use crate::overlay::plane::contradiction::Contested;
@@ -43,7 +44,19 @@ impl<D: Dataplane> FamilyPlane<D> {
             return Vec::new();
         }
         let contested = self.plane.contested();
-        let devices = if contested.is_empty() { BTreeMap::new() } else { self.devices() };
+        let devices = if contested.is_empty() { Ok(BTreeMap::new()) } else { self.dataplane.devices() };
+        let devices = match devices {
+            Ok(devices) => devices,
+            // What was found last stands until they can be read.
+            Err(error) => {
+                debug!(%error, "cannot read the names of the devices");
+                if error.is_of_socket() {
+                    self.socket_failed(&error, clock::now());
+                }
+                self.plane.recheck_contested();
+                return Vec::new();
+            }
+        };
         let device = |contested: &Contested| contested.ifindex.and_then(|ifindex| devices.get(&ifindex));
         // Those that block come first.
         let (mut contested, former): (Vec<Contested>, Vec<Contested>) =
@@ -66,14 +79,6 @@ impl<D: Dataplane> FamilyPlane<D> {
         named.all = all;
         self.contested = named;
         news
-    }
-
-    /// The devices of this host; none where they cannot be read.
-    fn devices(&mut self) -> BTreeMap<u32, OtherDevice> {
-        self.dataplane.devices().unwrap_or_else(|error| {
-            debug!(%error, "cannot read the names of the devices");
-            BTreeMap::new()
-        })
     }
 }
 
