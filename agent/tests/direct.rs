@@ -98,6 +98,18 @@ fn a_stranger_s_route_asks_again_about_the_hosts_behind_it_only() {
 }
 
 #[test]
+fn a_link_that_is_back_has_its_direct_routes_put_again() {
+    let mut plane = plane();
+    joined(&mut plane, true);
+    // IPv4 says nothing of the routes that go with a link. Its own route says that the link is back.
+    let via = Via::Link { source: "10.99.0.1".parse().unwrap() };
+    let route = Route { destination: "10.99.0.0/16".parse().unwrap(), via, metric: 0, protocol: 2 };
+    plane.saw(&Notification::Route(route.into()));
+    assert_eq!(decide(&mut plane, true), [Op::PutRoute(direct_route())]);
+    assert!(plane.is_settled());
+}
+
+#[test]
 fn a_peer_that_lost_its_direct_route_is_announced_again_when_a_packet_asks_for_it() {
     let mut plane = plane();
     joined(&mut plane, true);

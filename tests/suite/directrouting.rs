@@ -1,6 +1,8 @@
 //! DirectRouting: no tunnel to hosts on the same segment, a tunnel across a router, and another decision when routes
 //! change.
 
+use std::time::Duration;
+
 use twill_lab::{Lab, Node, Peer, Pod, wait_until};
 
 use crate::PATIENCE;
@@ -244,5 +246,31 @@ fn a_link_that_was_down_for_a_moment_gets_its_direct_routes_back() {
             await_direct(&one, &two.as_peer());
         }
         assert!(daemons[0].lines(&["contradicted the records"]).is_empty(), "{}", daemons[0].log());
+    }
+}
+
+/// The same of a link that carries no tunnel: the daemon is told that it is back by its own route alone. Long before the next
+/// comparison, which comes once a minute.
+#[test]
+fn a_second_link_that_was_down_for_a_moment_gets_its_direct_routes_back() {
+    const SOON: Duration = Duration::from_secs(20);
+    let (lab, _daemons, _pods) = Lab::running(1, DIRECT, &["--peer-mode=all"]);
+    let node = lab.node(1);
+    let second = ["link add nic1 type veth peer name wire", "link set wire up", "addr add 10.98.0.1/24 dev nic1"];
+    node.netns().ip_batch(second).unwrap();
+    node.netns().ip_batch(["link set nic1 up"]).unwrap();
+    let peer = recorded("10.98.0.50");
+    lab.put_peer(&peer);
+    let expected = [format!("{} via {} dev nic1 proto 116", peer.subnet, peer.public_ip)];
+    let await_route = || {
+        wait_until("the route through the second link", SOON, || {
+            let routes = routes_to(&node, &peer);
+            if routes == expected { Ok(()) } else { Err(format!("{routes:?}")) }
+        });
+    };
+    await_route();
+    for _ in 0..4 {
+        node.netns().ip_batch(["link set nic1 down", "link set nic1 up"]).unwrap();
+        await_route();
     }
 }

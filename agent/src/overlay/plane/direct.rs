@@ -71,9 +71,16 @@ impl Plane {
         if !self.desired.setup.ways.host {
             return;
         }
-        let concerned = |host: IpAddr| destination.is_none_or(|destination| destination.contains(host));
-        let peers = self.desired.peers.iter().filter(|(_, peer)| concerned(peer.endpoint.remote));
-        self.work.decide_all(peers.map(|(subnet, _)| *subnet));
+        self.desired.peers.update_all(|subnet, peer| {
+            if !destination.is_none_or(|destination| destination.contains(peer.endpoint.remote)) {
+                return;
+            }
+            self.work.decide(subnet);
+            // A link that went down has taken the peer's route with it without a word, and this is its own that is back.
+            if destination.is_some() && peer.presence.is_direct() && peer.presence.lose() {
+                self.work.put_peer(subnet);
+            }
+        });
     }
 
     /// A peer has another host than this one now: a direct route through the old host goes, and the peer is decided anew.

@@ -284,11 +284,6 @@ impl WorkQueue {
         self.undecided.insert(subnet);
     }
 
-    /// The same of these peers.
-    pub(super) fn decide_all(&mut self, subnets: impl Iterator<Item = IpNetwork>) {
-        self.undecided.extend(subnets);
-    }
-
     /// The next peer to be decided.
     pub(super) fn next_undecided(&mut self) -> Option<IpNetwork> {
         self.undecided.pop_first()
