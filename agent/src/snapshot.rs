@@ -1,5 +1,5 @@
 //! What the daemon knows of itself, in one typed value: the log's lines about being ready, systemd's status, `/healthz`,
-//! `/readyz` and `/metrics` read it, and whatever informs later reads it too.
+//! `/readyz` and `/metrics` read it.
 //!
 //! The event loop publishes it between two pieces of work, never between a miss and its answer. Numbers are copied then;
 //! nothing is looked through, however many peers there are.

@@ -24,7 +24,7 @@ const CHANGES_IN_A_ROW: u32 = 20;
 /// What readiness rests on beside the planes, and who hears of it.
 pub(super) struct Health {
     pub etcd: Etcd,
-    /// What etcd does not do that keeps our record, and why, if there is such a thing.
+    /// Why etcd refuses or fails the writes of our record; `None` while they succeed.
     pub lease: Option<String>,
     /// Who writes over our record again and again so that others don't follow it, if anybody does.
     pub disputed: Option<String>,

@@ -67,5 +67,5 @@ impl Sources {
 
 /// A part has ended, which none does by itself.
 fn ended(part: &str) -> News {
-    News::Ended(format!("{part} has ended, which is a fault of its own"))
+    News::Ended(format!("{part} has ended unexpectedly: this is a bug of twilld"))
 }

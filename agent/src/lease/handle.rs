@@ -69,7 +69,7 @@ pub enum FightEvent {
     /// It begins or goes on. Sent when it begins, after ten seconds and ever more seldom, once a minute in the end, if others
     /// wrote since the last one.
     Disputed {
-        /// What stood there last of what they did most.
+        /// The last example of the most frequent kind of their writes.
         found: Found,
         /// How often others wrote.
         writes: Writes,

@@ -334,7 +334,7 @@ async fn the_loop_does_not_outlive_its_reader() {
     .await;
     assert_eq!(
         ended,
-        Some(Ended::Broken { part: "the reader of etcd has ended, which is a fault of its own".to_owned() })
+        Some(Ended::Broken { part: "the reader of etcd has ended unexpectedly: this is a bug of twilld".to_owned() })
     );
 }
 
