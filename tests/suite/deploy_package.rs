@@ -261,7 +261,11 @@ fn a_node_whose_subnet_is_taken_comes_back_with_another() {
     machine.must(&format!("printf '{settings}' >/etc/default/twilld && systemctl start twilld"));
     machine.hand_over_subnet(&node);
     let lost = node.as_peer();
+    // While it can do nothing its record goes, and another node makes its own.
+    machine.must("systemctl kill --signal=STOP twilld");
+    lab.delete(&lost.key());
     lab.put_peer(&Peer { public_ip: "10.99.0.77".parse().unwrap(), ..lost.clone() });
+    machine.must("systemctl kill --signal=CONT twilld");
     wait_until("another subnet", PATIENCE, || {
         let env = machine.run("cat /run/flannel/subnet.env").unwrap_or_default();
         let other = env.contains("FLANNEL_SUBNET=") && !env.contains(&format!("{}/", lost.subnet.nth(1).unwrap()));
