@@ -361,16 +361,6 @@ async fn readable<D: Dataplane>(families: &[FamilyPlane<D>]) {
     }
 }
 
-/// How many peers there are.
-fn peers_of<D>(families: &[FamilyPlane<D>]) -> usize {
-    families.iter().map(|family| family.plane.peers().len()).sum()
-}
-
-/// How many of them are completely in the kernel.
-fn programmed_of<D>(families: &[FamilyPlane<D>]) -> usize {
-    families.iter().map(|family| family.plane.tally().in_kernel).sum()
-}
-
 /// How many records an event is about.
 fn size(event: &StoreEvent) -> usize {
     match event {

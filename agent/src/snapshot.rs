@@ -33,14 +33,9 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// How many peers there are.
-    pub fn peers(&self) -> usize {
-        self.families.iter().map(|family| family.peers.all()).sum()
-    }
-
-    /// How many of them are completely in the kernel.
-    pub fn programmed(&self) -> usize {
-        self.families.iter().map(|family| family.peers.in_kernel).sum()
+    /// How many peers of all families have come how far.
+    pub fn peers(&self) -> Tally {
+        self.families.iter().map(|family| family.peers).sum()
     }
 }
 
@@ -91,7 +86,7 @@ impl Family {
     }
 }
 
-/// A part of the daemon's work that may be missing for being ready.
+/// A part of the daemon's work. A node is ready when nothing is missing in any part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// A subnet: the daemon is starting.

@@ -77,7 +77,7 @@ pub struct Link {
     pub lower_up: bool,
     /// No address is resolved (`IFF_NOARP`): the kernel asks nobody for a MAC.
     pub no_arp: bool,
-    /// Held down by a program (`IFLA_PROTO_DOWN`): it has no carrier.
+    /// A program holds the device down (`IFLA_PROTO_DOWN`): it has no carrier.
     pub proto_down: bool,
     /// The MAC, if it is an Ethernet device or alike.
     pub mac: Option<Mac>,

@@ -91,7 +91,7 @@ fn policy_rules_that_take_nothing_from_the_peers_are_no_matter() {
             // A copy of the main table's routes.
             "ip route add 10.5.0.0/16 dev flannel.1 table 53",
             "ip rule add lookup 53 priority 106",
-            // Its dead end is not for the network's addresses.
+            // The table refuses all addresses but the network's, which go on to the next rule.
             "ip route add unreachable default table 54",
             "ip route add throw 10.5.0.0/16 table 54",
             "ip rule add to 10.5.0.0/16 lookup 54 priority 106",

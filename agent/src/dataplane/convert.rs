@@ -116,7 +116,7 @@ pub(super) fn dead_end(seen: &route::Route) -> DeadEnd {
     DeadEnd { to: seen.destination, metric: seen.metric, is_throw: seen.kind == route::Kind::Throw }
 }
 
-/// The devices by their indices. A bridge with a port that leads to other hosts is no bridge of pods.
+/// The devices by their indices. A bridge may be one of pods unless it has a port that is no veth: that one leads to other hosts.
 pub(super) fn devices(links: Vec<Link>) -> BTreeMap<u32, OtherDevice> {
     let has_kind = |link: &Link, kind: &str| link.kind.as_deref() == Some(kind);
     let of_hosts: BTreeSet<u32> =

@@ -128,7 +128,7 @@ impl Kernel {
         result
     }
 
-    /// Opens what listens to the kernel and to the device, where there is one, unless that is open.
+    /// Opens the sockets that tell of changes and, with a device, of its misses. Sockets that are open stay.
     pub(super) fn listen(
         &mut self,
         link: Option<(u32, VxlanSpec, Vec<Difference>)>,

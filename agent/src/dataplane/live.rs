@@ -61,7 +61,7 @@ impl Live {
         self.link.as_ref().map(|link| link.ifindex)
     }
 
-    /// What a change means for us, if anything.
+    /// The event that the loop is told of a change; `None` if the change concerns nothing of ours.
     pub(super) fn event(&self, change: Change, watched: &underlay::Watched) -> Option<KernelEvent> {
         if let Some(link) = self.link.as_ref().filter(|link| link.is_meant(&change)) {
             return link.event(&change, self.device.address);

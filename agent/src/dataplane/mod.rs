@@ -30,8 +30,8 @@ mod underlay;
 
 pub use netlink_ext::is_passing;
 
-/// The device of one family that is wanted; or, with a backend that has no device, what stands for it: the routes to peers lead
-/// through links of this host then.
+/// The device that one family should have. A backend without a device has one in name only: its routes to peers lead through
+/// links of this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
     /// Its name, as in `flannel.1`; without a device that of the backend.

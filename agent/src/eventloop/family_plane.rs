@@ -11,7 +11,7 @@ use crate::overlay::iface::Interface;
 use crate::overlay::plane::miss::Answer;
 use crate::overlay::plane::{Chunk, Plane};
 use crate::overlay::repeats::Repeats;
-use crate::overlay::restores::Restores;
+use crate::overlay::restores::{self, Restores};
 use crate::overlay::words::Command;
 
 mod compare;
@@ -23,9 +23,8 @@ use rules::Diversions;
 
 /// The least time between two times that the device is mended.
 const MEND_LEAST: Duration = Duration::from_millis(100);
-/// The same once another program changes it again and again, and how many times in a minute that is.
+/// The same once another program changes it again and again.
 const MEND_SLOWLY: Duration = Duration::from_secs(1);
-const MENDS_IN_A_ROW: u32 = 10;
 /// The most operations in one chunk while more misses are expected.
 const CHUNK_IN_A_FLOOD: usize = 32;
 /// The most operations in one chunk: about half a millisecond of the kernel's time.
@@ -110,7 +109,7 @@ impl<D: Dataplane> FamilyPlane<D> {
             observe_next: true,
             again: false,
             mended_at: None,
-            mends: Repeats::in_a_minute(MENDS_IN_A_ROW),
+            mends: Repeats::in_a_minute(restores::FEW),
             restores: Restores::default(),
             adopted: false,
             failing: false,

@@ -96,14 +96,15 @@ impl Health {
         before.into_iter().filter_map(missing).chain(planes).chain(after.into_iter().filter_map(missing)).collect()
     }
 
-    /// Tells the log and systemd what is missing, where that is news.
+    /// Writes what is missing to the log and to systemd, if that has changed since the last time.
     pub(super) fn tell(&mut self, snapshot: &Snapshot) {
         let missing = &snapshot.missing;
         if self.said.as_ref() == Some(missing) {
             return;
         }
         if missing.is_empty() {
-            let (peers, programmed) = (snapshot.peers(), snapshot.programmed());
+            let tally = snapshot.peers();
+            let (peers, programmed) = (tally.all(), tally.in_kernel);
             if self.changes.0.admit(clock::now()) {
                 info!(peers, programmed, "ready");
             }
@@ -124,7 +125,7 @@ impl Health {
     /// Tells systemd that the loop turns, and how many peers there are.
     pub(super) fn alive(&mut self, snapshot: &Snapshot) {
         if self.said.as_ref().is_some_and(Vec::is_empty) {
-            self.status = ready(snapshot.peers());
+            self.status = ready(snapshot.peers().all());
         }
         if let Some(times) = self.changes.0.count(clock::now()) {
             let missing = self.said.as_deref().unwrap_or_default();

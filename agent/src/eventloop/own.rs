@@ -120,7 +120,7 @@ impl<D: Dataplane> EventLoop<D> {
         None
     }
 
-    /// What the log and readiness say of those who write our record again and again.
+    /// Logs what the keeper tells of a fight over our record, and notes for readiness whether it harms.
     fn fight_event(&mut self, event: FightEvent) {
         let subnet = &self.own.text;
         match event {

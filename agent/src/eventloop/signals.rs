@@ -17,8 +17,9 @@ use tokio::sync::mpsc;
 use tracing::field::display;
 use tracing::{info, warn};
 
-use super::{EventLoop, clock, peers_of, programmed_of};
+use super::{EventLoop, clock};
 use crate::dataplane::Dataplane;
+use crate::overlay::peers::Tally;
 use crate::overlay::words::Span;
 use crate::snapshot::in_words;
 
@@ -81,10 +82,10 @@ impl<D: Dataplane> EventLoop<D> {
             }
             family.finish(started + STOP_WITHIN);
         }
-        let (peers, programmed) = (peers_of(&self.families), programmed_of(&self.families));
+        let tally: Tally = self.families.iter().map(|family| family.plane.tally()).sum();
+        let (peers, programmed) = (tally.all(), tally.in_kernel);
         let took = display(Span(started.elapsed()));
-        let wanted: usize = self.families.iter().map(|family| family.plane.tally().wanted).sum();
-        if self.program_all_on_exit && wanted > 0 {
+        if self.program_all_on_exit && tally.wanted > 0 {
             warn!(peers, programmed, took, "stopping, not every peer could be put into the kernel");
         } else {
             info!(peers, programmed, took, "stopping; device, routes, record and subnet.env stay");

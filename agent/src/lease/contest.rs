@@ -168,7 +168,7 @@ mod tests {
             }
         }
         let told: Vec<_> = told.iter().map(|(writes, within)| (writes.deleted, *within)).collect();
-        // At first, after ten seconds, twenty, forty, and then each minute.
+        // The fight is told when it begins, after 10, 20 and 40 s, and then each minute.
         let each = [10, 20, 40, 60, 60, 60].map(|seconds| (seconds * 1_000, SECOND * seconds as u32));
         assert_eq!((told[0], &told[1..]), ((u64::from(AGAIN), SECOND / 250), &each[..]));
         // Three hundred seconds at one second, a wait being shortened by up to a half, and some at first.

@@ -73,11 +73,8 @@ impl Records {
     pub fn hold(&mut self, planes: &mut [&mut Plane], own: Vec<Own>, raw: Raw<'_>) -> Vec<Delta> {
         let node = Record::parse(raw.value).ok().and_then(|record| record.node);
         let earlier = std::mem::take(&mut self.earlier);
-        let mut standing = Standing::new(raw.created, raw.revision, raw.is_leased, node.as_deref());
+        let standing = Standing::new(raw.created, raw.revision, raw.is_leased, node.as_deref());
         let source = Source::of(raw.key);
-        if let Some((_, claim)) = earlier.iter().find(|((_, place), _)| place.1 == source) {
-            standing = standing.since(claim.standing);
-        }
         self.bad.remove(raw.key);
         self.own = own;
         let mut deltas = self.stand(planes, raw.key, standing);

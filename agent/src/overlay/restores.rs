@@ -1,11 +1,11 @@
 //! What the daemon restores because another program changed it: how often, and whether that program keeps doing it.
 //!
-//! What is restored again and again is wrong in between, so packets are lost although each look may find it right.
+//! Between two restores the device or the table is wrong and packets are lost, even if each look finds it right.
 
 use std::time::{Duration, Instant};
 
-/// So many restores in a [`WINDOW`] are no fight yet: a tool that starts, a firewall that is loaded anew.
-const FEW: u32 = 10;
+/// So many restores within a minute are no fight yet: a tool that starts, a firewall that is loaded anew.
+pub const FEW: u32 = 10;
 /// The time in which they are few.
 const WINDOW: Duration = Duration::from_secs(60);
 /// A fight is over once so much time has passed without a restore.

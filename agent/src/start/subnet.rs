@@ -42,8 +42,9 @@ impl Place {
         };
         let (Intake { mut planes, mut records, .. }, Self { site, ends }) = (intake, self);
         let own = ends.iter().map(|end| site::own(&held.key, &held.record, end)).collect::<Result<_, _>>()?;
-        let (key, value, revision) = (held.key.to_string(), held.record.to_json(), held.revision);
-        let raw = Raw { key: &key, value: &value, created: revision, revision, is_leased: held.lease.is_some() };
+        let (key, value, is_leased) = (held.key.to_string(), held.record.to_json(), held.lease.is_some());
+        let Held { created, revision, .. } = held;
+        let raw = Raw { key: &key, value: &value, created, revision, is_leased };
         records.hold(&mut planes.iter_mut().collect::<Vec<_>>(), own, raw);
         eventloop::ignored_at_start(&records);
         Ok(Some(Leased { site, ends, held, planes, records }))

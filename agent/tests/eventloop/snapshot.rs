@@ -40,9 +40,9 @@ async fn a_node_whose_device_another_program_keeps_changing_is_not_ready_until_i
 async fn what_the_daemon_did_is_in_the_snapshot() {
     Node::run(PeerMode::OnDemand, Shared::default(), &[1, 2, 3], async |node| {
         let now = || node.snapshot.borrow().clone();
-        node.until("ready", |_| now().missing.is_empty() && now().peers() == 3).await;
+        node.until("ready", |_| now().missing.is_empty() && now().peers().all() == 3).await;
         let (start, family) = (now(), now().families[0].clone());
-        assert_eq!((family.device.name.as_str(), family.peers.absent, now().programmed()), ("flannel.1", 3, 0));
+        assert_eq!((family.device.name.as_str(), family.peers.absent, now().peers().in_kernel), ("flannel.1", 3, 0));
         assert_eq!(start.lease.as_ref().map(|lease| lease.subnet.as_str()), Some(node.key.as_str()));
         assert!(start.lease.and_then(|lease| lease.ends).is_some() && family.is_in_step);
 
@@ -50,7 +50,7 @@ async fn what_the_daemon_did_is_in_the_snapshot() {
         ["10.5.1.7", "10.5.99.7", "10.5.99.8", "10.9.0.1"].into_iter().for_each(ask);
         node.kernel.tell(KernelEvent::Miss(Miss::Mac(MacAddr([2, 0, 0, 0, 0, 2]))));
         node.kernel.tell(KernelEvent::Overrun);
-        node.until("two peers in the kernel", |_| now().programmed() == 2).await;
+        node.until("two peers in the kernel", |_| now().peers().in_kernel == 2).await;
         let counted = [("l3", "answered"), ("l3", "refused"), ("l3", "refused_before"), ("l3", "unknown")];
         assert_eq!(counted.map(|(kind, result)| misses(&now(), kind, result)), [1; 4]);
         assert_eq!(misses(&now(), "l2", "answered"), 1);
@@ -61,10 +61,10 @@ async fn what_the_daemon_did_is_in_the_snapshot() {
         node.kernel.kernel().routes.clear();
         node.kernel.tell(KernelEvent::Device);
         node.until("both peers mended", |_| now().families[0].counts.peers_mended == 2).await;
-        node.until("both peers again", |_| now().programmed() == 2).await;
+        node.until("both peers again", |_| now().peers().in_kernel == 2).await;
 
         node.store.remove(&peer(1).0);
-        node.until("a peer has left", |_| (now().peers(), now().programmed()) == (2, 1)).await;
+        node.until("a peer has left", |_| (now().peers().all(), now().peers().in_kernel) == (2, 1)).await;
         node.store.down();
         node.until("etcd is away", |_| now().etcd.down.is_some() && now().etcd.outages == 1).await;
         node.store.up();

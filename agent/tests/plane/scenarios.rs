@@ -232,15 +232,20 @@ fn unanswered(world: &mut World, chunk: Chunk) {
     world.plane.settle(chunk, &all, world.now);
 }
 
+/// A packet asks for an address and is let go. What else the miss makes due is not done yet.
+fn answered(world: &mut World, address: IpAddr) {
+    world.plane.miss(Miss::Address(address), world.now);
+    let chunk = world.plane.urgent_chunk();
+    assert!(world.apply(chunk.ops()).is_empty());
+    world.plane.settle(chunk, &[], world.now);
+}
+
 #[test]
 fn a_peer_that_a_dump_finds_complete_has_arrived_like_one_that_was_put() {
     let mut world = World::new(PeerMode::OnDemand);
     world.put(subnet(2), endpoint(2, 2), 1, KEY);
     world.settle();
-    world.plane.miss(Miss::Address(pod(2, 9)), world.now);
-    let chunk = world.plane.urgent_chunk();
-    assert!(world.apply(chunk.ops()).is_empty());
-    world.plane.settle(chunk, &[], world.now);
+    answered(&mut world, pod(2, 9));
     let chunk = world.plane.next_chunk(16);
     unanswered(&mut world, chunk);
     assert!(
@@ -275,10 +280,7 @@ fn a_peer_that_leaves_unused_takes_the_neighbours_of_its_addresses_along() {
     let mut world = World::new(PeerMode::OnDemand);
     world.put(subnet(2), endpoint(2, 2), 1, KEY);
     world.settle();
-    world.plane.miss(Miss::Address(pod(2, 9)), world.now);
-    let chunk = world.plane.urgent_chunk();
-    assert!(world.apply(chunk.ops()).is_empty());
-    world.plane.settle(chunk, &[], world.now);
+    answered(&mut world, pod(2, 9));
     world.kernel.fdb.get_mut(&endpoint(2, 2).mac.unwrap()).unwrap().1 = IDLE;
     assert_eq!(world.resync(false).idle, 1);
     world.assert_exactly(&[]);

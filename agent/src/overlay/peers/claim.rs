@@ -70,12 +70,6 @@ impl Standing {
         Self { created, rewritten, node: node.map_or(0, |node| hash(node).max(1)) }
     }
 
-    /// Takes the creation revision from an earlier read; this one knows the last revision only.
-    pub fn since(self, before: Self) -> Self {
-        let rewritten = u32::try_from(self.written().saturating_sub(before.created())).unwrap_or(u32::MAX);
-        Self { created: before.created & !1 | self.created & 1, rewritten, ..self }
-    }
-
     /// Whether it hangs on a lease.
     pub fn is_leased(self) -> bool {
         self.created & 1 == 1

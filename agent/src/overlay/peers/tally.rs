@@ -1,5 +1,6 @@
 //! How many peers have come how far: kept with each change, so that asking costs nothing however many there are.
 
+use std::iter::Sum;
 use std::ops::{Deref, DerefMut};
 
 use super::Peer;
@@ -44,6 +45,17 @@ impl Tally {
         } else {
             &mut self.absent
         }
+    }
+}
+
+impl Sum for Tally {
+    fn sum<I: Iterator<Item = Self>>(tallies: I) -> Self {
+        tallies.fold(Self::default(), |sum, tally| Self {
+            absent: sum.absent + tally.absent,
+            unreached: sum.unreached + tally.unreached,
+            wanted: sum.wanted + tally.wanted,
+            in_kernel: sum.in_kernel + tally.in_kernel,
+        })
     }
 }
 
