@@ -123,7 +123,7 @@ impl Part {
     }
 }
 
-/// Something that is missing for being ready.
+/// A reason why this node is not ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
     /// Of which part.

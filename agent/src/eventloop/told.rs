@@ -36,7 +36,7 @@ const PACKETS_FIRST: Duration = Duration::from_millis(20);
 /// What [`Mended`] counts, in its order.
 const MENDED: [&str; 3] = ["a route", "a neighbour", "an FDB row"];
 
-/// The lines that repeat, and what of them was counted only.
+/// Which lines may be said, and how many were only counted.
 pub(super) struct Told {
     peers: Repeats,
     /// Many of them at once.

@@ -170,7 +170,7 @@ impl Found {
         }
     }
 
-    /// What it is called when it comes again and again.
+    /// What an operator should do when it comes again and again: the log's words.
     pub fn advice(&self) -> String {
         match self {
             Self::SameAddress { address, .. } => {

@@ -118,7 +118,7 @@ impl Writes {
         self.overwritten + self.deleted + self.under_another_key
     }
 
-    /// What there was most of. A value tells more than its absence.
+    /// The most frequent kind. On a tie an overwrite wins, since its value can be shown.
     fn most(&self) -> Deed {
         let kinds = [
             (self.deleted, Deed::Deleted),

@@ -157,7 +157,7 @@ impl Holder<'_> {
                 }
             }
             Hold::Followed if lease != 0 && lease == self.lease => KeyOwner::OnOurLease,
-            // Another node makes a record where there is none; that of the same address may take one over.
+            // Another node makes its record only where there is none. A node with our address may take a record over.
             Hold::Followed if created == self.created && !self.has_ended && !self.may_take_over(record) => {
                 KeyOwner::WrittenOver
             }
